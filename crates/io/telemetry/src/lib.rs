@@ -1,0 +1,16 @@
+//! What every process of kedge needs around its components: logs, signals, the shutdown scope, the clock, and the
+//! five kinds of channel.
+//!
+//! **Duty.** Give each task a name and one place where it ends ([`Scope`]); give each channel a name, a size and a
+//! depth that can be read ([`channel`]); turn tracing into log lines ([`logs`]); turn SIGINT and SIGTERM into a
+//! drain ([`signals`]); read the clock for logic ([`clock`]).
+//!
+//! **Never.** No decisions, no globals besides the tracing subscriber that a binary installs once.
+
+pub mod channel;
+pub mod clock;
+pub mod logs;
+mod scope;
+pub mod signals;
+
+pub use scope::{DrainReport, Scope};

@@ -1,0 +1,31 @@
+//! Log output: one line an event, fields instead of prose.
+
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::writer::BoxMakeWriter;
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    Text,
+    Json,
+}
+
+/// Installs the subscriber for this process, writing to `writer`. `filter` has the syntax of `tracing`'s EnvFilter,
+/// for example `info,kedge_link=debug`; a filter that cannot be read falls back to `info` and says so.
+pub fn install(filter: &str, format: Format, writer: BoxMakeWriter) {
+    let (parsed, complaint) = match EnvFilter::try_new(filter) {
+        Ok(parsed) => (parsed, None),
+        Err(error) => (EnvFilter::new("info"), Some(error)),
+    };
+    let builder = tracing_subscriber::fmt().with_env_filter(parsed).with_writer(writer);
+    let installed = match format {
+        Format::Text => builder.with_ansi(false).try_init(),
+        Format::Json => builder.json().try_init(),
+    };
+    if installed.is_err() {
+        tracing::debug!("a log subscriber was installed before; it stays");
+    }
+    if let Some(error) = complaint {
+        tracing::warn!(filter, %error, "log filter not understood; using info");
+    }
+}

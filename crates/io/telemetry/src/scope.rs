@@ -1,0 +1,144 @@
+//! One scope per process: every task is spawned through it, with a name, and ends through it.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// Owns the tasks of a process or of a part of it. Cloning shares the scope; [`Scope::child`] makes a part that can
+/// be drained alone and ends with its parent.
+#[derive(Debug, Clone)]
+pub struct Scope {
+    token: CancellationToken,
+    tracker: TaskTracker,
+    running: Arc<Mutex<BTreeMap<String, usize>>>,
+}
+
+/// What was still running when the drain's deadline passed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DrainReport {
+    /// Names of tasks that did not end in time, with their number. Empty after a clean drain.
+    pub left: BTreeMap<String, usize>,
+}
+
+impl Default for Scope {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Scope {
+    /// A scope with no tasks.
+    pub fn new() -> Self {
+        Self { token: CancellationToken::new(), tracker: TaskTracker::new(), running: Arc::default() }
+    }
+
+    /// A scope that is cancelled with this one and can be cancelled before it.
+    pub fn child(&self) -> Self {
+        Self { token: self.token.child_token(), tracker: TaskTracker::new(), running: Arc::default() }
+    }
+
+    /// Runs a task under `name` until it returns. The task watches [`Scope::cancelled`] itself, so that it can
+    /// finish what it has begun.
+    pub fn spawn<F>(&self, name: impl Into<String>, task: F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let name = name.into();
+        let guard = Running::enter(Arc::clone(&self.running), name.clone());
+        self.tracker.spawn(async move {
+            let _guard = guard;
+            tracing::trace!(task = %name, "started");
+            task.await;
+            tracing::trace!(task = %name, "ended");
+        });
+    }
+
+    /// Runs a task that is dropped at cancellation, for tasks with nothing to finish.
+    pub fn spawn_until_cancelled<F>(&self, name: impl Into<String>, task: F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let token = self.token.clone();
+        self.spawn(name, async move {
+            token.run_until_cancelled(task).await;
+        });
+    }
+
+    /// Completes when the scope is asked to end.
+    pub async fn cancelled(&self) {
+        self.token.cancelled().await;
+    }
+
+    /// Whether the scope was asked to end.
+    pub fn is_cancelled(&self) -> bool {
+        self.token.is_cancelled()
+    }
+
+    /// Asks every task to end, without waiting.
+    pub fn cancel(&self) {
+        self.token.cancel();
+    }
+
+    /// Asks every task to end and waits for them until `deadline` has passed.
+    pub async fn drain(&self, deadline: Duration) -> DrainReport {
+        self.token.cancel();
+        self.tracker.close();
+        let _ = tokio::time::timeout(deadline, self.tracker.wait()).await;
+        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        DrainReport { left: running.clone() }
+    }
+}
+
+struct Running {
+    names: Arc<Mutex<BTreeMap<String, usize>>>,
+    name: String,
+}
+
+impl Running {
+    fn enter(names: Arc<Mutex<BTreeMap<String, usize>>>, name: String) -> Self {
+        *names.lock().unwrap_or_else(PoisonError::into_inner).entry(name.clone()).or_default() += 1;
+        Self { names, name }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = names.get_mut(&self.name) {
+            *count -= 1;
+            if *count == 0 {
+                names.remove(&self.name);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_drain_waits_for_tasks_and_names_those_that_stay() {
+        let scope = Scope::new();
+        let inner = scope.clone();
+        scope.spawn("polite", async move { inner.cancelled().await });
+        assert!(scope.drain(Duration::from_secs(5)).await.left.is_empty());
+
+        let stubborn = Scope::new();
+        stubborn.spawn("stubborn", std::future::pending());
+        let report = stubborn.drain(Duration::from_millis(1)).await;
+        assert_eq!(report.left.into_iter().collect::<Vec<_>>(), [("stubborn".to_owned(), 1)]);
+    }
+
+    #[tokio::test]
+    async fn a_child_ends_with_its_parent() {
+        let parent = Scope::new();
+        let child = parent.child();
+        parent.cancel();
+        child.cancelled().await;
+        assert!(child.is_cancelled());
+    }
+}
