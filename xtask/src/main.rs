@@ -1,1 +1,106 @@
-fn main() {}
+//! Chores of this repository: `cargo xtask <chore>`.
+
+mod layers;
+mod shape;
+mod sources;
+
+use anyhow::{Context, Result, bail};
+use std::process::{Command, ExitCode};
+
+const HELP: &str = "\
+usage: cargo xtask <chore>
+
+  check    format, clippy with warnings as errors, layers, shape
+  test     every test that needs neither root nor other programs
+  layers   fails with the reason where a crate imports what its layer must not
+  golden   runs the golden tests; with --update rewrites their expectations
+  shape    fails where a file or function has grown too large; lists the largest
+  city     draws the workspace: layers, crates, lines
+  e2e      end-to-end tests with real containers and the real kubectl (root)
+  bench    offline_power_on | all_in_one, in release builds (root)
+";
+
+fn main() -> ExitCode {
+    match chore(&std::env::args().skip(1).collect::<Vec<_>>()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn chore(args: &[String]) -> Result<()> {
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    match args.as_slice() {
+        ["check"] => {
+            cargo(&["fmt", "--all", "--check"])?;
+            cargo(&[
+                "clippy",
+                "--workspace",
+                "--all-targets",
+                "--",
+                "--deny",
+                "warnings",
+            ])?;
+            layers::check()?;
+            shape::check()
+        }
+        ["test"] => cargo(&["test", "--workspace"]),
+        ["layers"] => layers::check(),
+        ["golden"] => cargo(&["test", "--package", "kedge-wire"]),
+        ["golden", "--update"] => cargo_with(
+            &["test", "--workspace", "--no-fail-fast"],
+            &[("UPDATE_EXPECT", "1")],
+        ),
+        ["shape"] => shape::check(),
+        ["city"] => layers::city(),
+        ["e2e"] => {
+            cargo(&["build", "--release", "--package", "kedge"])?;
+            cargo(&[
+                "test",
+                "--package",
+                "kedge-e2e",
+                "--features",
+                "real",
+                "--",
+                "--test-threads=1",
+            ])
+        }
+        ["bench", name @ ("offline_power_on" | "all_in_one")] => {
+            cargo(&["build", "--release", "--package", "kedge"])?;
+            cargo(&[
+                "bench",
+                "--package",
+                "kedge-e2e",
+                "--features",
+                "real",
+                "--bench",
+                name,
+            ])
+        }
+        [] | ["help" | "--help" | "-h"] => {
+            print!("{HELP}");
+            Ok(())
+        }
+        other => bail!("no chore {:?}; `cargo xtask help` lists them", other.join(" ")),
+    }
+}
+
+fn cargo(args: &[&str]) -> Result<()> {
+    cargo_with(args, &[])
+}
+
+fn cargo_with(args: &[&str], env: &[(&str, &str)]) -> Result<()> {
+    let program = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let status = Command::new(program)
+        .args(args)
+        .envs(env.iter().copied())
+        .current_dir(sources::root())
+        .status()
+        .with_context(|| format!("run cargo {}", args.join(" ")))?;
+    if !status.success() {
+        bail!("cargo {} failed", args.join(" "));
+    }
+    Ok(())
+}

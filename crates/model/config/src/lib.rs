@@ -1,1 +1,19 @@
-//! kedge-config
+//! The operator's files, as they write them, and the settled values that components want.
+//!
+//! **Duty.** Read `cloudcore.yaml` and `edgecore.yaml` of KubeEdge v1.23 (both API versions) with KubeEdge's
+//! defaults. Report *every* mistake at once, each with its YAML path; warn once about keys that mean nothing here and
+//! about keys that nobody knows. The file is never rewritten.
+//!
+//! **Inputs.** YAML text and the facts of the host that a default needs. **Outputs.** [`CloudCore`], [`EdgeCore`]
+//! and their [`Warning`]s, or [`Mistakes`].
+//!
+//! **Never.** No file access, no environment, no globals. YAML is parsed only in [`yaml`].
+
+mod cloudcore;
+mod edgecore;
+mod reader;
+pub mod yaml;
+
+pub use cloudcore::{CloudCore, CloudFacts};
+pub use edgecore::{ContainerRuntime, EdgeCore, EdgeFacts};
+pub use reader::{Mistake, Mistakes, Warning};

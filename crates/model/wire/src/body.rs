@@ -63,6 +63,24 @@ impl Body {
     }
 }
 
+impl Default for Body {
+    fn default() -> Self {
+        Self::null()
+    }
+}
+
+impl Serialize for Body {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.0.serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Body {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Ok(Self(Arc::from(Box::<RawValue>::deserialize(deserializer)?)))
+    }
+}
+
 impl PartialEq for Body {
     fn eq(&self, other: &Self) -> bool {
         self.json() == other.json()
@@ -88,40 +106,4 @@ pub struct Object {
     pub version: crate::ResourceVersion,
     /// The whole object with `apiVersion` and `kind`.
     pub body: Body,
-}
-
-/// The answer to a write: `{"Object": …, "Err": …}` (capitalised on the wire), format of KubeEdge's ObjectResp.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct ObjectResponse {
-    #[serde(rename = "Object")]
-    pub object: Option<Box<RawValue>>,
-    #[serde(rename = "Err")]
-    pub err: Option<StatusError>,
-}
-
-/// How a Go API error looks as JSON.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct StatusError {
-    #[serde(rename = "ErrStatus")]
-    pub status: Status,
-}
-
-/// `metav1.Status`, the fields that peers branch on; the rest is kept.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Status {
-    #[serde(skip_serializing_if = "String::is_empty")]
-    pub status: String,
-    #[serde(skip_serializing_if = "String::is_empty")]
-    pub message: String,
-    #[serde(skip_serializing_if = "String::is_empty")]
-    pub reason: String,
-    #[serde(skip_serializing_if = "is_zero")]
-    pub code: u16,
-    #[serde(flatten)]
-    pub rest: serde_json::Map<String, serde_json::Value>,
-}
-
-fn is_zero(code: &u16) -> bool {
-    *code == 0
 }

@@ -18,19 +18,22 @@
 //! ```
 
 mod body;
+mod depth;
 mod envelope;
 mod ids;
 pub mod limits;
 mod route;
+mod status;
 mod time;
 mod to_cloud;
 mod to_edge;
 pub mod tunnel;
 
-pub use body::{Body, Object, ObjectMeta, ObjectResponse, Status, StatusError};
+pub use body::{Body, Object, ObjectMeta};
 pub use envelope::{DecodeError, Envelope, Header, Letter, RawRoute};
 pub use ids::{InvalidName, MessageId, NodeName, ResourceVersion, Uid};
 pub use route::{Group, ObjectKey, ObjectKind, Operation, Resource, Route, Source};
+pub use status::{ObjectResponse, Status, StatusError};
 pub use time::Time;
 pub use to_cloud::{Ack, Refusal, Request, ToCloud};
 pub use to_edge::{ChangeVerb, ObjectChange, Reply, ToEdge};

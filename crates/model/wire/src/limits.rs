@@ -6,7 +6,9 @@ pub const MESSAGE_BYTES_MAX: usize = 16 * 1024 * 1024;
 pub const JSON_DEPTH_MAX: usize = 128;
 /// A resource string: namespace (63), kind, name (253), or an MQTT topic.
 pub const RESOURCE_BYTES_MAX: usize = 4096;
-/// A message id; official ones have 36 bytes.
+/// A source, destination, group, operation or header type; official words have at most 26 bytes.
+pub const WORD_BYTES_MAX: usize = 256;
+/// A message id or resource version; official ids have 36 bytes.
 pub const ID_BYTES_MAX: usize = 128;
 /// One tunnel frame's data. The official reader cuts at this size; ours refuses beyond it.
 pub const TUNNEL_DATA_BYTES_MAX: usize = 1024 * 1024;

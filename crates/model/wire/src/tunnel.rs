@@ -1,5 +1,6 @@
 //! Frames of the CloudStream tunnel: `uvarint(connection id) uvarint(type) data` in one WebSocket message.
 
+use crate::limits::TUNNEL_DATA_BYTES_MAX;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -31,7 +32,7 @@ pub struct Connect {
     #[serde(rename = "MessID")]
     pub id: u64,
     pub url: ConnectUrl,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_is_empty")]
     pub header: BTreeMap<String, Vec<String>>,
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub method: String,
@@ -67,15 +68,114 @@ pub enum FrameError {
     TooLarge { bytes: usize, max: usize },
 }
 
-impl Frame {
-    /// Reads one frame.
-    pub fn decode(_bytes: &[u8]) -> Result<Self, FrameError> {
-        todo!()
+/// Longest varint of 64 bits.
+const VARINT_BYTES_MAX: usize = 10;
+
+impl FrameBody {
+    /// The type number on the wire.
+    fn number(&self) -> u64 {
+        match self {
+            Self::LogsConnect(_) => 0,
+            Self::ExecConnect(_) => 1,
+            Self::MetricsConnect(_) => 2,
+            Self::Data(_) => 3,
+            Self::Remove => 4,
+            Self::Close(_) => 5,
+            Self::AttachConnect(_) => 6,
+        }
     }
+
+    /// The bytes after the type number.
+    pub fn data(&self) -> &[u8] {
+        match self {
+            Self::LogsConnect(data)
+            | Self::ExecConnect(data)
+            | Self::MetricsConnect(data)
+            | Self::AttachConnect(data)
+            | Self::Data(data)
+            | Self::Close(data) => data,
+            Self::Remove => &[],
+        }
+    }
+}
+
+impl Frame {
+    /// Reads one frame. A type that is not known is an error, never a panic: a peer must not be able to end us.
+    pub fn decode(bytes: &[u8]) -> Result<Self, FrameError> {
+        let mut rest = bytes;
+        let connection = read_varint(&mut rest, "connection id")?;
+        let number = read_varint(&mut rest, "type")?;
+        if rest.len() > TUNNEL_DATA_BYTES_MAX {
+            return Err(FrameError::TooLarge { bytes: rest.len(), max: TUNNEL_DATA_BYTES_MAX });
+        }
+        let body = match number {
+            0 => FrameBody::LogsConnect(rest.to_vec()),
+            1 => FrameBody::ExecConnect(rest.to_vec()),
+            2 => FrameBody::MetricsConnect(rest.to_vec()),
+            3 => FrameBody::Data(rest.to_vec()),
+            // Whatever follows says nothing more than the type does.
+            4 => FrameBody::Remove,
+            5 => FrameBody::Close(rest.to_vec()),
+            6 => FrameBody::AttachConnect(rest.to_vec()),
+            unknown => return Err(FrameError::UnknownType(unknown)),
+        };
+        Ok(Self { connection, body })
+    }
+
     /// The bytes of the frame.
     pub fn encode(&self) -> Vec<u8> {
-        todo!()
+        let data = self.body.data();
+        let mut bytes = Vec::with_capacity(data.len() + 2 * VARINT_BYTES_MAX);
+        push_varint(&mut bytes, self.connection);
+        push_varint(&mut bytes, self.body.number());
+        bytes.extend_from_slice(data);
+        bytes
     }
+}
+
+/// Seven bits a byte, least significant first; the high bit says that more follow.
+fn read_varint(rest: &mut &[u8], what: &'static str) -> Result<u64, FrameError> {
+    let mut value = 0_u64;
+    for index in 0..VARINT_BYTES_MAX {
+        let (&byte, after) = rest.split_first().ok_or(FrameError::Truncated(what))?;
+        *rest = after;
+        let bits = u64::from(byte & 0x7f);
+        let shift = 7 * index as u32;
+        if shift == 63 && bits > 1 {
+            return Err(FrameError::VarintTooLong);
+        }
+        value |= bits << shift;
+        if byte & 0x80 == 0 {
+            return Ok(value);
+        }
+    }
+    Err(FrameError::VarintTooLong)
+}
+
+fn push_varint(bytes: &mut Vec<u8>, mut value: u64) {
+    while value >= 0x80 {
+        bytes.push((value & 0x7f) as u8 | 0x80);
+        value >>= 7;
+    }
+    bytes.push(value as u8);
+}
+
+impl Connect {
+    /// Reads the data of a `*Connect` frame, which [`Frame::decode`] has bounded.
+    pub fn decode(data: &[u8]) -> Result<Self, serde_json::Error> {
+        serde_json::from_slice(data)
+    }
+
+    /// The data of a `*Connect` frame.
+    pub fn encode(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("text, numbers and lists are always JSON")
+    }
+}
+
+fn null_is_empty<'de, D: serde::Deserializer<'de>>(
+    deserializer: D,
+) -> Result<BTreeMap<String, Vec<String>>, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
 /// A GET that the tunnel carries to a node's kubelet port: logs or metrics. Path and query are as in a URL, still

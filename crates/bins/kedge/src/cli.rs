@@ -1,0 +1,69 @@
+//! What can be typed.
+
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+
+/// Kubernetes stretched to the edge: a cloud and an edge in one process.
+#[derive(Debug, Parser)]
+#[command(name = "kedge", version, about, disable_help_subcommand = true)]
+pub struct Cli {
+    /// Where everything is kept.
+    #[arg(long, global = true, value_name = "DIR", default_value = "/var/lib/kedge")]
+    pub data_dir: PathBuf,
+    /// One JSON object a line instead of text for people.
+    #[arg(long, global = true)]
+    pub json: bool,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Start the API, CloudCore and EdgeCore, and stay.
+    Up(Up),
+    /// Stop the running `kedge up`, its containers and its network; the data stays.
+    Down,
+    /// Tell whether `kedge up` runs, and its nodes and pods.
+    Status,
+    /// Images of the built-in container runtime.
+    #[command(subcommand)]
+    Image(Image),
+}
+
+#[derive(Debug, Args)]
+pub struct Up {
+    /// Port of the Kubernetes API on 127.0.0.1.
+    #[arg(long, default_value_t = 6443, value_name = "PORT")]
+    pub api_port: u16,
+    /// Port of the cloud-edge link; certificates are served on the port two above, log streams four above.
+    #[arg(long, default_value_t = 10000, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..=65531))]
+    pub hub_port: u16,
+    /// Name of the edge node [default: the host name].
+    #[arg(long, value_name = "NAME")]
+    pub node_name: Option<String>,
+    /// Import a thermometer, run it on the edge, pull the plug, and show what happens.
+    #[arg(long)]
+    pub demo: bool,
+    /// Containers that exist in memory only: needs no root.
+    #[arg(long)]
+    pub hollow: bool,
+    /// What is logged to DATA_DIR/kedge.log, for example info,kedge_link=debug.
+    #[arg(long, default_value = "info", value_name = "FILTER")]
+    pub log: String,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Image {
+    /// Import an OCI image archive, or one of `docker save`.
+    Import {
+        /// The archive, a tar file.
+        file: PathBuf,
+    },
+    /// List the images on this node.
+    Ls,
+    /// Remove an image that no container uses.
+    Rm {
+        /// Name or id.
+        image: String,
+    },
+}

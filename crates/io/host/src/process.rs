@@ -1,0 +1,144 @@
+//! Who a process is. A process id alone is reused; together with its start time and the boot it is not.
+
+use crate::root::read_bounded;
+use crate::{Error, boot_id, parse};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use serde::{Deserialize, Serialize};
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+
+/// A process that can be recognised later, also after this program was restarted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    pub pid: u32,
+    /// Clock ticks since boot.
+    pub start_ticks: u64,
+    pub boot_id: String,
+}
+
+impl Identity {
+    /// Who `pid` is now.
+    pub fn of(pid: u32) -> Result<Self, Error> {
+        let (_, start_ticks) = stat(pid)?.ok_or(Error::ProcessEnded(pid))?;
+        Ok(Self { pid, start_ticks, boot_id: boot_id()? })
+    }
+
+    /// Whether this very process still exists and is not merely waiting to be reaped.
+    pub fn is_alive(&self) -> Result<bool, Error> {
+        if self.boot_id != boot_id()? {
+            return Ok(false);
+        }
+        let found = stat(self.pid)?;
+        Ok(found.is_some_and(|(state, start)| start == self.start_ticks && !matches!(state, 'Z' | 'X')))
+    }
+
+    /// A descriptor that means this process and never another; it is readable once the process has ended. `None` when
+    /// it has ended already.
+    pub fn open(&self) -> Result<Option<ProcessHandle>, Error> {
+        let failed = |errno: rustix::io::Errno| Error::Signal { pid: self.pid, source: errno.into() };
+        let Some(pid) = i32::try_from(self.pid).ok().and_then(Pid::from_raw) else { return Ok(None) };
+        let fd = match pidfd_open(pid, PidfdFlags::empty()) {
+            Ok(fd) => fd,
+            Err(rustix::io::Errno::SRCH) => return Ok(None),
+            Err(errno) => return Err(failed(errno)),
+        };
+        // Only now does the descriptor hold the process still, so only now may its start time be compared.
+        Ok(self.is_alive()?.then_some(ProcessHandle { pid: self.pid, fd }))
+    }
+}
+
+/// The state letter and start time of a process, `None` when there is no such process.
+fn stat(pid: u32) -> Result<Option<(char, u64)>, Error> {
+    let path = PathBuf::from(format!("/proc/{pid}/stat"));
+    let text = match read_bounded(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        // The process ended between opening and reading.
+        Err(error) if error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error()) => return Ok(None),
+        Err(source) => return Err(Error::Read { path, source }),
+    };
+    let parsed = parse::stat_of_process(&text);
+    parsed.map(Some).ok_or(Error::NotUnderstood { path, reason: "expected the fields of proc(5)".to_owned() })
+}
+
+/// Holds a process so that its id cannot come to mean another one.
+#[derive(Debug)]
+pub struct ProcessHandle {
+    pid: u32,
+    fd: OwnedFd,
+}
+
+impl ProcessHandle {
+    /// Sends a signal; a process that has ended meanwhile is no error.
+    pub fn signal(&self, signal: Signal) -> Result<(), Error> {
+        match pidfd_send_signal(&self.fd, signal) {
+            Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
+            Err(errno) => Err(Error::Signal { pid: self.pid, source: errno.into() }),
+        }
+    }
+
+    /// The descriptor, to wait on: readable when the process has ended.
+    pub fn into_fd(self) -> OwnedFd {
+        self.fd
+    }
+}
+
+/// Understands `SIGTERM`, `TERM`, `15` and `RTMIN+3` is refused: real-time signals are not used to stop containers.
+pub fn signal_named(name: &str) -> Result<Signal, Error> {
+    let refused = || Error::NoSignal(name.to_owned());
+    if let Ok(number) = name.parse::<i32>() {
+        return Signal::from_named_raw(number).ok_or_else(refused);
+    }
+    let upper = name.to_ascii_uppercase();
+    let short = upper.strip_prefix("SIG").unwrap_or(&upper);
+    let known = [
+        ("HUP", Signal::HUP),
+        ("INT", Signal::INT),
+        ("QUIT", Signal::QUIT),
+        ("ABRT", Signal::ABORT),
+        ("KILL", Signal::KILL),
+        ("USR1", Signal::USR1),
+        ("USR2", Signal::USR2),
+        ("PIPE", Signal::PIPE),
+        ("ALRM", Signal::ALARM),
+        ("TERM", Signal::TERM),
+        ("CONT", Signal::CONT),
+        ("STOP", Signal::STOP),
+        ("WINCH", Signal::WINCH),
+        ("PWR", Signal::POWER),
+    ];
+    known.iter().find(|(known, _)| *known == short).map(|(_, signal)| *signal).ok_or_else(refused)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::{Command, Stdio};
+
+    #[test]
+    fn a_process_is_recognised_until_it_ends() {
+        let mut child = Command::new("/bin/cat").stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+        let identity = Identity::of(child.id()).unwrap();
+        assert!(identity.is_alive().unwrap());
+        let stranger = Identity { start_ticks: identity.start_ticks + 1, ..identity.clone() };
+        assert!(!stranger.is_alive().unwrap(), "same id, other start");
+        assert!(stranger.open().unwrap().is_none());
+        let other_boot = Identity { boot_id: "another".to_owned(), ..identity.clone() };
+        assert!(!other_boot.is_alive().unwrap(), "same id, other boot");
+
+        let handle = identity.open().unwrap().unwrap();
+        handle.signal(Signal::KILL).unwrap();
+        child.wait().unwrap();
+        assert!(!identity.is_alive().unwrap());
+        assert!(identity.open().unwrap().is_none());
+        handle.signal(Signal::KILL).unwrap();
+    }
+
+    #[test]
+    fn signals_have_several_spellings() {
+        for name in ["SIGTERM", "TERM", "sigterm", "15"] {
+            assert_eq!(signal_named(name).unwrap(), Signal::TERM, "{name}");
+        }
+        assert_eq!(signal_named("SIGNOPE").unwrap_err().to_string(), "SIGNOPE is not a signal");
+    }
+}

@@ -1,0 +1,119 @@
+//! Running another program to its end: arguments as a vector, a deadline, bounded output.
+
+use crate::Error;
+use std::io::{Read, Write};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+/// Output beyond this is read and thrown away, so that a chatty program neither blocks nor fills our memory.
+pub const OUTPUT_BYTES_MAX: usize = 1024 * 1024;
+
+/// Looking whether the program ended: seldom enough to cost nothing, often enough to be prompt.
+const LOOK_EVERY: Duration = Duration::from_millis(5);
+
+/// What a program left behind.
+#[derive(Debug)]
+pub struct Outcome {
+    pub status: ExitStatus,
+    pub stdout: Vec<u8>,
+    pub stderr: Vec<u8>,
+}
+
+impl Outcome {
+    /// The last words of the program, for error messages.
+    pub fn complaint(&self) -> String {
+        let text = String::from_utf8_lossy(&self.stderr);
+        let last = text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default().trim().to_owned();
+        if last.is_empty() { self.status.to_string() } else { last }
+    }
+}
+
+/// Runs `program` with `arguments`, gives it `input`, and waits for its end. Blocks: call it from a blocking thread.
+pub fn run(program: &str, arguments: &[&str], input: &[u8], deadline: Duration) -> Result<Outcome, Error> {
+    let mut child = Command::new(program)
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(|source| Error::Start { program: program.to_owned(), source })?;
+    let stdin = child.stdin.take();
+    let stdout = child.stdout.take();
+    let stderr = child.stderr.take();
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            // A program that ends without reading its input has its reasons; its exit status tells them.
+            if let Some(mut stdin) = stdin {
+                drop(stdin.write_all(input));
+            }
+        });
+        let stdout = scope.spawn(move || stdout.map(read_bounded).unwrap_or_default());
+        let stderr = scope.spawn(move || stderr.map(read_bounded).unwrap_or_default());
+        let status = wait(&mut child, program, deadline);
+        let stdout = stdout.join().unwrap_or_default();
+        let stderr = stderr.join().unwrap_or_default();
+        Ok(Outcome { status: status?, stdout, stderr })
+    })
+}
+
+fn wait(child: &mut Child, program: &str, deadline: Duration) -> Result<ExitStatus, Error> {
+    let talk = |source| Error::Talk { program: program.to_owned(), source };
+    let end = Instant::now() + deadline;
+    loop {
+        if let Some(status) = child.try_wait().map_err(talk)? {
+            return Ok(status);
+        }
+        if Instant::now() >= end {
+            drop(child.kill());
+            drop(child.wait());
+            return Err(Error::Deadline { program: program.to_owned(), seconds: deadline.as_secs() });
+        }
+        std::thread::sleep(LOOK_EVERY);
+    }
+}
+
+fn read_bounded(mut from: impl Read) -> Vec<u8> {
+    let mut kept = Vec::new();
+    let mut buffer = [0; 8192];
+    while let Ok(read @ 1..) = from.read(&mut buffer) {
+        let room = OUTPUT_BYTES_MAX.saturating_sub(kept.len());
+        kept.extend_from_slice(&buffer[..read.min(room)]);
+    }
+    kept
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn input_goes_in_and_output_comes_out() {
+        let outcome = run("/bin/cat", &[], b"hello", Duration::from_secs(10)).unwrap();
+        assert!(outcome.status.success());
+        assert_eq!(outcome.stdout, b"hello");
+    }
+
+    #[test]
+    fn arguments_are_never_seen_by_a_shell() {
+        let outcome = run("/bin/echo", &["$HOME;", "`id`"], b"", Duration::from_secs(10)).unwrap();
+        assert_eq!(outcome.stdout, b"$HOME; `id`\n");
+    }
+
+    #[test]
+    fn a_program_that_does_not_end_is_killed() {
+        let error = run("/bin/sleep", &["60"], b"", Duration::from_millis(20)).unwrap_err();
+        assert_eq!(error.to_string(), "/bin/sleep did not end within 0 s and was killed");
+    }
+
+    #[test]
+    fn output_beyond_the_limit_is_dropped() {
+        let outcome = run("/usr/bin/head", &["-c", "3000000", "/dev/zero"], b"", Duration::from_secs(30)).unwrap();
+        assert_eq!(outcome.stdout.len(), OUTPUT_BYTES_MAX);
+    }
+
+    #[test]
+    fn a_missing_program_is_named() {
+        let error = run("/no/such/program", &[], b"", Duration::from_secs(1)).unwrap_err();
+        assert_eq!(error.to_string(), "start /no/such/program");
+    }
+}

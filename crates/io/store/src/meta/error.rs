@@ -1,0 +1,86 @@
+//! What can go wrong, in one sentence each.
+
+use super::Write;
+use std::path::PathBuf;
+
+/// A failed act of the store.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("open the metadata database {}: {cause}", path.display())]
+    Open { path: PathBuf, cause: Cause },
+    /// The way out is safe: a connected cloud sends everything that the node must hold.
+    #[error(
+        "the metadata database {path} is damaged ({detail}); stop edgecore, move the file away \
+         (mv {path} {path}.damaged) and start again with the cloud connected: it sends every object anew",
+        path = path.display()
+    )]
+    Damaged { path: PathBuf, detail: String },
+    #[error(
+        "the database {path} is not an edge metadata database ({detail}); name another file in \
+         `database.dataSource` or move this one away",
+        path = path.display()
+    )]
+    Foreign { path: PathBuf, detail: String },
+    /// For example `store pod default/web: disk full`.
+    #[error("{what}: {cause}")]
+    Write { what: String, cause: Cause },
+    #[error("read {what}: {cause}")]
+    Read { what: String, cause: Cause },
+    #[error("{what}: it has {bytes} bytes, more than the whole outbox may hold ({max})")]
+    TooLarge { what: String, bytes: usize, max: usize },
+    #[error("{what}: the metadata store has ended")]
+    Ended { what: String },
+}
+
+/// Why the database refused.
+#[derive(Debug, thiserror::Error)]
+pub enum Cause {
+    #[error("disk full")]
+    DiskFull,
+    #[error("the file system is read-only")]
+    ReadOnly,
+    #[error("another process holds the database")]
+    Busy,
+    #[error("the database is damaged ({0})")]
+    Damaged(String),
+    #[error("{0}")]
+    Io(#[from] std::io::Error),
+    #[error("{0}")]
+    Sql(rusqlite::Error),
+}
+
+impl From<rusqlite::Error> for Cause {
+    fn from(error: rusqlite::Error) -> Self {
+        use rusqlite::ErrorCode;
+        match error.sqlite_error_code() {
+            Some(ErrorCode::DiskFull) => Self::DiskFull,
+            Some(ErrorCode::ReadOnly) => Self::ReadOnly,
+            Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => Self::Busy,
+            Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => Self::Damaged(error.to_string()),
+            Some(_) | None => Self::Sql(error),
+        }
+    }
+}
+
+/// The act and its object in words, for messages.
+pub(super) fn name_of(write: &Write) -> String {
+    match write {
+        Write::Put(row) => format!("store {}", object_name(&row.key)),
+        Write::Delete { key, .. } => format!("remove {}", object_name(key)),
+        Write::Push(report) => match &report.coalesce {
+            Some(key) => format!("keep report {key}"),
+            None => "keep report".to_owned(),
+        },
+        Write::Forget { report } => format!("forget report {report}"),
+    }
+}
+
+/// `default/pod/web` becomes `pod default/web`; any other text stays as it is.
+pub(super) fn object_name(key: &str) -> String {
+    let parts: Vec<&str> = key.splitn(3, '/').collect();
+    match parts.as_slice() {
+        ["null", kind, name] => format!("{kind} {name}"),
+        [namespace, kind, name] => format!("{kind} {namespace}/{name}"),
+        _ => key.to_owned(),
+    }
+}

@@ -1,0 +1,33 @@
+//! Real processes for end-to-end tests and benchmarks: `kedge` from the release build, and the real `kubectl`.
+//!
+//! Every [`Kedge`] has a data directory and ports of its own, and takes its process, containers and network down when
+//! it is dropped. Only processes that a test started are ended, by pid.
+
+mod kedge;
+mod kubectl;
+pub mod proc;
+
+pub use kedge::{Kedge, Options, binary};
+pub use kubectl::Output;
+
+use std::time::{Duration, Instant};
+
+/// How long a fact may take to come true before a test fails. Generous: CI machines are slow and shared.
+pub const FACT_DEADLINE: Duration = Duration::from_secs(60);
+/// Pause between two looks at a fact that cannot be waited for otherwise.
+const LOOK_INTERVAL: Duration = Duration::from_millis(20);
+
+/// Waits until `look` returns something; fails with what was last seen.
+///
+/// # Panics
+/// When the fact has not come true within [`FACT_DEADLINE`].
+pub fn wait_for<T>(fact: &str, mut look: impl FnMut() -> Result<T, String>) -> T {
+    let began = Instant::now();
+    loop {
+        match look() {
+            Ok(seen) => return seen,
+            Err(last) if began.elapsed() > FACT_DEADLINE => panic!("waited in vain for {fact}; last seen: {last}"),
+            Err(_) => std::thread::park_timeout(LOOK_INTERVAL),
+        }
+    }
+}
