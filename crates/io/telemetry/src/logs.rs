@@ -29,3 +29,13 @@ pub fn install(filter: &str, format: Format, writer: BoxMakeWriter) {
         tracing::warn!(filter, %error, "log filter not understood; using info");
     }
 }
+
+/// Log lines to standard error.
+pub fn stderr() -> BoxMakeWriter {
+    BoxMakeWriter::new(std::io::stderr)
+}
+
+/// Log lines to a file that is open for appending.
+pub fn file(file: std::fs::File) -> BoxMakeWriter {
+    BoxMakeWriter::new(std::sync::Mutex::new(file))
+}

@@ -55,6 +55,12 @@ pub struct Edged {
     pub status_report_interval: Duration,
     pub lease_duration: Duration,
     pub container_runtime: ContainerRuntime,
+    /// `kedge.runtimeDirectory`: images and containers of the built-in runtime.
+    pub runtime_directory: String,
+    /// `kedge.bridge`: the network bridge of the built-in runtime.
+    pub bridge: String,
+    /// `kedge.cgroupRoot`: the control group below which the built-in runtime puts its pods.
+    pub cgroup_root: String,
     pub log_bytes_max: u64,
     pub log_files_max: usize,
 }
@@ -192,11 +198,14 @@ impl EdgeCore {
             register_node: r.flag(&at("registerNode"), true),
             register_schedulable: r.flag("modules.edged.registerSchedulable", true),
             pods_max: usize::try_from(pods_max).unwrap_or(110),
-            pod_cidr: r.text(&at("podCIDR"), ""),
+            pod_cidr: r.text(&at("podCIDR"), "10.234.0.0/24"),
             cluster_domain: r.text(&at("clusterDomain"), "cluster.local"),
             cluster_dns: r.texts(&at("clusterDNS"), &[]),
             status_report_interval: r.go_duration(&at("nodeStatusReportFrequency"), Duration::from_secs(300)),
             lease_duration: Duration::from_secs(lease),
+            runtime_directory: r.text("kedge.runtimeDirectory", "/var/lib/kedge/runtime"),
+            bridge: r.text("kedge.bridge", "kedge0"),
+            cgroup_root: r.text("kedge.cgroupRoot", "/kedge"),
             container_runtime: Self::container_runtime(r, &at("containerRuntimeEndpoint")),
             log_bytes_max: Self::quantity_bytes(r, &at("containerLogMaxSize"), 10 << 20),
             log_files_max: usize::try_from(log_files_max).unwrap_or(5),

@@ -14,6 +14,6 @@ mod edgecore;
 mod reader;
 pub mod yaml;
 
-pub use cloudcore::{CloudCore, CloudFacts};
-pub use edgecore::{ContainerRuntime, EdgeCore, EdgeFacts};
+pub use cloudcore::{CloudCore, CloudFacts, Hub as CloudHub};
+pub use edgecore::{ContainerRuntime, EdgeCore, EdgeFacts, Edged, Hub as EdgeHub};
 pub use reader::{Mistake, Mistakes, Warning};

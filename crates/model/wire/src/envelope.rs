@@ -25,7 +25,14 @@ pub struct Header {
 impl Header {
     /// The header of a new message that answers nothing.
     pub fn new(id: MessageId, timestamp_ms: i64) -> Self {
-        Self { id, parent: None, timestamp_ms, resource_version: None, sync: false, kind: None }
+        Self {
+            id,
+            parent: None,
+            timestamp_ms,
+            resource_version: None,
+            sync: false,
+            kind: None,
+        }
     }
 
     /// The same header, answering `parent`.
@@ -72,17 +79,25 @@ pub enum DecodeError {
     #[error("message is not the expected JSON: {0}")]
     Json(#[from] serde_json::Error),
     #[error("{field} of {bytes} bytes is longer than the limit of {max}")]
-    FieldTooLong { field: &'static str, bytes: usize, max: usize },
+    FieldTooLong {
+        field: &'static str,
+        bytes: usize,
+        max: usize,
+    },
 }
 
 impl Envelope {
     /// Reads one message. Trailing bytes after the first JSON value are ignored, as the official reader does.
     pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
         if bytes.len() > MESSAGE_BYTES_MAX {
-            return Err(DecodeError::TooLarge { bytes: bytes.len(), max: MESSAGE_BYTES_MAX });
+            return Err(DecodeError::TooLarge {
+                bytes: bytes.len(),
+                max: MESSAGE_BYTES_MAX,
+            });
         }
-        let text =
-            std::str::from_utf8(bytes).map_err(|error| DecodeError::NotUtf8 { valid_up_to: error.valid_up_to() })?;
+        let text = std::str::from_utf8(bytes).map_err(|error| DecodeError::NotUtf8 {
+            valid_up_to: error.valid_up_to(),
+        })?;
         if depth::exceeds(text, JSON_DEPTH_MAX) {
             return Err(DecodeError::TooDeep { max: JSON_DEPTH_MAX });
         }
@@ -94,11 +109,19 @@ impl Envelope {
         let mut out = String::with_capacity(self.content.json().len() + 512);
         out.push_str("{\"header\":{\"msg_id\":");
         push_string(&mut out, self.header.id.as_str());
-        push_field(&mut out, "parent_msg_id", self.header.parent.as_ref().map_or("", MessageId::as_str));
+        push_field(
+            &mut out,
+            "parent_msg_id",
+            self.header.parent.as_ref().map_or("", MessageId::as_str),
+        );
         out.push_str(",\"timestamp\":");
         out.push_str(&self.header.timestamp_ms.to_string());
         let version = self.header.resource_version.as_ref();
-        push_field(&mut out, "resourceversion", version.map_or("", ResourceVersion::as_str));
+        push_field(
+            &mut out,
+            "resourceversion",
+            version.map_or("", ResourceVersion::as_str),
+        );
         if self.header.sync {
             out.push_str(",\"sync\":true");
         }
@@ -187,7 +210,11 @@ struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 impl Text<'_> {
     fn at_most(self, field: &'static str, max: usize) -> Result<String, DecodeError> {
         if self.0.len() > max {
-            return Err(DecodeError::FieldTooLong { field, bytes: self.0.len(), max });
+            return Err(DecodeError::FieldTooLong {
+                field,
+                bytes: self.0.len(),
+                max,
+            });
         }
         Ok(self.0.into_owned())
     }
@@ -196,14 +223,23 @@ impl Text<'_> {
 impl Wire<'_> {
     fn check(self) -> Result<Envelope, DecodeError> {
         let some = |text: String| (!text.is_empty()).then_some(text);
-        let Self { header, route, content } = self;
+        let Self {
+            header,
+            route,
+            content,
+        } = self;
         Ok(Envelope {
             header: Header {
                 id: MessageId::new(header.id.at_most("header.msg_id", ID_BYTES_MAX)?),
-                parent: some(header.parent.at_most("header.parent_msg_id", ID_BYTES_MAX)?).map(MessageId::new),
+                parent: some(header.parent.at_most("header.parent_msg_id", ID_BYTES_MAX)?)
+                    .map(MessageId::new),
                 timestamp_ms: header.timestamp_ms,
-                resource_version: some(header.resource_version.at_most("header.resourceversion", ID_BYTES_MAX)?)
-                    .map(ResourceVersion::new),
+                resource_version: some(
+                    header
+                        .resource_version
+                        .at_most("header.resourceversion", ID_BYTES_MAX)?,
+                )
+                .map(ResourceVersion::new),
                 sync: header.sync,
                 kind: some(header.kind.at_most("header.type", WORD_BYTES_MAX)?),
             },

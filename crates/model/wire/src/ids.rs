@@ -24,16 +24,23 @@ impl NodeName {
     /// Checks and takes a node name.
     pub fn new(name: impl Into<String>) -> Result<Self, InvalidName> {
         let name = name.into();
-        let rule = "a node name has 1 to 253 of a-z, 0-9, '-' and '.', and begins and ends with a letter or digit";
+        let rule =
+            "a node name has 1 to 253 of a-z, 0-9, '-' and '.', and begins and ends with a letter or digit";
         let edge = |c: Option<&u8>| c.is_some_and(u8::is_ascii_alphanumeric);
         let fine = name.len() <= 253
-            && name.bytes().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'-' || c == b'.')
+            && name
+                .bytes()
+                .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'-' || c == b'.')
             && edge(name.as_bytes().first())
             && edge(name.as_bytes().last());
         if fine {
             Ok(Self(name))
         } else {
-            Err(InvalidName { what: "node name", value: name.chars().take(80).collect(), rule })
+            Err(InvalidName {
+                what: "node name",
+                value: name.chars().take(80).collect(),
+                rule,
+            })
         }
     }
 

@@ -165,19 +165,33 @@ pub struct ObjectKey {
 
 impl fmt::Display for ObjectKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}/{}", namespace_token(self.namespace.as_deref()), self.kind.as_str(), self.name)
+        write!(
+            f,
+            "{}/{}/{}",
+            namespace_token(self.namespace.as_deref()),
+            self.kind.as_str(),
+            self.name
+        )
     }
 }
 
 impl ObjectKey {
     /// A namespaced key.
     pub fn namespaced(kind: ObjectKind, namespace: &str, name: &str) -> Self {
-        Self { namespace: Some(namespace.to_owned()), kind, name: name.to_owned() }
+        Self {
+            namespace: Some(namespace.to_owned()),
+            kind,
+            name: name.to_owned(),
+        }
     }
 
     /// A cluster-scoped key.
     pub fn cluster(kind: ObjectKind, name: &str) -> Self {
-        Self { namespace: None, kind, name: name.to_owned() }
+        Self {
+            namespace: None,
+            kind,
+            name: name.to_owned(),
+        }
     }
 
     /// The key of a node's lease, the one object that every official edge reads before it does anything else.
@@ -193,12 +207,20 @@ impl ObjectKey {
             return None;
         }
         let namespace = (namespace != NO_NAMESPACE).then(|| namespace.to_owned());
-        Some(Self { namespace, kind: ObjectKind::parse(kind), name: name.to_owned() })
+        Some(Self {
+            namespace,
+            kind: ObjectKind::parse(kind),
+            name: name.to_owned(),
+        })
     }
 
     /// The same object under another kind token, as `pod` and `podpatch` name the same pod.
     pub fn with_kind(&self, kind: ObjectKind) -> Self {
-        Self { namespace: self.namespace.clone(), kind, name: self.name.clone() }
+        Self {
+            namespace: self.namespace.clone(),
+            kind,
+            name: self.name.clone(),
+        }
     }
 }
 
@@ -238,7 +260,9 @@ impl Resource {
             "node" => return Self::Keepalive,
             "k8s/ca.crt" => return Self::KubernetesCa,
             "membership" | "membership/detail" | "twin" => return Self::Device(text.to_owned()),
-            "null" | "watchapp/sync" | "ignore/Application/ignore" => return Self::Application(text.to_owned()),
+            "null" | "watchapp/sync" | "ignore/Application/ignore" => {
+                return Self::Application(text.to_owned());
+            }
             _other_text => {}
         }
         if text.starts_with("operations.kubeedge.io/") {
@@ -253,7 +277,10 @@ impl Resource {
             [_kind, _id, "node", node] if !node.is_empty() => Self::Task(text.to_owned()),
             [namespace, kind] if !namespace.is_empty() => match ObjectKind::parse(kind) {
                 ObjectKind::Other(_) => Self::Other(text.to_owned()),
-                kind => Self::Collection { namespace: (*namespace != NO_NAMESPACE).then(|| (*namespace).into()), kind },
+                kind => Self::Collection {
+                    namespace: (*namespace != NO_NAMESPACE).then(|| (*namespace).into()),
+                    kind,
+                },
             },
             _other_shape => Self::Other(text.to_owned()),
         }
@@ -261,7 +288,11 @@ impl Resource {
 
     /// The key, when the resource names one object.
     pub fn object(&self) -> Option<&ObjectKey> {
-        if let Self::Object(key) = self { Some(key) } else { None }
+        if let Self::Object(key) = self {
+            Some(key)
+        } else {
+            None
+        }
     }
 }
 
@@ -274,7 +305,9 @@ impl fmt::Display for Resource {
                 write!(f, "{}/{kind}", namespace_token(namespace.as_deref()))
             }
             Self::KubernetesCa => f.write_str("k8s/ca.crt"),
-            Self::Device(text) | Self::Application(text) | Self::Task(text) | Self::Other(text) => f.write_str(text),
+            Self::Device(text) | Self::Application(text) | Self::Task(text) | Self::Other(text) => {
+                f.write_str(text)
+            }
         }
     }
 }
@@ -293,7 +326,13 @@ pub struct Route {
 impl Route {
     /// A route without a destination, as every official peer writes it.
     pub fn new(source: Source, group: Group, operation: Operation, resource: Resource) -> Self {
-        Self { source, group, operation, resource, destination: String::new() }
+        Self {
+            source,
+            group,
+            operation,
+            resource,
+            destination: String::new(),
+        }
     }
 
     /// How an edge asks about one object: source `edged`, group `meta`.
@@ -338,7 +377,11 @@ impl Route {
 impl fmt::Display for Route {
     /// For logs: `edged/meta patch default/podpatch/web`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{} {} {}", self.source, self.group, self.operation, self.resource)
+        write!(
+            f,
+            "{}/{} {} {}",
+            self.source, self.group, self.operation, self.resource
+        )
     }
 }
 
@@ -405,8 +448,24 @@ mod tests {
     fn resource_text() -> impl Strategy<Value = String> {
         let token = prop_oneof![
             prop::sample::select(vec![
-                "node", "null", "device", "membership", "detail", "twin", "k8s", "ca.crt", "watchapp", "sync", "ignore",
-                "Application", "operations.kubeedge.io", "pod", "secret", "volume", "default", "",
+                "node",
+                "null",
+                "device",
+                "membership",
+                "detail",
+                "twin",
+                "k8s",
+                "ca.crt",
+                "watchapp",
+                "sync",
+                "ignore",
+                "Application",
+                "operations.kubeedge.io",
+                "pod",
+                "secret",
+                "volume",
+                "default",
+                "",
             ])
             .prop_map(str::to_owned),
             "[a-zA-Z0-9.+-]{0,8}",
@@ -416,9 +475,18 @@ mod tests {
     }
 
     fn raw_route() -> impl Strategy<Value = RawRoute> {
-        let source = prop_oneof![prop::sample::select(Source::KNOWN).prop_map(|w| w.to_string()), ".{0,12}"];
-        let group = prop_oneof![prop::sample::select(Group::KNOWN).prop_map(|w| w.to_string()), ".{0,12}"];
-        let operation = prop_oneof![prop::sample::select(Operation::KNOWN).prop_map(|w| w.to_string()), ".{0,12}"];
+        let source = prop_oneof![
+            prop::sample::select(Source::KNOWN).prop_map(|w| w.to_string()),
+            ".{0,12}"
+        ];
+        let group = prop_oneof![
+            prop::sample::select(Group::KNOWN).prop_map(|w| w.to_string()),
+            ".{0,12}"
+        ];
+        let operation = prop_oneof![
+            prop::sample::select(Operation::KNOWN).prop_map(|w| w.to_string()),
+            ".{0,12}"
+        ];
         (source, ".{0,3}", group, operation, resource_text()).prop_map(
             |(source, destination, group, operation, resource)| RawRoute {
                 source,

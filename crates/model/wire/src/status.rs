@@ -16,12 +16,18 @@ pub struct ObjectResponse {
 impl ObjectResponse {
     /// The object as the API stored it.
     pub fn ok(object: Body) -> Self {
-        Self { object: Some(object), err: None }
+        Self {
+            object: Some(object),
+            err: None,
+        }
     }
 
     /// The API's refusal. Official edges branch on `reason` and `code`, so a whole `Status` is always sent.
     pub fn err(status: Status) -> Self {
-        Self { object: None, err: Some(StatusError { status }) }
+        Self {
+            object: None,
+            err: Some(StatusError { status }),
+        }
     }
 
     /// As the content of a message.
@@ -40,12 +46,14 @@ impl ObjectResponse {
     /// The object, or why there is none.
     pub fn into_result(self) -> Result<Body, Status> {
         match (self.object, self.err) {
-            (_, Some(StatusError { status })) if status == Status::default() => {
-                Err(Status::internal("the cloud reported an error without saying which"))
-            }
+            (_, Some(StatusError { status })) if status == Status::default() => Err(Status::internal(
+                "the cloud reported an error without saying which",
+            )),
             (_, Some(StatusError { status })) => Err(status),
             (Some(object), None) => Ok(object),
-            (None, None) => Err(Status::internal("the answer holds neither an object nor an error")),
+            (None, None) => Err(Status::internal(
+                "the answer holds neither an object nor an error",
+            )),
         }
     }
 }
@@ -70,7 +78,7 @@ pub struct Status {
     #[serde(skip_serializing_if = "is_zero")]
     pub code: u16,
     #[serde(flatten)]
-    pub rest: serde_json::Map<String, serde_json::Value>,
+    pub rest: Box<serde_json::Map<String, serde_json::Value>>,
 }
 
 impl Status {
@@ -81,7 +89,7 @@ impl Status {
             message: message.to_owned(),
             reason: reason.to_owned(),
             code,
-            rest: serde_json::Map::from_iter([("metadata".to_owned(), json!({}))]),
+            rest: Box::new(serde_json::Map::from_iter([("metadata".to_owned(), json!({}))])),
         }
     }
 
@@ -92,7 +100,12 @@ impl Status {
 
     /// 409 on a create.
     pub fn already_exists(resource: &str, name: &str) -> Self {
-        Self::failure(409, "AlreadyExists", &format!("{resource} \"{name}\" already exists")).about(resource, name)
+        Self::failure(
+            409,
+            "AlreadyExists",
+            &format!("{resource} \"{name}\" already exists"),
+        )
+        .about(resource, name)
     }
 
     /// 409 on a write with an old version or another UID.
@@ -137,14 +150,19 @@ impl Status {
     }
 
     fn about(mut self, resource: &str, name: &str) -> Self {
-        self.rest.insert("details".to_owned(), json!({ "name": name, "kind": resource }));
+        self.rest
+            .insert("details".to_owned(), json!({ "name": name, "kind": resource }));
         self
     }
 }
 
 impl std::fmt::Display for Status {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let message = if self.message.is_empty() { "no message" } else { &self.message };
+        let message = if self.message.is_empty() {
+            "no message"
+        } else {
+            &self.message
+        };
         write!(f, "{message} ({} {})", self.code, self.reason)
     }
 }
@@ -186,7 +204,9 @@ mod tests {
         );
         check(
             r#""OK""#,
-            expect![[r#"error the answer is not an object response: invalid type: string "OK", expected struct ObjectResponse at line 1 column 4 (500 InternalError)"#]],
+            expect![[
+                r#"error the answer is not an object response: invalid type: string "OK", expected struct ObjectResponse at line 1 column 4 (500 InternalError)"#
+            ]],
         );
     }
 

@@ -32,7 +32,9 @@ impl Add<Duration> for Time {
 
     fn add(self, rhs: Duration) -> Self {
         let ms = u64::try_from(rhs.as_millis()).unwrap_or(u64::MAX);
-        Self { ms: self.ms.saturating_add(ms) }
+        Self {
+            ms: self.ms.saturating_add(ms),
+        }
     }
 }
 
@@ -41,6 +43,8 @@ impl Sub<Duration> for Time {
 
     fn sub(self, rhs: Duration) -> Self {
         let ms = u64::try_from(rhs.as_millis()).unwrap_or(u64::MAX);
-        Self { ms: self.ms.saturating_sub(ms) }
+        Self {
+            ms: self.ms.saturating_sub(ms),
+        }
     }
 }

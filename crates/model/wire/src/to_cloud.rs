@@ -1,7 +1,8 @@
 //! What an edge says to the cloud: a closed vocabulary.
 
 use crate::{
-    Body, Envelope, Group, Letter, MessageId, ObjectKey, ObjectKind, Operation, Resource, Route, Source, ToEdge,
+    Body, Envelope, Group, Letter, MessageId, ObjectKey, ObjectKind, Operation, Resource, Route, Source,
+    ToEdge,
 };
 
 /// A message from edge to cloud.
@@ -15,21 +16,43 @@ pub enum ToCloud {
     /// Something about one object that the cloud must answer or apply.
     Request(Request),
     /// Our own: what the edge holds, `[{"key","uid","version"}]`; only after both ends agreed.
-    Resume { body: Body },
+    Resume {
+        body: Body,
+    },
     /// `query k8s/ca.crt`.
-    KubernetesCa { route: Route },
+    KubernetesCa {
+        route: Route,
+    },
     /// Twin and membership reports (source `twin`).
-    Twin { route: Route, body: Body },
+    Twin {
+        route: Route,
+        body: Body,
+    },
     /// MetaServer pass-through (source `metaserver`).
-    Application { route: Route, body: Body },
+    Application {
+        route: Route,
+        body: Body,
+    },
     /// User traffic of rules (operation `upload`).
-    Upload { route: Route, body: Body },
+    Upload {
+        route: Route,
+        body: Body,
+    },
     /// Reports of node jobs.
-    Task { route: Route, body: Body },
+    Task {
+        route: Route,
+        body: Body,
+    },
     /// The answer to a CSI command (resource `<ns>/volume/<id>`).
-    Volume { route: Route, body: Body },
+    Volume {
+        route: Route,
+        body: Body,
+    },
     /// A route this version does not know.
-    Other { route: Route, body: Body },
+    Other {
+        route: Route,
+        body: Body,
+    },
 }
 
 /// An acknowledgement after commit. Its route is copied from the message it answers.
@@ -44,7 +67,11 @@ pub struct Ack {
 impl Ack {
     /// The acknowledgement of `message`, which came under the id `parent`.
     pub fn of(parent: MessageId, message: &ToEdge) -> Self {
-        Self { parent, route: message.route().acknowledged(), body: Body::text("OK") }
+        Self {
+            parent,
+            route: message.route().acknowledged(),
+            body: Body::text("OK"),
+        }
     }
 }
 
@@ -61,7 +88,11 @@ impl Refusal {
     pub fn of(parent: MessageId, message: &ToEdge, why: &str) -> Self {
         let Route { group, resource, .. } = message.route();
         let route = Route::new(Source::MetaManager, group, Operation::Error, resource);
-        Self { parent: Some(parent), route, body: Body::text(why) }
+        Self {
+            parent: Some(parent),
+            route,
+            body: Body::text(why),
+        }
     }
 }
 
@@ -77,7 +108,11 @@ pub struct Request {
 impl Request {
     /// A request as the official Edged sends it: source `edged`, group `meta`.
     pub fn from_edged(operation: Operation, key: ObjectKey, body: Body) -> Self {
-        Self { route: Route::from_edged(operation, key.clone()), key, body }
+        Self {
+            route: Route::from_edged(operation, key.clone()),
+            key,
+            body,
+        }
     }
 
     /// Asks for an object.
@@ -124,7 +159,11 @@ impl ToCloud {
     ///
     /// The order is the official cloud's: what a message is for is asked before who speaks.
     pub fn open(envelope: Envelope) -> Letter<ToCloud> {
-        let Envelope { header, route, content: body } = envelope;
+        let Envelope {
+            header,
+            route,
+            content: body,
+        } = envelope;
         let route = Route::parse(&route);
         let message = if route == keepalive_route() && body == ping() {
             Self::KeepAlive
@@ -136,7 +175,11 @@ impl ToCloud {
                     Some(parent) => Self::Ack(Ack { parent, route, body }),
                     None => Self::Other { route, body },
                 },
-                Operation::Error => Self::Refusal(Refusal { parent: header.parent.clone(), route, body }),
+                Operation::Error => Self::Refusal(Refusal {
+                    parent: header.parent.clone(),
+                    route,
+                    body,
+                }),
                 Operation::Upload if route.group == Group::User => Self::Upload { route, body },
                 Operation::UpdateNodeActionStatus | Operation::Upgrade | Operation::PrePull => {
                     Self::Task { route, body }
@@ -182,16 +225,26 @@ fn by_source(route: Route, body: Body) -> ToCloud {
         | Source::SyncController => ToCloud::Other { route, body },
         _edge_module => match (&route.operation, &route.resource) {
             (
-                Operation::Insert | Operation::Update | Operation::Patch | Operation::Delete | Operation::Query,
+                Operation::Insert
+                | Operation::Update
+                | Operation::Patch
+                | Operation::Delete
+                | Operation::Query,
                 Resource::Object(key),
-            ) => ToCloud::Request(Request { key: key.clone(), route, body }),
+            ) => ToCloud::Request(Request {
+                key: key.clone(),
+                route,
+                body,
+            }),
             _no_request => ToCloud::Other { route, body },
         },
     }
 }
 
 fn is_volume(resource: &Resource) -> bool {
-    resource.object().is_some_and(|key| key.kind == ObjectKind::Volume)
+    resource
+        .object()
+        .is_some_and(|key| key.kind == ObjectKind::Volume)
 }
 
 fn ping() -> Body {
@@ -199,11 +252,21 @@ fn ping() -> Body {
 }
 
 fn keepalive_route() -> Route {
-    Route::new(Source::WebSocket, Group::Resource, Operation::KeepAlive, Resource::Keepalive)
+    Route::new(
+        Source::WebSocket,
+        Group::Resource,
+        Operation::KeepAlive,
+        Resource::Keepalive,
+    )
 }
 
 fn resume_route() -> Route {
-    Route::new(Source::Kedge, Group::Hub, Operation::Resume, Resource::Other(String::new()))
+    Route::new(
+        Source::Kedge,
+        Group::Hub,
+        Operation::Resume,
+        Resource::Other(String::new()),
+    )
 }
 
 impl Letter<ToCloud> {
@@ -231,6 +294,10 @@ impl Letter<ToCloud> {
             | ToCloud::Volume { body, .. }
             | ToCloud::Other { body, .. } => body,
         };
-        Envelope { header, route, content }
+        Envelope {
+            header,
+            route,
+            content,
+        }
     }
 }

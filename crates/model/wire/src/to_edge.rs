@@ -74,7 +74,14 @@ impl ObjectChange {
         version: Option<ResourceVersion>,
         body: Body,
     ) -> Self {
-        Self { source: Source::EdgeController, group: Group::Resource, verb, key, version, body }
+        Self {
+            source: Source::EdgeController,
+            group: Group::Resource,
+            verb,
+            key,
+            version,
+            body,
+        }
     }
 }
 
@@ -89,13 +96,21 @@ pub struct Reply {
 impl Reply {
     /// The answer of the official EdgeController about `resource`, which must be the one that was asked about.
     pub fn response(resource: Resource, version: Option<ResourceVersion>, body: Body) -> Self {
-        Self { route: Route::from_edge_controller(Operation::Response, resource), version, body }
+        Self {
+            route: Route::from_edge_controller(Operation::Response, resource),
+            version,
+            body,
+        }
     }
 
     /// A refusal in words: operation `error`, which no edge stores.
     pub fn error(resource: Resource, text: &str) -> Self {
         let route = Route::from_edge_controller(Operation::Error, resource);
-        Self { route, version: None, body: Body::text(text) }
+        Self {
+            route,
+            version: None,
+            body: Body::text(text),
+        }
     }
 
     /// Whether the cloud refused in words.
@@ -110,7 +125,11 @@ impl ToEdge {
     /// The order is the edge's own: the group says who handles a message; within `resource` and `func`, a parent makes
     /// it an answer and everything else must be a change of one object.
     pub fn open(envelope: Envelope) -> Letter<ToEdge> {
-        let Envelope { header, route, content: body } = envelope;
+        let Envelope {
+            header,
+            route,
+            content: body,
+        } = envelope;
         let route = Route::parse(&route);
         let message = match &route.group {
             Group::Twin => Self::Twin { route, body },
@@ -156,9 +175,11 @@ impl ToEdge {
         match self {
             Self::Object(change) => change.needs_ack(),
             Self::Reply(reply) => reply.needs_ack(),
-            Self::Twin { .. } | Self::User { .. } | Self::Task { .. } | Self::Volume { .. } | Self::Other { .. } => {
-                false
-            }
+            Self::Twin { .. }
+            | Self::User { .. }
+            | Self::Task { .. }
+            | Self::Volume { .. }
+            | Self::Other { .. } => false,
         }
     }
 }
@@ -168,14 +189,17 @@ impl Operation {
     pub fn is_volume_command(&self) -> bool {
         matches!(
             self,
-            Self::CreateVolume | Self::DeleteVolume | Self::ControllerPublishVolume | Self::ControllerUnpublishVolume
+            Self::CreateVolume
+                | Self::DeleteVolume
+                | Self::ControllerPublishVolume
+                | Self::ControllerUnpublishVolume
         )
     }
 }
 
 /// A message with a parent in a group of objects.
 fn answer(route: Route, version: Option<ResourceVersion>, body: Body) -> ToEdge {
-    match route.operation {
+    match &route.operation {
         Operation::Response | Operation::Error | Operation::ApplicationResponse => {
             ToEdge::Reply(Reply { route, version, body })
         }
@@ -235,7 +259,10 @@ impl ObjectKind {
 
 impl ObjectChange {
     fn needs_ack(&self) -> bool {
-        let jobs = matches!(self.source, Source::TaskManager | Source::NodeUpgradeJobController);
+        let jobs = matches!(
+            self.source,
+            Source::TaskManager | Source::NodeUpgradeJobController
+        );
         // Of nodes only updates are ever delivered; a node's delete ends its session.
         let node_gone = self.key.kind == ObjectKind::Node && self.verb != ChangeVerb::Update;
         if jobs || (self.source == Source::EdgeController && node_gone) {
@@ -251,7 +278,9 @@ impl ObjectChange {
 
 impl Reply {
     fn needs_ack(&self) -> bool {
-        let Resource::Object(key) = &self.route.resource else { return false };
+        let Resource::Object(key) = &self.route.resource else {
+            return false;
+        };
         // A reply without a version is never sent reliably: the official cloud has nothing to remember about it.
         self.route.operation == Operation::Response
             && self.version.is_some()
@@ -266,7 +295,8 @@ impl Letter<ToEdge> {
         let Self { mut header, message } = self;
         let route = message.route().print();
         let content = match message {
-            ToEdge::Object(ObjectChange { version, body, .. }) | ToEdge::Reply(Reply { version, body, .. }) => {
+            ToEdge::Object(ObjectChange { version, body, .. })
+            | ToEdge::Reply(Reply { version, body, .. }) => {
                 header.resource_version = version;
                 body
             }
@@ -276,6 +306,10 @@ impl Letter<ToEdge> {
             | ToEdge::Volume { body, .. }
             | ToEdge::Other { body, .. } => body,
         };
-        Envelope { header, route, content }
+        Envelope {
+            header,
+            route,
+            content,
+        }
     }
 }

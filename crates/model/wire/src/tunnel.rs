@@ -106,7 +106,10 @@ impl Frame {
         let connection = read_varint(&mut rest, "connection id")?;
         let number = read_varint(&mut rest, "type")?;
         if rest.len() > TUNNEL_DATA_BYTES_MAX {
-            return Err(FrameError::TooLarge { bytes: rest.len(), max: TUNNEL_DATA_BYTES_MAX });
+            return Err(FrameError::TooLarge {
+                bytes: rest.len(),
+                max: TUNNEL_DATA_BYTES_MAX,
+            });
         }
         let body = match number {
             0 => FrameBody::LogsConnect(rest.to_vec()),

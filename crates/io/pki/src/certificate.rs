@@ -1,0 +1,221 @@
+//! A certificate: its bytes, and what is written in it.
+
+use crate::{Error, moment};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use ring::digest;
+use rustls_pki_types::{CertificateDer, UnixTime};
+use std::net::IpAddr;
+use x509_parser::extensions::GeneralName;
+use x509_parser::prelude::{FromDer, X509Certificate, X509Name};
+
+/// Larger than any certificate kedge meets; a certificate of ours has about 500 bytes.
+const CERTIFICATE_BYTES_MAX: usize = 64 * 1024;
+/// A PEM file: a chain of a few certificates.
+const PEM_BYTES_MAX: usize = 1024 * 1024;
+
+/// A certificate that could be read.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Certificate {
+    der: Vec<u8>,
+    info: CertificateInfo,
+}
+
+/// What is written in a certificate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CertificateInfo {
+    /// Empty when there is none.
+    pub common_name: String,
+    pub organizations: Vec<String>,
+    pub not_before: UnixTime,
+    pub not_after: UnixTime,
+    pub dns_names: Vec<String>,
+    pub ips: Vec<IpAddr>,
+    pub is_authority: bool,
+    /// The subject's public key, without its algorithm.
+    pub public_key: Vec<u8>,
+}
+
+impl std::fmt::Debug for Certificate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "Certificate({}, until {})",
+            self.info.common_name,
+            moment::show(self.info.not_after)
+        )
+    }
+}
+
+impl Certificate {
+    /// Reads DER.
+    pub fn from_der(der: &[u8]) -> Result<Self, Error> {
+        let bad = |why: String| Error::Parse {
+            what: "certificate",
+            why,
+        };
+        if der.len() > CERTIFICATE_BYTES_MAX {
+            return Err(bad(format!(
+                "{} bytes are more than the limit of {CERTIFICATE_BYTES_MAX}",
+                der.len()
+            )));
+        }
+        let (rest, parsed) = X509Certificate::from_der(der).map_err(|error| bad(error.to_string()))?;
+        if !rest.is_empty() {
+            return Err(bad(format!("{} bytes follow it", rest.len())));
+        }
+        Ok(Self {
+            der: der.to_vec(),
+            info: CertificateInfo::read(&parsed),
+        })
+    }
+
+    /// Reads every `CERTIFICATE` block; at least one is needed.
+    pub fn chain_from_pem(pem: &[u8]) -> Result<Vec<Self>, Error> {
+        let blocks = pem_sections(pem, "certificate")?;
+        let chain = blocks.into_iter().filter(|(label, _)| label == "CERTIFICATE");
+        let chain = chain
+            .map(|(_, der)| Self::from_der(&der))
+            .collect::<Result<Vec<_>, _>>()?;
+        if chain.is_empty() {
+            return Err(Error::Parse {
+                what: "certificate",
+                why: "the file has no block CERTIFICATE".into(),
+            });
+        }
+        Ok(chain)
+    }
+
+    /// Reads the first `CERTIFICATE` block.
+    pub fn from_pem(pem: &[u8]) -> Result<Self, Error> {
+        Ok(Self::chain_from_pem(pem)?.remove(0))
+    }
+
+    pub fn der(&self) -> &[u8] {
+        &self.der
+    }
+
+    /// A `CERTIFICATE` block.
+    pub fn pem(&self) -> String {
+        pem_block("CERTIFICATE", &self.der)
+    }
+
+    pub fn info(&self) -> &CertificateInfo {
+        &self.info
+    }
+
+    /// Lower-case hex of the SHA-256 of the DER, as a join token begins.
+    pub fn hash(&self) -> String {
+        hex(digest::digest(&digest::SHA256, &self.der).as_ref())
+    }
+
+    /// For rustls.
+    pub fn to_rustls(&self) -> CertificateDer<'static> {
+        CertificateDer::from(self.der.clone())
+    }
+}
+
+impl CertificateInfo {
+    fn read(parsed: &X509Certificate<'_>) -> Self {
+        let (mut dns_names, mut ips) = (Vec::new(), Vec::new());
+        let names = parsed.subject_alternative_name().ok().flatten();
+        for name in names.iter().flat_map(|names| &names.value.general_names) {
+            match name {
+                GeneralName::DNSName(name) => dns_names.push((*name).to_owned()),
+                GeneralName::IPAddress(bytes) => ips.extend(ip(bytes)),
+                // A foreign enum: other kinds of name mean nothing here.
+                _ => {}
+            }
+        }
+        Self {
+            common_name: common_names(parsed.subject())
+                .into_iter()
+                .next()
+                .unwrap_or_default(),
+            organizations: organizations(parsed.subject()),
+            not_before: moment::from_seconds(parsed.validity().not_before.timestamp()),
+            not_after: moment::from_seconds(parsed.validity().not_after.timestamp()),
+            dns_names,
+            ips,
+            is_authority: parsed.is_ca(),
+            public_key: parsed.public_key().subject_public_key.data.to_vec(),
+        }
+    }
+
+    /// The node that this certificate names; `None` when it is not a node's.
+    pub fn node(&self) -> Option<kedge_wire::NodeName> {
+        let name = self.common_name.strip_prefix(crate::NODE_NAME_PREFIX)?;
+        let member = self.organizations.iter().any(|o| o == crate::NODES_ORGANIZATION);
+        if member {
+            kedge_wire::NodeName::new(name).ok()
+        } else {
+            None
+        }
+    }
+}
+
+pub(crate) fn common_names(name: &X509Name<'_>) -> Vec<String> {
+    name.iter_common_name().map(text).collect()
+}
+
+pub(crate) fn organizations(name: &X509Name<'_>) -> Vec<String> {
+    name.iter_organization().map(text).collect()
+}
+
+/// An attribute that is not text becomes one that equals no name.
+fn text(attribute: &x509_parser::x509::AttributeTypeAndValue<'_>) -> String {
+    attribute.as_str().unwrap_or("\u{fffd}").to_owned()
+}
+
+fn ip(bytes: &[u8]) -> Option<IpAddr> {
+    if let Ok(v4) = <[u8; 4]>::try_from(bytes) {
+        return Some(IpAddr::from(v4));
+    }
+    <[u8; 16]>::try_from(bytes).ok().map(IpAddr::from)
+}
+
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// One PEM block with lines of 64 characters.
+pub(crate) fn pem_block(label: &str, der: &[u8]) -> String {
+    let encoded = STANDARD.encode(der);
+    let mut pem = format!("-----BEGIN {label}-----\n");
+    for start in (0..encoded.len()).step_by(64) {
+        pem.push_str(&encoded[start..encoded.len().min(start + 64)]);
+        pem.push('\n');
+    }
+    pem.push_str(&format!("-----END {label}-----\n"));
+    pem
+}
+
+/// Every block of a PEM text: label and content.
+pub(crate) fn pem_sections(pem: &[u8], what: &'static str) -> Result<Vec<(String, Vec<u8>)>, Error> {
+    let bad = |why: &str| Error::Parse {
+        what,
+        why: why.into(),
+    };
+    if pem.len() > PEM_BYTES_MAX {
+        return Err(bad("the file is larger than 1 MiB"));
+    }
+    let text = std::str::from_utf8(pem).map_err(|_| bad("the file is not PEM text"))?;
+    let mut sections = Vec::new();
+    let mut rest = text;
+    while let Some((_, after)) = rest.split_once("-----BEGIN ") {
+        let (label, after) = after
+            .split_once("-----")
+            .ok_or_else(|| bad("a BEGIN line does not end"))?;
+        let end = format!("-----END {label}-----");
+        let (body, after) = after
+            .split_once(&end)
+            .ok_or_else(|| bad("a block has no END line"))?;
+        let compact: String = body.chars().filter(|c| !c.is_whitespace()).collect();
+        let der = STANDARD
+            .decode(compact)
+            .map_err(|_| bad("a block is not base64"))?;
+        sections.push((label.to_owned(), der));
+        rest = after;
+    }
+    Ok(sections)
+}

@@ -1,0 +1,260 @@
+//! A certificate and its key in files: mode 0600, replaced together or not at all.
+
+use crate::{Certificate, Error, Identity, Key};
+use rustix::fs::{Mode, OFlags};
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+
+/// A certificate file is a few KiB.
+const FILE_BYTES_MAX: u64 = 1024 * 1024;
+
+/// Where an identity lives. Official places: `rootCA.crt`, `server.crt`, `server.key`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IdentityFiles {
+    pub authority: PathBuf,
+    pub certificate: PathBuf,
+    pub key: PathBuf,
+}
+
+/// Why certificate files cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum FileError {
+    #[error("read {path}")]
+    Read { path: PathBuf, source: io::Error },
+    #[error("write {path}")]
+    Write { path: PathBuf, source: io::Error },
+    #[error("use {path}")]
+    Content { path: PathBuf, source: Error },
+}
+
+impl IdentityFiles {
+    /// The official names in a directory for certificates and one for the authority.
+    pub fn in_directories(authority: &Path, certificates: &Path) -> Self {
+        Self {
+            authority: authority.join("rootCA.crt"),
+            certificate: certificates.join("server.crt"),
+            key: certificates.join("server.key"),
+        }
+    }
+
+    /// The identity; `None` when any of the files does not exist yet. A replacement that was cut short is finished.
+    pub fn load(&self) -> Result<Option<Identity>, FileError> {
+        let (Some(key), Some(authority)) = (read(&self.key)?, read(&self.authority)?) else {
+            return Ok(None);
+        };
+        let key = Key::from_pem(&key).map_err(content(&self.key))?;
+        let authority = Certificate::from_pem(&authority).map_err(content(&self.authority))?;
+        if let Some(identity) = self.finish_replacement(&key, &authority)? {
+            return Ok(Some(identity));
+        }
+        let Some(certificate) = read(&self.certificate)? else {
+            return Ok(None);
+        };
+        let chain = Certificate::chain_from_pem(&certificate).map_err(content(&self.certificate))?;
+        Identity::new(chain, key, authority)
+            .map(Some)
+            .map_err(content(&self.certificate))
+    }
+
+    /// The authority alone, which is fetched before there is a certificate.
+    pub fn load_authority(&self) -> Result<Option<Certificate>, FileError> {
+        let Some(authority) = read(&self.authority)? else {
+            return Ok(None);
+        };
+        Certificate::from_pem(&authority)
+            .map(Some)
+            .map_err(content(&self.authority))
+    }
+
+    /// Replaces the files. After a crash at any point [`IdentityFiles::load`] gives the old identity or the new one.
+    pub fn save(&self, identity: &Identity) -> Result<(), FileError> {
+        write_private(&self.authority, identity.authority().pem().as_bytes())?;
+        let chain: String = identity.chain().iter().map(Certificate::pem).collect();
+        // The new certificate waits beside the old one; the renamed key decides which of them counts.
+        write_private(&next(&self.certificate), chain.as_bytes())?;
+        write_private(&self.key, identity.key().pem().as_bytes())?;
+        rename(&next(&self.certificate), &self.certificate)
+    }
+
+    fn finish_replacement(&self, key: &Key, authority: &Certificate) -> Result<Option<Identity>, FileError> {
+        let waiting = next(&self.certificate);
+        let Some(pem) = read(&waiting)? else {
+            return Ok(None);
+        };
+        let Ok(chain) = Certificate::chain_from_pem(&pem) else {
+            return Ok(None);
+        };
+        let Ok(identity) = Identity::new(chain, key.clone(), authority.clone()) else {
+            return Ok(None);
+        };
+        rename(&waiting, &self.certificate)?;
+        Ok(Some(identity))
+    }
+}
+
+/// Writes a file that only its owner may read: whole or not at all, and durable when this returns. Missing
+/// directories are made with mode 0700.
+pub fn write_private(path: &Path, content: &[u8]) -> Result<(), FileError> {
+    let failed = |source: io::Error| FileError::Write {
+        path: path.to_owned(),
+        source,
+    };
+    let directory = path
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
+    make_directory(directory).map_err(failed)?;
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(".tmp");
+    let temporary = PathBuf::from(temporary);
+    match std::fs::remove_file(&temporary) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+        Err(_) | Ok(()) => {}
+    }
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+    let opened = rustix::fs::open(&temporary, flags, Mode::RUSR | Mode::WUSR);
+    let mut file = File::from(opened.map_err(|error| failed(error.into()))?);
+    file.write_all(content)
+        .and_then(|()| file.sync_all())
+        .map_err(failed)?;
+    rename(&temporary, path)
+}
+
+fn make_directory(directory: &Path) -> io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(directory)
+}
+
+fn rename(from: &Path, to: &Path) -> Result<(), FileError> {
+    let failed = |source: io::Error| FileError::Write {
+        path: to.to_owned(),
+        source,
+    };
+    std::fs::rename(from, to).map_err(failed)?;
+    let directory = to
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
+    File::open(directory)
+        .and_then(|directory| directory.sync_all())
+        .map_err(failed)
+}
+
+fn next(path: &Path) -> PathBuf {
+    let mut next = path.as_os_str().to_owned();
+    next.push(".next");
+    PathBuf::from(next)
+}
+
+fn read(path: &Path) -> Result<Option<Vec<u8>>, FileError> {
+    let failed = |source: io::Error| FileError::Read {
+        path: path.to_owned(),
+        source,
+    };
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(failed(error)),
+    };
+    let mut bytes = Vec::new();
+    file.take(FILE_BYTES_MAX)
+        .read_to_end(&mut bytes)
+        .map_err(failed)?;
+    Ok(Some(bytes))
+}
+
+fn content(path: &Path) -> impl Fn(Error) -> FileError + '_ {
+    move |source| FileError::Content {
+        path: path.to_owned(),
+        source,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Authority, UnixTime};
+    use std::os::unix::fs::PermissionsExt;
+    use std::time::Duration;
+
+    struct Directory(PathBuf);
+
+    impl Directory {
+        fn new(name: &str) -> Self {
+            let path = std::env::temp_dir().join(format!("kedge-pki-{name}-{}", std::process::id()));
+            let _ = std::fs::remove_dir_all(&path);
+            Self(path)
+        }
+
+        fn files(&self) -> IdentityFiles {
+            IdentityFiles::in_directories(&self.0.join("ca"), &self.0.join("certs"))
+        }
+    }
+
+    impl Drop for Directory {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_dir_all(&self.0);
+        }
+    }
+
+    fn identities() -> (Identity, Identity) {
+        let now = UnixTime::now();
+        let authority = Authority::create(now).unwrap();
+        let issue = || {
+            authority.issue_client(
+                "system:node:edge-1",
+                &["system:nodes"],
+                Duration::from_secs(60),
+                now,
+            )
+        };
+        (issue().unwrap(), issue().unwrap())
+    }
+
+    #[test]
+    fn an_identity_comes_back_and_only_its_owner_may_read_it() {
+        let directory = Directory::new("roundtrip");
+        let files = directory.files();
+        assert_eq!(files.load().unwrap(), None);
+        let (first, second) = identities();
+        for identity in [first, second] {
+            files.save(&identity).unwrap();
+            assert_eq!(files.load().unwrap(), Some(identity));
+        }
+        for path in [&files.authority, &files.certificate, &files.key] {
+            assert_eq!(
+                std::fs::metadata(path).unwrap().permissions().mode() & 0o777,
+                0o600
+            );
+        }
+    }
+
+    #[test]
+    fn a_replacement_cut_short_leaves_the_old_identity_or_the_new_one() {
+        let directory = Directory::new("cut");
+        let files = directory.files();
+        let (old, new) = identities();
+        files.save(&old).unwrap();
+        // Cut after the new certificate was laid beside the old one.
+        write_private(&next(&files.certificate), new.certificate().pem().as_bytes()).unwrap();
+        assert_eq!(files.load().unwrap(), Some(old));
+        // Cut after the key was replaced as well.
+        write_private(&files.key, new.key().pem().as_bytes()).unwrap();
+        assert_eq!(files.load().unwrap(), Some(new.clone()));
+        assert_eq!(files.load().unwrap(), Some(new));
+    }
+
+    #[test]
+    fn a_broken_file_is_named() {
+        let directory = Directory::new("broken");
+        let files = directory.files();
+        files.save(&identities().0).unwrap();
+        write_private(&files.key, b"nonsense").unwrap();
+        let error = files.load().unwrap_err();
+        assert!(error.to_string().ends_with("certs/server.key"), "{error}");
+    }
+}
