@@ -4,8 +4,11 @@
 //! it is dropped. Only processes that a test started are ended, by pid.
 
 mod kedge;
+pub mod images;
 mod kubectl;
+pub mod pods;
 pub mod proc;
+pub mod stats;
 
 pub use kedge::{Kedge, Options, binary};
 pub use kubectl::Output;

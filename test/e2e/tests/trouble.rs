@@ -1,1 +1,178 @@
-//! End-to-end.
+//! Every refusal is one clear sentence with the way out, and an exit code that is not 0.
+
+use kedge_e2e::{Kedge, Options, binary, images, wait_for};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// A folder that goes away with the test.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("kedge-trouble-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Runs a program that must refuse; gives what it says.
+#[track_caller]
+fn refusal(command: &mut Command) -> String {
+    let output = command.output().unwrap();
+    assert_ne!(output.status.code(), Some(0), "it must refuse; stdout: {}", String::from_utf8_lossy(&output.stdout));
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn kedge(data_dir: &Path, args: &[&str]) -> Command {
+    let mut command = Command::new(binary("kedge"));
+    command.arg("--data-dir").arg(data_dir).args(args);
+    command
+}
+
+#[test]
+fn a_port_in_use_is_named() {
+    let folder = Folder::new("port");
+    let taken = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    let told = refusal(&mut kedge(&folder.0, &["up", "--hollow", "--api-port", &port]));
+    assert!(told.contains(&port) && told.contains("in use") && told.contains("--api-port"), "{told}");
+}
+
+#[test]
+fn a_second_up_and_a_down_without_up() {
+    let kedge_up = Kedge::up("second", Options { demo: false, hollow: true });
+    let told = refusal(&mut kedge(&kedge_up.data_dir, &["up", "--hollow"]));
+    assert!(told.contains("already runs") && told.contains("kedge down"), "{told}");
+
+    let folder = Folder::new("nobody");
+    let told = refusal(&mut kedge(&folder.0, &["status"]));
+    assert!(told.contains("kedge up"), "{told}");
+}
+
+#[test]
+fn images_that_cannot_be_used() {
+    let folder = Folder::new("image");
+    let broken = folder.0.join("broken.tar");
+    std::fs::write(&broken, b"this is not a tar archive").unwrap();
+    let told = refusal(&mut kedge(&folder.0, &["image", "import", &broken.to_string_lossy()]));
+    assert!(told.contains("broken.tar"), "{told}");
+
+    let told = refusal(&mut kedge(&folder.0, &["image", "import", "/nowhere/app.tar"]));
+    assert!(told.contains("/nowhere/app.tar"), "{told}");
+
+    let foreign = folder.0.join("foreign.tar");
+    images::write_foreign(&foreign);
+    let told = refusal(&mut kedge(&folder.0, &["image", "import", &foreign.to_string_lossy()]));
+    assert!(told.contains("s390x") && told.contains("this node"), "{told}");
+}
+
+#[test]
+fn every_mistake_of_a_manifest_is_told_at_once() {
+    let kedge = Kedge::up("yaml", Options { demo: false, hollow: true });
+    let output = kedge.apply(
+        r#"
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: wrong}
+spec:
+  replica: 2
+  selector: {matchLabels: {app: wrong}}
+  template:
+    metadata: {labels: {app: wrong}}
+    spec:
+      containers:
+        - name: web
+          image: x
+          comand: [sh]
+"#,
+    );
+    assert_ne!(output.code, Some(0));
+    for path in ["spec.replica", "spec.template.spec.containers[0].comand"] {
+        assert!(output.stderr.contains(path), "{path} is not told:\n{}", output.stderr);
+    }
+
+    let output = kedge.apply(
+        r#"
+apiVersion: v1
+kind: Pod
+metadata: {name: wrong}
+spec:
+  restartPolicy: Sometimes
+  containers:
+    - {name: Web_1, image: x, ports: [{containerPort: 99999}]}
+"#,
+    );
+    assert_ne!(output.code, Some(0));
+    for path in ["spec.restartPolicy", "spec.containers[0].name", "spec.containers[0].ports[0].containerPort"] {
+        assert!(output.stderr.contains(path), "{path} is not told:\n{}", output.stderr);
+    }
+}
+
+#[test]
+fn join_tokens_that_are_wrong() {
+    let kedge = Kedge::up("token", Options { demo: false, hollow: true });
+    let token = kedge.kubectl(&["get", "secret", "-n", "kubeedge", "tokensecret", "-o", "jsonpath={.data.tokendata}"]);
+    let token = images::base64_decode(&token.ok());
+    let folder = Folder::new("join");
+    let edgecore = |name: &str, token: &str| {
+        let yaml = format!(
+            "apiVersion: edgecore.config.kubeedge.io/v1alpha2\nkind: EdgeCore\n\
+             database: {{dataSource: {dir}/edgecore.db}}\n\
+             modules:\n  edgeHub:\n    token: {token}\n    httpServer: https://127.0.0.1:{https}\n\
+             \x20   websocket: {{server: '127.0.0.1:{hub}'}}\n\
+             \x20   tlsCaFile: {dir}/ca.crt\n    tlsCertFile: {dir}/{name}.crt\n    tlsPrivateKeyFile: {dir}/{name}.key\n\
+             \x20 edged:\n    hostnameOverride: {name}\n    rootDirectory: {dir}/kubelet\n\
+             \x20   tailoredKubeletConfig: {{containerRuntimeEndpoint: 'kedge://hollow', podLogsDir: {dir}/logs}}\n",
+            dir = folder.0.display(),
+            https = kedge.hub_port + 2,
+            hub = kedge.hub_port,
+        );
+        let file = folder.0.join(format!("{name}.yaml"));
+        std::fs::write(&file, yaml).unwrap();
+        let mut command = Command::new(binary("edgecore"));
+        command.arg("--config").arg(file);
+        command
+    };
+
+    let told = refusal(&mut edgecore("nonsense", "nonsense"));
+    assert!(told.contains("token"), "{told}");
+
+    let mut parts: Vec<&str> = token.split('.').collect();
+    let zeros = "0".repeat(64);
+    parts[0] = &zeros;
+    let told = refusal(&mut edgecore("other-ca", &parts.join(".")));
+    assert!(told.contains("token") && told.contains("authority"), "{told}");
+
+    let forged = format!("{}x", &token[..token.len() - 1]);
+    let told = refusal(&mut edgecore("forged", &forged));
+    assert!(told.contains("token"), "{told}");
+
+    // And the right one joins: a second edge, a process of its own, beside the one inside kedge.
+    let mut child = edgecore("second-edge", &token).spawn().unwrap();
+    wait_for("the second node", || {
+        let nodes = kedge.kubectl(&["get", "nodes"]).ok();
+        let ready = nodes.lines().any(|line| line.starts_with("second-edge") && line.contains(" Ready "));
+        if ready { Ok(()) } else { Err(nodes) }
+    });
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+#[test]
+fn a_full_disk_is_told_and_loses_nothing() {
+    let folder = Folder::new("disk");
+    let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=1m", "tmpfs"]).arg(&folder.0).status().unwrap();
+    assert!(mounted.success(), "a small tmpfs can be mounted");
+    std::fs::write(folder.0.join("ballast"), vec![0_u8; 1 << 20]).unwrap_err();
+    let told = refusal(&mut kedge(&folder.0.join("data"), &["up", "--hollow", "--api-port", "0"]));
+    let unmounted = Command::new("umount").arg(&folder.0).status().unwrap();
+    assert!(unmounted.success());
+    assert!(told.to_lowercase().contains("no space") || told.contains("full"), "{told}");
+}

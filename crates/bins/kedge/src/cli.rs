@@ -6,19 +6,19 @@ use std::path::PathBuf;
 /// Kubernetes stretched to the edge: a cloud and an edge in one process.
 #[derive(Debug, Parser)]
 #[command(name = "kedge", version, about, disable_help_subcommand = true)]
-pub struct Cli {
+pub(crate) struct Cli {
     /// Where everything is kept.
     #[arg(long, global = true, value_name = "DIR", default_value = "/var/lib/kedge")]
-    pub data_dir: PathBuf,
+    pub(crate) data_dir: PathBuf,
     /// One JSON object a line instead of text for people.
     #[arg(long, global = true)]
-    pub json: bool,
+    pub(crate) json: bool,
     #[command(subcommand)]
-    pub command: Command,
+    pub(crate) command: Command,
 }
 
 #[derive(Debug, Subcommand)]
-pub enum Command {
+pub(crate) enum Command {
     /// Start the API, CloudCore and EdgeCore, and stay.
     Up(Up),
     /// Stop the running `kedge up`, its containers and its network; the data stays.
@@ -31,29 +31,29 @@ pub enum Command {
 }
 
 #[derive(Debug, Args)]
-pub struct Up {
+pub(crate) struct Up {
     /// Port of the Kubernetes API on 127.0.0.1.
     #[arg(long, default_value_t = 6443, value_name = "PORT")]
-    pub api_port: u16,
+    pub(crate) api_port: u16,
     /// Port of the cloud-edge link; certificates are served on the port two above, log streams four above.
     #[arg(long, default_value_t = 10000, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..=65531))]
-    pub hub_port: u16,
+    pub(crate) hub_port: u16,
     /// Name of the edge node [default: the host name].
     #[arg(long, value_name = "NAME")]
-    pub node_name: Option<String>,
+    pub(crate) node_name: Option<String>,
     /// Import a thermometer, run it on the edge, pull the plug, and show what happens.
     #[arg(long)]
-    pub demo: bool,
+    pub(crate) demo: bool,
     /// Containers that exist in memory only: needs no root.
     #[arg(long)]
-    pub hollow: bool,
+    pub(crate) hollow: bool,
     /// What is logged to DATA_DIR/kedge.log, for example info,kedge_link=debug.
     #[arg(long, default_value = "info", value_name = "FILTER")]
-    pub log: String,
+    pub(crate) log: String,
 }
 
 #[derive(Debug, Subcommand)]
-pub enum Image {
+pub(crate) enum Image {
     /// Import an OCI image archive, or one of `docker save`.
     Import {
         /// The archive, a tar file.

@@ -9,22 +9,22 @@ use std::path::{Path, PathBuf};
 
 /// Paths below the data directory.
 #[derive(Debug, Clone)]
-pub struct DataDir {
+pub(crate) struct DataDir {
     root: PathBuf,
 }
 
 /// What a running `kedge up` writes down for `status` and `down`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Run {
-    pub pid: u32,
-    pub api_url: String,
-    pub node_name: String,
-    pub hollow: bool,
+pub(crate) struct Run {
+    pub(crate) pid: u32,
+    pub(crate) api_url: String,
+    pub(crate) node_name: String,
+    pub(crate) hollow: bool,
 }
 
 /// Held for as long as `kedge up` runs; the kernel lets go of it when the process ends, however it ends.
 #[derive(Debug)]
-pub struct Held {
+pub(crate) struct Held {
     file: File,
 }
 
@@ -33,7 +33,7 @@ const RUN_BYTES_MAX: u64 = 64 * 1024;
 
 impl DataDir {
     /// Makes the folder, readable by its owner only.
-    pub fn open(root: &Path) -> Result<Self> {
+    pub(crate) fn open(root: &Path) -> Result<Self> {
         let mut builder = fs::DirBuilder::new();
         builder.recursive(true).mode(0o700);
         builder.create(root).with_context(|| {
@@ -43,32 +43,32 @@ impl DataDir {
         Ok(Self { root })
     }
 
-    pub fn root(&self) -> &Path {
+    pub(crate) fn root(&self) -> &Path {
         &self.root
     }
 
-    pub fn kubeconfig(&self) -> PathBuf {
+    pub(crate) fn kubeconfig(&self) -> PathBuf {
         self.root.join("admin.kubeconfig")
     }
 
-    pub fn log_file(&self) -> PathBuf {
+    pub(crate) fn log_file(&self) -> PathBuf {
         self.root.join("kedge.log")
     }
 
-    pub fn pki(&self) -> PathBuf {
+    pub(crate) fn pki(&self) -> PathBuf {
         self.root.join("pki")
     }
 
-    pub fn api(&self) -> PathBuf {
+    pub(crate) fn api(&self) -> PathBuf {
         self.root.join("api")
     }
 
-    pub fn edge(&self) -> PathBuf {
+    pub(crate) fn edge(&self) -> PathBuf {
         self.root.join("edge")
     }
 
     /// Root of the built-in container runtime.
-    pub fn runtime(&self) -> PathBuf {
+    pub(crate) fn runtime(&self) -> PathBuf {
         self.root.join("runtime")
     }
 
@@ -77,7 +77,7 @@ impl DataDir {
     }
 
     /// Takes the folder for this process.
-    pub fn hold(&self) -> Result<Held> {
+    pub(crate) fn hold(&self) -> Result<Held> {
         let path = self.lock_file();
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
         let file = file.with_context(|| format!("open {}", path.display()))?;
@@ -98,9 +98,9 @@ impl DataDir {
     }
 
     /// The record of the process that holds the folder now; `None` when nobody does.
-    pub fn run(&self) -> Result<Option<Run>> {
+    pub(crate) fn run(&self) -> Result<Option<Run>> {
         let path = self.lock_file();
-        let mut file = match OpenOptions::new().read(true).write(true).open(&path) {
+        let file = match OpenOptions::new().read(true).write(true).open(&path) {
             Ok(file) => file,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error).with_context(|| format!("open {}", path.display())),
@@ -109,7 +109,7 @@ impl DataDir {
             Ok(()) => Ok(None),
             Err(TryLockError::WouldBlock) => {
                 let mut text = String::new();
-                file.by_ref().take(RUN_BYTES_MAX).read_to_string(&mut text)?;
+                (&file).take(RUN_BYTES_MAX).read_to_string(&mut text)?;
                 Ok(serde_json::from_str(&text).ok())
             }
             Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("lock {}", path.display())),
@@ -119,7 +119,7 @@ impl DataDir {
 
 impl Held {
     /// Writes down who holds the folder.
-    pub fn record(&mut self, run: &Run) -> Result<()> {
+    pub(crate) fn record(&mut self, run: &Run) -> Result<()> {
         let text = serde_json::to_string(run)?;
         self.file.set_len(0)?;
         self.file.rewind()?;

@@ -5,12 +5,12 @@ use serde_json::Value;
 
 /// Where an object of a manifest lives in the API.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Place {
+pub(crate) struct Place {
     /// To create: `/api/v1/namespaces/default/configmaps`.
-    pub collection: String,
-    pub name: String,
+    pub(crate) collection: String,
+    pub(crate) name: String,
     /// For messages: `ConfigMap default/thermometer`.
-    pub shown: String,
+    pub(crate) shown: String,
 }
 
 /// The kinds that the bundled examples use. `kubectl apply` knows all others.
@@ -22,7 +22,7 @@ const KINDS: &[(&str, &str, &str)] = &[
 ];
 
 /// Parses a manifest and finds the place of every object.
-pub fn objects(yaml: &str) -> Result<Vec<(Place, Value)>> {
+pub(crate) fn objects(yaml: &str) -> Result<Vec<(Place, Value)>> {
     let documents = kedge_config::yaml::parse(yaml).context("read the manifest")?;
     documents.into_iter().map(|object| Ok((place(&object)?, object))).collect()
 }

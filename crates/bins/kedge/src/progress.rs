@@ -6,7 +6,7 @@ use std::time::Instant;
 
 /// Prints steps, as text or as one JSON object a line.
 #[derive(Debug)]
-pub struct Progress {
+pub(crate) struct Progress {
     json: bool,
     began: Instant,
     last: Instant,
@@ -14,14 +14,14 @@ pub struct Progress {
 }
 
 impl Progress {
-    pub fn new(json: bool) -> Self {
+    pub(crate) fn new(json: bool) -> Self {
         let now = Instant::now();
         let mark = if std::io::stdout().is_terminal() { "\u{1b}[32m✓\u{1b}[0m" } else { "✓" };
         Self { json, began: now, last: now, mark }
     }
 
     /// A step is done: how long it took, and since the start.
-    pub fn step(&mut self, step: &str, detail: &str) {
+    pub(crate) fn step(&mut self, step: &str, detail: &str) {
         let now = Instant::now();
         let (took, total) = (now - self.last, now - self.began);
         self.last = now;
@@ -35,8 +35,13 @@ impl Progress {
         }
     }
 
+    /// A step begins now: the time since the last one was spent waiting for somebody.
+    pub(crate) fn begin_step(&mut self) {
+        self.last = Instant::now();
+    }
+
     /// Something to know that is not a step.
-    pub fn note(&mut self, text: &str) {
+    pub(crate) fn note(&mut self, text: &str) {
         if self.json {
             self.line(&json!({"note": text}).to_string());
         } else {
@@ -45,21 +50,21 @@ impl Progress {
     }
 
     /// Facts for a program that reads along; nothing for people.
-    pub fn facts(&mut self, facts: Value) {
+    pub(crate) fn facts(&mut self, facts: Value) {
         if self.json {
             self.line(&facts.to_string());
         }
     }
 
     /// Lines for people only.
-    pub fn people(&mut self, text: &str) {
+    pub(crate) fn people(&mut self, text: &str) {
         if !self.json {
             self.line(text);
         }
     }
 
     /// Seconds since the start.
-    pub fn total_s(&self) -> f64 {
+    pub(crate) fn total_s(&self) -> f64 {
         self.began.elapsed().as_secs_f64()
     }
 

@@ -68,7 +68,10 @@ pub enum OpenError {
     #[error("listen on {address}: port {port} is in use; stop the other program or choose another port", port = address.port())]
     PortInUse { address: SocketAddr },
     #[error("listen on {address}: {source}")]
-    Listen { address: SocketAddr, source: std::io::Error },
+    Listen {
+        address: SocketAddr,
+        source: std::io::Error,
+    },
     #[error("read the {what} of the API server: {detail}")]
     Credentials { what: &'static str, detail: String },
     #[error("open the objects of the API server: {0}")]

@@ -52,7 +52,8 @@ fn node_may(node: &str, act: &Act<'_>) -> bool {
         return false;
     }
     let own_node = act.group.is_empty() && act.plural == "nodes";
-    let own_lease = act.group == "coordination.k8s.io" && act.plural == "leases" && act.namespace == NODE_LEASES;
+    let own_lease =
+        act.group == "coordination.k8s.io" && act.plural == "leases" && act.namespace == NODE_LEASES;
     match act.verb {
         "get" => own_node || own_lease,
         "update" | "patch" => own_lease || (own_node && act.subresource == "status"),
@@ -80,15 +81,27 @@ mod tests {
     use super::*;
 
     fn check(user: &str, group: &str, verb: &'static str, resource: &str, name: &str, allowed: bool) {
-        let who = Identity { user: user.to_owned(), groups: vec![group.to_owned()] };
+        let who = Identity {
+            user: user.to_owned(),
+            groups: vec![group.to_owned()],
+        };
         let (plural, subresource) = resource.split_once('/').unwrap_or((resource, ""));
         let (group, namespace) = match plural {
             "leases" => ("coordination.k8s.io", NODE_LEASES),
             "pods" => ("", "default"),
             _ => ("", ""),
         };
-        let act = Act { verb, group, plural, subresource, namespace, name };
-        let policy = Policy { trusted_groups: vec!["kedge:cloudcore".to_owned()] };
+        let act = Act {
+            verb,
+            group,
+            plural,
+            subresource,
+            namespace,
+            name,
+        };
+        let policy = Policy {
+            trusted_groups: vec!["kedge:cloudcore".to_owned()],
+        };
         assert_eq!(policy.allow(&who, &act).is_ok(), allowed, "{who:?} {act:?}");
     }
 
@@ -98,7 +111,14 @@ mod tests {
         check("cloudcore", "kedge:cloudcore", "delete", "pods", "web", true);
         check("anna", "people", "get", "pods", "web", false);
         let node = |verb, resource, name, allowed| {
-            check("system:node:edge-1", "system:nodes", verb, resource, name, allowed);
+            check(
+                "system:node:edge-1",
+                "system:nodes",
+                verb,
+                resource,
+                name,
+                allowed,
+            );
         };
         node("get", "nodes", "edge-1", true);
         node("get", "nodes", "edge-2", false);

@@ -20,10 +20,13 @@
 //!
 //! The way in for a reader: [`ApiServer::run`], then `handlers::answer`, then `storage`.
 
+mod acts;
 mod config;
 mod controllers;
+mod definition;
 mod handlers;
 mod identity;
+mod protobuf;
 mod reply;
 mod request;
 mod serve;

@@ -15,7 +15,9 @@ pub(crate) fn server_config(config: &Config) -> Result<Arc<ServerConfig>, OpenEr
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let mut roots = RootCertStore::empty();
     for certificate in certificates("client CA", &config.client_ca_pem)? {
-        roots.add(certificate).map_err(|error| credentials("client CA", error))?;
+        roots
+            .add(certificate)
+            .map_err(|error| credentials("client CA", error))?;
     }
     let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
         .allow_unauthenticated()
@@ -45,7 +47,10 @@ fn certificates(what: &'static str, pem: &str) -> Result<Vec<CertificateDer<'sta
 }
 
 pub(crate) fn credentials(what: &'static str, detail: impl ToString) -> OpenError {
-    OpenError::Credentials { what, detail: detail.to_string() }
+    OpenError::Credentials {
+        what,
+        detail: detail.to_string(),
+    }
 }
 
 /// Who a verified certificate says that its holder is: the common name is the user, organizations are groups.
@@ -53,6 +58,10 @@ pub(crate) fn identity(certificate: &CertificateDer<'_>) -> Option<Identity> {
     let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
     let subject = certificate.subject();
     let user = subject.iter_common_name().next()?.as_str().ok()?.to_owned();
-    let groups = subject.iter_organization().filter_map(|o| o.as_str().ok()).map(str::to_owned).collect();
+    let groups = subject
+        .iter_organization()
+        .filter_map(|o| o.as_str().ok())
+        .map(str::to_owned)
+        .collect();
     Some(Identity { user, groups })
 }

@@ -39,14 +39,20 @@ pub(crate) struct Claims<'a> {
 impl Signer {
     pub(crate) fn new(key_pem: &str, issuer: &str) -> Result<Self, OpenError> {
         let failed = |detail: String| credentials("service account key", detail);
-        let der = PrivatePkcs8KeyDer::from_pem_slice(key_pem.as_bytes()).map_err(|e| failed(e.to_string()))?;
+        let der =
+            PrivatePkcs8KeyDer::from_pem_slice(key_pem.as_bytes()).map_err(|e| failed(e.to_string()))?;
         let random = SystemRandom::new();
         let algorithm = &signature::ECDSA_P256_SHA256_FIXED_SIGNING;
         let pair = EcdsaKeyPair::from_pkcs8(algorithm, der.secret_pkcs8_der(), &random)
             .map_err(|e| failed(format!("it is not a P-256 key in PKCS#8 ({e})")))?;
         let digest = ring::digest::digest(&ring::digest::SHA256, pair.public_key().as_ref());
         let key_id = URL_SAFE_NO_PAD.encode(&digest.as_ref()[..16]);
-        Ok(Self { pair, key_id, issuer: issuer.to_owned(), random })
+        Ok(Self {
+            pair,
+            key_id,
+            issuer: issuer.to_owned(),
+            random,
+        })
     }
 
     pub(crate) fn issuer(&self) -> &str {
@@ -75,8 +81,10 @@ impl Signer {
         let mut token = URL_SAFE_NO_PAD.encode(header.to_string());
         token.push('.');
         token.push_str(&URL_SAFE_NO_PAD.encode(payload.to_string()));
-        let signed =
-            self.pair.sign(&self.random, token.as_bytes()).map_err(|_| "the system gave no random bytes")?;
+        let signed = self
+            .pair
+            .sign(&self.random, token.as_bytes())
+            .map_err(|_| "the system gave no random bytes")?;
         token.push('.');
         token.push_str(&URL_SAFE_NO_PAD.encode(signed.as_ref()));
         Ok(token)
@@ -89,18 +97,31 @@ impl Signer {
         }
         let (signed, signature) = token.rsplit_once('.')?;
         let (header, payload) = signed.split_once('.')?;
-        let key = UnparsedPublicKey::new(&signature::ECDSA_P256_SHA256_FIXED, self.pair.public_key().as_ref());
-        key.verify(signed.as_bytes(), &URL_SAFE_NO_PAD.decode(signature).ok()?).ok()?;
+        let key = UnparsedPublicKey::new(
+            &signature::ECDSA_P256_SHA256_FIXED,
+            self.pair.public_key().as_ref(),
+        );
+        key.verify(signed.as_bytes(), &URL_SAFE_NO_PAD.decode(signature).ok()?)
+            .ok()?;
         let header: Value = serde_json::from_slice(&URL_SAFE_NO_PAD.decode(header).ok()?).ok()?;
         let payload: Value = serde_json::from_slice(&URL_SAFE_NO_PAD.decode(payload).ok()?).ok()?;
-        let for_us = payload["aud"].as_array()?.iter().any(|audience| audience == self.issuer.as_str());
+        let for_us = payload["aud"]
+            .as_array()?
+            .iter()
+            .any(|audience| audience == self.issuer.as_str());
         let in_time = payload["nbf"].as_i64()? <= now_s && now_s < payload["exp"].as_i64()?;
         if header["alg"] != "ES256" || payload["iss"] != self.issuer.as_str() || !for_us || !in_time {
             return None;
         }
         let namespace = payload["kubernetes.io"]["namespace"].as_str()?;
-        let groups = ["system:serviceaccounts".to_owned(), format!("system:serviceaccounts:{namespace}")];
-        Some(Identity { user: payload["sub"].as_str()?.to_owned(), groups: groups.to_vec() })
+        let groups = [
+            "system:serviceaccounts".to_owned(),
+            format!("system:serviceaccounts:{namespace}"),
+        ];
+        Some(Identity {
+            user: payload["sub"].as_str()?.to_owned(),
+            groups: groups.to_vec(),
+        })
     }
 }
 
@@ -123,14 +144,24 @@ mod tests {
             id: "j1".to_owned(),
         };
         let token = signer.sign(&claims).unwrap();
-        assert_eq!(signer.verify(&token, 1001).unwrap().user, "system:serviceaccount:default:web");
+        assert_eq!(
+            signer.verify(&token, 1001).unwrap().user,
+            "system:serviceaccount:default:web"
+        );
         assert_eq!(signer.verify(&token, 4600), None);
         assert_eq!(signer.verify(&token, 999), None);
         let (head, tail) = token.split_at(token.len() / 2);
         assert_eq!(signer.verify(&format!("{head}A{}", &tail[1..]), 1001), None);
-        let other = Signer::new(&rcgen::KeyPair::generate().unwrap().serialize_pem(), signer.issuer()).unwrap();
+        let other = Signer::new(
+            &rcgen::KeyPair::generate().unwrap().serialize_pem(),
+            signer.issuer(),
+        )
+        .unwrap();
         assert_eq!(other.verify(&token, 1001), None);
-        let elsewhere = Claims { audiences: vec!["vault".to_owned()], ..claims };
+        let elsewhere = Claims {
+            audiences: vec!["vault".to_owned()],
+            ..claims
+        };
         assert_eq!(signer.verify(&signer.sign(&elsewhere).unwrap(), 1001), None);
     }
 }

@@ -1,1 +1,162 @@
-//! kedge-cloudstream
+//! CloudStream: reads logs and metrics of nodes through tunnels that the nodes have dialled.
+//!
+//! **Duty.** Accept one tunnel a node (10004, TLS WebSocket with client certificates, official frames); for each question
+//! of the Kubernetes API open a stream in the right tunnel and hand its bytes over.
+//!
+//! **Inputs.** [`Ports::gets`]: which node, which path. Tunnels of edges. **Outputs.** A queue of bytes that ends when
+//! the stream does, or a sentence why there is none.
+//!
+//! **Never.** No HTTP towards the API server and no opinion about logs. No node is believed by the name in a header: the
+//! certificate says who it is. A reader that does not read loses its stream, not the tunnel.
+//!
+//! ```text
+//!   question ──> table (one owner: which node has a tunnel) ──> tunnel task ──CONNECT──> edge
+//!   reader  <── bounded queue of this stream <── tunnel task <── DATA, REMOVE ── edge
+//! ```
+
+mod request;
+mod table;
+mod tunnel;
+
+use bytes::Bytes;
+use kedge_pki::{Certificate, ClientAuth, Identity};
+use kedge_telemetry::Scope;
+use kedge_telemetry::channel::{ask, queue};
+use kedge_transport::{
+    AcceptError, Acceptance, BindError, Connection, Limits, Listener, Refusal, UpgradeRequest, accept,
+};
+use kedge_wire::NodeName;
+use kedge_wire::tunnel::NodeGet;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use table::{Arrival, Table};
+use tokio::sync::Semaphore;
+
+/// The bytes of a stream, or why there are none.
+pub type NodeAnswer = Result<queue::Receiver<Bytes>, String>;
+
+/// Path of the tunnel, as official edges dial it.
+const TUNNEL_PATH: &str = "/v1/kubeedge/connect";
+/// Handshakes at one time, as in the hub.
+const HANDSHAKES_MAX: usize = 256;
+/// Tunnels on their way into the table.
+const ARRIVALS_MAX: usize = 64;
+
+/// Settings.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Official port 10004. Port 0 lets the system choose.
+    pub address: SocketAddr,
+    /// What the server shows; its names must be those that edges dial.
+    pub identity: Identity,
+}
+
+/// Who CloudStream talks to inside the process.
+#[derive(Debug)]
+pub struct Ports {
+    /// Questions of the Kubernetes API.
+    pub gets: ask::Receiver<(NodeName, NodeGet), NodeAnswer>,
+}
+
+/// Why CloudStream cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("start the tunnel server")]
+    Listen(#[source] BindError),
+    #[error("prepare TLS")]
+    Tls(#[source] kedge_pki::Error),
+}
+
+/// CloudStream with its port open, ready to run.
+#[derive(Debug)]
+pub struct CloudStream {
+    listener: Listener,
+    tls: Arc<rustls::ServerConfig>,
+    ports: Ports,
+}
+
+impl CloudStream {
+    /// Opens the port. Nothing is served before [`CloudStream::run`].
+    pub async fn bind(config: Config, ports: Ports) -> Result<Self, Error> {
+        let tls = Arc::new(
+            config
+                .identity
+                .server_config(ClientAuth::Required)
+                .map_err(Error::Tls)?,
+        );
+        let listener = Listener::bind(config.address).await.map_err(Error::Listen)?;
+        Ok(Self { listener, tls, ports })
+    }
+
+    /// Where edges dial.
+    pub fn local_address(&self) -> SocketAddr {
+        self.listener.local_address()
+    }
+
+    /// Serves until the scope ends.
+    pub async fn run(self, scope: Scope) {
+        let Self { listener, tls, ports } = self;
+        let (arrivals, arriving) = queue::channel("tunnel arrivals", ARRIVALS_MAX);
+        scope.spawn_until_cancelled(
+            "tunnel table",
+            Table::new(ports.gets, arriving, scope.clone()).run(),
+        );
+        let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
+        loop {
+            let permit = Arc::clone(&handshakes)
+                .acquire_owned()
+                .await
+                .expect("nobody closes this semaphore");
+            let (tcp, peer) = tokio::select! {
+                biased;
+                () = scope.cancelled() => return,
+                accepted = listener.accept() => accepted,
+            };
+            let (tls, arrivals) = (Arc::clone(&tls), arrivals.clone());
+            scope.spawn_until_cancelled("tunnel handshake", async move {
+                let _permit = permit;
+                match accept(tcp, tls, Limits::TUNNEL, decide).await {
+                    Ok((connection, node)) => arrive(&arrivals, node, connection).await,
+                    Err(AcceptError::Refused(why)) => tracing::warn!(%peer, why, "tunnel refused"),
+                    Err(error) => tracing::debug!(%peer, %error, "tunnel handshake failed"),
+                }
+            });
+        }
+    }
+}
+
+async fn arrive(arrivals: &queue::Sender<Arrival>, node: NodeName, connection: Connection) {
+    if arrivals.send(Arrival { node, connection }).await.is_err() {
+        tracing::debug!("tunnel came while CloudStream ended");
+    }
+}
+
+/// Who dials: the certificate says it, the header must agree.
+fn decide(request: &UpgradeRequest<'_>) -> Result<Acceptance<NodeName>, Refusal> {
+    let refuse = |status, text: String| Refusal { status, text };
+    if request.path != TUNNEL_PATH {
+        return Err(refuse(404, format!("there is only {TUNNEL_PATH} here")));
+    }
+    let certificate = request
+        .certificate
+        .ok_or_else(|| refuse(403, "a node certificate is needed".into()))?;
+    let certificate = Certificate::from_der(certificate).map_err(|error| refuse(403, error.to_string()))?;
+    let info = certificate.info();
+    let node = info.node().ok_or_else(|| {
+        refuse(
+            403,
+            format!("the certificate of {:?} is not a node's", info.common_name),
+        )
+    })?;
+    let claimed = request.header("SessionHostNameOverride").unwrap_or_default();
+    if claimed != node.as_str() {
+        let claimed: String = claimed.chars().take(80).collect();
+        let text =
+            format!("header SessionHostNameOverride says {claimed:?} but the certificate is of node {node}");
+        return Err(refuse(403, text));
+    }
+    Ok(Acceptance {
+        value: node,
+        headers: Vec::new(),
+    })
+}

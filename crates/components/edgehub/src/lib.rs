@@ -1,1 +1,67 @@
-//! kedge-edgehub
+//! The edge's end of the hub connection.
+//!
+//! **Duty.** Get the node's certificate by its join token and renew it ([`bootstrap`]); hold one connection to the
+//! cloud and make a new one when it breaks; carry object changes to the store's owner and acknowledge them once they
+//! are durable; carry questions to the cloud and answers back; say whether the cloud is connected.
+//!
+//! **Inputs.** [`Config`], an [`Identity`], a [`Dialer`], [`Ports`]. **Outputs.** Orders to the store's owner, answers,
+//! the online flag, renewed identities.
+//!
+//! **Never.** It does not decide about messages: that is [`kedge_link::edge::EdgeLink`], which it owns and feeds. It
+//! does not look into objects, keeps nothing on disk but its certificate, and does not queue while offline: who asks
+//! then is told so at once.
+//!
+//! ```text
+//!   [resting] --delay--> [dialling] --connected--> [opening: what is held?] --> [online]
+//!       ^                    | refused                                             | broken, silent,
+//!       +--------------------+-----------------------------------------------------+ renewed
+//! ```
+
+mod backoff;
+mod certificate;
+mod dialer;
+mod hub;
+mod lane;
+mod phase;
+#[cfg(test)]
+mod tests;
+
+pub use certificate::{CertificateConfig, Error, bootstrap, renew};
+pub use dialer::{Dialer, Network};
+pub use hub::EdgeHub;
+pub use kedge_pki::Identity;
+
+use kedge_link::edge::{CloudRequest, RequestError, StoreDone, StoreOrder};
+use kedge_telemetry::channel::{ask, latest};
+use kedge_wire::Reply;
+use std::time::Duration;
+
+/// Settings.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Node name, certificate files and where to renew.
+    pub certificate: CertificateConfig,
+    /// `edgeHub.websocket.server`, `host:port`.
+    pub server: String,
+    /// `edgeHub.projectID`; not empty.
+    pub project_id: String,
+    /// `edgeHub.heartbeat`, official default 15 s.
+    pub heartbeat: Duration,
+    /// `edgeHub.rotateCertificates`.
+    pub rotate_certificates: bool,
+    /// Spreads delays and ids; any number that differs between nodes and starts.
+    pub seed: u64,
+}
+
+/// The neighbours.
+#[derive(Debug)]
+pub struct Ports {
+    /// To the owner of the store.
+    pub store: ask::Sender<StoreOrder, StoreDone>,
+    /// From whoever has something to say to the cloud.
+    pub requests: ask::Receiver<CloudRequest, Result<Reply, RequestError>>,
+    /// Whether the cloud is connected and the session is open.
+    pub online: latest::Sender<bool>,
+    /// The identity in use, for others who dial with it.
+    pub identity: latest::Sender<Identity>,
+}

@@ -1,1 +1,127 @@
-//! kedge-edgestream
+//! The edge's end of the tunnel through which the cloud reads logs and metrics of this node.
+//!
+//! **Duty.** Hold one WebSocket to CloudStream, dialled from here, so that a node behind NAT can be read; turn each
+//! `LOGS_CONNECT` and `METRIC_CONNECT` into a question to edged and its answer into `DATA` frames; end streams when
+//! either side is done.
+//!
+//! **Inputs.** [`Config`], [`Ports`], the identity of the node. **Outputs.** Questions to edged, frames to the cloud.
+//!
+//! **Never.** It opens no connection but the tunnel: of the URL in a connect frame only path and query are used, so
+//! the cloud cannot make this node fetch from elsewhere. It interprets no logs. It does not retry a stream: the cloud
+//! asks again.
+//!
+//! ```text
+//!   session ── reader: frames --> one task a stream --ask--> edged
+//!      │                               │ bytes, cut to DATA frames
+//!      └── writer: frames and pings <──┴ one bounded queue, so a slow link slows the streams
+//! ```
+
+mod backoff;
+mod request;
+mod session;
+mod stream;
+#[cfg(test)]
+mod tests;
+
+pub use kedge_pki::Identity;
+
+use backoff::Backoff;
+use bytes::Bytes;
+use kedge_telemetry::Scope;
+use kedge_telemetry::channel::{ask, latest, queue};
+use kedge_transport::{Plug, Target, dial};
+use kedge_wire::NodeName;
+use kedge_wire::tunnel::NodeGet;
+use std::sync::Arc;
+use tokio::time::Instant;
+
+/// What edged answers: the bytes as they come, or why there are none.
+pub type NodeAnswer = Result<queue::Receiver<Bytes>, String>;
+
+/// Settings.
+#[derive(Debug, Clone)]
+pub struct Config {
+    pub node: NodeName,
+    /// The node's address, as the cloud shall know it.
+    pub internal_ip: String,
+    /// `edgeStream.server`, `host:port`.
+    pub server: String,
+    /// Spreads delays; any number that differs between nodes.
+    pub seed: u64,
+}
+
+/// The neighbours.
+#[derive(Debug)]
+pub struct Ports {
+    /// The identity to dial with; a renewed one is used from the next connection on.
+    pub identity: latest::Receiver<Identity>,
+    /// To edged.
+    pub gets: ask::Sender<NodeGet, NodeAnswer>,
+    /// The cable, which a demo may pull.
+    pub plug: Plug,
+}
+
+/// The component.
+#[derive(Debug)]
+pub struct EdgeStream {
+    config: Config,
+    ports: Ports,
+}
+
+impl EdgeStream {
+    pub fn new(config: Config, ports: Ports) -> Self {
+        Self { config, ports }
+    }
+
+    /// Serves until the scope is cancelled.
+    pub async fn run(self, scope: Scope) {
+        let mut backoff = Backoff::new(self.config.seed);
+        let mut complaint = String::new();
+        while !scope.is_cancelled() {
+            let started = Instant::now();
+            let ended = tokio::select! {
+                biased;
+                () = scope.cancelled() => return,
+                connected = self.connect() => match connected {
+                    Ok(connection) => {
+                        tracing::info!(server = self.config.server, "tunnel stands");
+                        session::run(connection, self.ports.gets.clone(), &scope).await
+                    }
+                    Err(why) => why,
+                },
+            };
+            if started.elapsed() >= backoff::GOOD_SESSION {
+                backoff.reset();
+            }
+            let delay = backoff.next();
+            if ended == complaint {
+                tracing::debug!(why = ended, ?delay, "tunnel still not there");
+            } else {
+                tracing::warn!(
+                    why = ended,
+                    ?delay,
+                    "no tunnel to the cloud; logs cannot be read until there is one"
+                );
+                complaint = ended;
+            }
+            tokio::select! {
+                biased;
+                () = scope.cancelled() => return,
+                () = tokio::time::sleep(delay) => {}
+            }
+        }
+    }
+
+    async fn connect(&self) -> Result<kedge_transport::Connection, String> {
+        let tls = self
+            .ports
+            .identity
+            .borrow()
+            .client_config()
+            .map_err(|error| error.to_string())?;
+        let target = Target::tunnel(&self.config.server, &self.config.node, &self.config.internal_ip);
+        dial(&target, Arc::new(tls), &self.ports.plug)
+            .await
+            .map_err(|error| error.to_string())
+    }
+}

@@ -9,11 +9,17 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Layout {
     /// One tree for all controllers.
-    V2 { mount: PathBuf, controllers: BTreeSet<String> },
+    V2 {
+        mount: PathBuf,
+        controllers: BTreeSet<String>,
+    },
     /// One tree per controller.
     V1 { mounts: BTreeMap<String, PathBuf> },
     /// One tree per controller, and a second version tree that has none of those that matter here.
-    Hybrid { mounts: BTreeMap<String, PathBuf>, unified: PathBuf },
+    Hybrid {
+        mounts: BTreeMap<String, PathBuf>,
+        unified: PathBuf,
+    },
 }
 
 /// The controllers without which limits of a pod cannot be kept.
@@ -22,7 +28,10 @@ pub const REQUIRED: [&str; 3] = ["cpu", "memory", "pids"];
 impl Layout {
     /// Says which required controller is missing.
     pub fn require_controllers(&self) -> Result<(), Error> {
-        REQUIRED.into_iter().find(|name| !self.has(name)).map_or(Ok(()), |missing| Err(Error::NoController(missing)))
+        REQUIRED
+            .into_iter()
+            .find(|name| !self.has(name))
+            .map_or(Ok(()), |missing| Err(Error::NoController(missing)))
     }
 
     pub fn has(&self, controller: &str) -> bool {
@@ -68,7 +77,10 @@ pub fn layout_of(root: &Root) -> Result<Layout, Error> {
         (true, None) => Err(Error::NoCgroups),
         (true, Some(mount)) => {
             let listed = root.read(&mount.join("cgroup.controllers").to_string_lossy())?;
-            Ok(Layout::V2 { mount, controllers: listed.split_whitespace().map(str::to_owned).collect() })
+            Ok(Layout::V2 {
+                mount,
+                controllers: listed.split_whitespace().map(str::to_owned).collect(),
+            })
         }
         (false, None) => Ok(Layout::V1 { mounts: v1 }),
         (false, Some(unified)) => Ok(Layout::Hybrid { mounts: v1, unified }),
@@ -78,7 +90,11 @@ pub fn layout_of(root: &Root) -> Result<Layout, Error> {
 /// The controllers among the mount's options: everything that is neither a flag nor a named hierarchy.
 fn controllers_of(mount: &MountPoint) -> impl Iterator<Item = String> + '_ {
     const FLAGS: [&str; 5] = ["rw", "ro", "xattr", "clone_children", "noprefix"];
-    mount.options.iter().filter(|option| !FLAGS.contains(&option.as_str()) && !option.contains('=')).cloned()
+    mount
+        .options
+        .iter()
+        .filter(|option| !FLAGS.contains(&option.as_str()) && !option.contains('='))
+        .cloned()
 }
 
 #[cfg(test)]
@@ -114,8 +130,11 @@ mod tests {
 
     #[test]
     fn one_tree_is_version_two() {
-        let machine =
-            Machine::new("v2", "1 0 0:1 / /sys/fs/cgroup rw - cgroup2 cgroup rw\n", Some("cpuset cpu memory pids\n"));
+        let machine = Machine::new(
+            "v2",
+            "1 0 0:1 / /sys/fs/cgroup rw - cgroup2 cgroup rw\n",
+            Some("cpuset cpu memory pids\n"),
+        );
         let layout = machine.layout().unwrap();
         assert!(matches!(layout, Layout::V2 { .. }), "{layout:?}");
         layout.require_controllers().unwrap();
@@ -132,7 +151,10 @@ mod tests {
             None,
         );
         let layout = machine.layout().unwrap();
-        assert_eq!(layout.require_controllers().unwrap_err().to_string(), Error::NoController("pids").to_string());
+        assert_eq!(
+            layout.require_controllers().unwrap_err().to_string(),
+            Error::NoController("pids").to_string()
+        );
         assert_eq!(layout.trees().len(), 2);
     }
 

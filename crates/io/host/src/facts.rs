@@ -35,13 +35,25 @@ pub fn facts() -> Result<Facts, Error> {
 /// Reads the facts below `root`; addresses are not files, so they are given.
 pub fn facts_of(root: &Root, addresses: Vec<IpAddr>) -> Result<Facts, Error> {
     let meminfo = root.read("/proc/meminfo")?;
-    let memory_bytes = parse::meminfo_bytes(&meminfo, "MemTotal")
-        .ok_or_else(|| Error::NotUnderstood { path: root.path("/proc/meminfo"), reason: "no MemTotal".to_owned() })?;
-    let machine_id = trimmed(root.read("/etc/machine-id").or_else(|_| root.read("/var/lib/dbus/machine-id")));
+    let memory_bytes = parse::meminfo_bytes(&meminfo, "MemTotal").ok_or_else(|| Error::NotUnderstood {
+        path: root.path("/proc/meminfo"),
+        reason: "no MemTotal".to_owned(),
+    })?;
+    let machine_id = trimmed(
+        root.read("/etc/machine-id")
+            .or_else(|_| root.read("/var/lib/dbus/machine-id")),
+    );
     let system_uuid = trimmed(root.read("/sys/class/dmi/id/product_uuid"));
-    let os_release = root.read("/etc/os-release").or_else(|_| root.read("/usr/lib/os-release")).unwrap_or_default();
+    let os_release = root
+        .read("/etc/os-release")
+        .or_else(|_| root.read("/usr/lib/os-release"))
+        .unwrap_or_default();
     Ok(Facts {
-        system_uuid: if system_uuid.is_empty() { machine_id.clone() } else { system_uuid },
+        system_uuid: if system_uuid.is_empty() {
+            machine_id.clone()
+        } else {
+            system_uuid
+        },
         machine_id,
         boot_id: trimmed(Ok(root.read("/proc/sys/kernel/random/boot_id")?)),
         kernel_version: trimmed(root.read("/proc/sys/kernel/osrelease")),
@@ -62,7 +74,9 @@ fn trimmed(text: Result<String, Error>) -> String {
 
 /// Names this boot of the machine; a process id means nothing without it.
 pub fn boot_id() -> Result<String, Error> {
-    Root::machine().read("/proc/sys/kernel/random/boot_id").map(|id| id.trim().to_owned())
+    Root::machine()
+        .read("/proc/sys/kernel/random/boot_id")
+        .map(|id| id.trim().to_owned())
 }
 
 /// The processor architecture of this program in Go's words, which images and node labels use.
@@ -87,7 +101,10 @@ const OUTSIDE: ([u8; 4], u16) = ([192, 0, 2, 1], 9);
 
 fn addresses() -> Result<Vec<IpAddr>, Error> {
     let interfaces = nix::ifaddrs::getifaddrs().map_err(|errno| Error::Addresses(errno.into()))?;
-    let mut found: Vec<IpAddr> = interfaces.filter_map(|interface| ip(&interface.address?)).filter(usable).collect();
+    let mut found: Vec<IpAddr> = interfaces
+        .filter_map(|interface| ip(&interface.address?))
+        .filter(usable)
+        .collect();
     found.sort();
     found.dedup();
     if let Some(primary) = primary() {

@@ -14,7 +14,11 @@ pub struct MountPoint {
 
 /// Everything mounted in this process's namespace, in the order it was mounted.
 pub fn mount_points(root: &Root) -> Result<Vec<MountPoint>, Error> {
-    Ok(root.read("/proc/self/mountinfo")?.lines().filter_map(mount_point).collect())
+    Ok(root
+        .read("/proc/self/mountinfo")?
+        .lines()
+        .filter_map(mount_point)
+        .collect())
 }
 
 /// `36 35 98:0 /root /point opts shared:1 - ext4 /dev/root rw,errors=continue`
@@ -24,7 +28,12 @@ fn mount_point(line: &str) -> Option<MountPoint> {
     Some(MountPoint {
         path: unescape(place.split(' ').nth(4)?).into(),
         file_system: system.next()?.to_owned(),
-        options: system.nth(1).unwrap_or_default().split(',').map(str::to_owned).collect(),
+        options: system
+            .nth(1)
+            .unwrap_or_default()
+            .split(',')
+            .map(str::to_owned)
+            .collect(),
     })
 }
 
@@ -32,13 +41,18 @@ fn mount_point(line: &str) -> Option<MountPoint> {
 fn unescape(path: &str) -> String {
     [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")]
         .iter()
-        .fold(path.to_owned(), |path, (escaped, plain)| path.replace(escaped, plain))
+        .fold(path.to_owned(), |path, (escaped, plain)| {
+            path.replace(escaped, plain)
+        })
 }
 
 /// Whether the kernel knows this file system now. A kernel that would load a module for it only says so when it is
 /// asked to mount.
 pub fn knows_file_system(root: &Root, name: &str) -> Result<bool, Error> {
-    Ok(root.read("/proc/filesystems")?.lines().any(|line| line.split_whitespace().next_back() == Some(name)))
+    Ok(root
+        .read("/proc/filesystems")?
+        .lines()
+        .any(|line| line.split_whitespace().next_back() == Some(name)))
 }
 
 #[cfg(test)]

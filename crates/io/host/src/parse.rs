@@ -2,14 +2,18 @@
 
 /// The value of `key` in lines like `MemTotal:  123 kB`, in bytes.
 pub(crate) fn meminfo_bytes(text: &str, key: &str) -> Option<u64> {
-    let line = text.lines().find(|line| line.strip_prefix(key).is_some_and(|rest| rest.starts_with(':')))?;
+    let line = text
+        .lines()
+        .find(|line| line.strip_prefix(key).is_some_and(|rest| rest.starts_with(':')))?;
     let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
     kib.checked_mul(1024)
 }
 
 /// The value of `key` in lines like `PRETTY_NAME="Debian GNU/Linux 12"`.
 pub(crate) fn os_release(text: &str, key: &str) -> Option<String> {
-    let value = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='))?;
+    let value = text
+        .lines()
+        .find_map(|line| line.strip_prefix(key)?.strip_prefix('='))?;
     Some(value.trim().trim_matches(['"', '\'']).to_owned())
 }
 
@@ -18,7 +22,8 @@ pub(crate) fn cpus(stat: &str) -> u32 {
     let count = stat
         .lines()
         .filter(|line| {
-            line.strip_prefix("cpu").is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
+            line.strip_prefix("cpu")
+                .is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
         })
         .count();
     u32::try_from(count).unwrap_or(u32::MAX).max(1)
@@ -49,13 +54,19 @@ mod tests {
         let text = "MemTotal:       24684092 kB\nMemAvailable:   23768000 kB\nMemTotalX: 1 kB\n";
         check(meminfo_bytes(text, "MemTotal"), expect!["Some(25276510208)"]);
         check(meminfo_bytes(text, "Swap"), expect!["None"]);
-        check(meminfo_bytes("MemTotal: 99999999999999999999 kB", "MemTotal"), expect!["None"]);
+        check(
+            meminfo_bytes("MemTotal: 99999999999999999999 kB", "MemTotal"),
+            expect!["None"],
+        );
     }
 
     #[test]
     fn os_release_values_may_be_quoted() {
         let text = "NAME=Debian\nPRETTY_NAME=\"Debian GNU/Linux 12 (bookworm)\"\nID='debian'\n";
-        check(os_release(text, "PRETTY_NAME"), expect![[r#"Some("Debian GNU/Linux 12 (bookworm)")"#]]);
+        check(
+            os_release(text, "PRETTY_NAME"),
+            expect![[r#"Some("Debian GNU/Linux 12 (bookworm)")"#]],
+        );
         check(os_release(text, "ID"), expect![[r#"Some("debian")"#]]);
         check(os_release(text, "VERSION"), expect!["None"]);
     }

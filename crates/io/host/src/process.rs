@@ -4,7 +4,7 @@ use crate::root::read_bounded;
 use crate::{Error, boot_id, parse};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
 /// A process that can be recognised later, also after this program was restarted.
@@ -20,7 +20,11 @@ impl Identity {
     /// Who `pid` is now.
     pub fn of(pid: u32) -> Result<Self, Error> {
         let (_, start_ticks) = stat(pid)?.ok_or(Error::ProcessEnded(pid))?;
-        Ok(Self { pid, start_ticks, boot_id: boot_id()? })
+        Ok(Self {
+            pid,
+            start_ticks,
+            boot_id: boot_id()?,
+        })
     }
 
     /// Whether this very process still exists and is not merely waiting to be reaped.
@@ -35,8 +39,13 @@ impl Identity {
     /// A descriptor that means this process and never another; it is readable once the process has ended. `None` when
     /// it has ended already.
     pub fn open(&self) -> Result<Option<ProcessHandle>, Error> {
-        let failed = |errno: rustix::io::Errno| Error::Signal { pid: self.pid, source: errno.into() };
-        let Some(pid) = i32::try_from(self.pid).ok().and_then(Pid::from_raw) else { return Ok(None) };
+        let failed = |errno: rustix::io::Errno| Error::Signal {
+            pid: self.pid,
+            source: errno.into(),
+        };
+        let Some(pid) = i32::try_from(self.pid).ok().and_then(Pid::from_raw) else {
+            return Ok(None);
+        };
         let fd = match pidfd_open(pid, PidfdFlags::empty()) {
             Ok(fd) => fd,
             Err(rustix::io::Errno::SRCH) => return Ok(None),
@@ -54,11 +63,31 @@ fn stat(pid: u32) -> Result<Option<(char, u64)>, Error> {
         Ok(text) => text,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         // The process ended between opening and reading.
-        Err(error) if error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error()) => return Ok(None),
+        Err(error) if error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error()) => {
+            return Ok(None);
+        }
         Err(source) => return Err(Error::Read { path, source }),
     };
     let parsed = parse::stat_of_process(&text);
-    parsed.map(Some).ok_or(Error::NotUnderstood { path, reason: "expected the fields of proc(5)".to_owned() })
+    parsed.map(Some).ok_or(Error::NotUnderstood {
+        path,
+        reason: "expected the fields of proc(5)".to_owned(),
+    })
+}
+
+/// The effective capabilities of this process, by number.
+pub fn capabilities() -> Result<u64, Error> {
+    let path = PathBuf::from("/proc/self/status");
+    let text = read_bounded(&path).map_err(|source| Error::Read {
+        path: path.clone(),
+        source,
+    })?;
+    let line = text.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    line.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
+        .ok_or_else(|| Error::NotUnderstood {
+            path,
+            reason: "expected CapEff".to_owned(),
+        })
 }
 
 /// Holds a process so that its id cannot come to mean another one.
@@ -73,13 +102,18 @@ impl ProcessHandle {
     pub fn signal(&self, signal: Signal) -> Result<(), Error> {
         match pidfd_send_signal(&self.fd, signal) {
             Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
-            Err(errno) => Err(Error::Signal { pid: self.pid, source: errno.into() }),
+            Err(errno) => Err(Error::Signal {
+                pid: self.pid,
+                source: errno.into(),
+            }),
         }
     }
+}
 
-    /// The descriptor, to wait on: readable when the process has ended.
-    pub fn into_fd(self) -> OwnedFd {
-        self.fd
+/// To wait on: it is readable when the process has ended.
+impl AsFd for ProcessHandle {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
     }
 }
 
@@ -107,7 +141,11 @@ pub fn signal_named(name: &str) -> Result<Signal, Error> {
         ("WINCH", Signal::WINCH),
         ("PWR", Signal::POWER),
     ];
-    known.iter().find(|(known, _)| *known == short).map(|(_, signal)| *signal).ok_or_else(refused)
+    known
+        .iter()
+        .find(|(known, _)| *known == short)
+        .map(|(_, signal)| *signal)
+        .ok_or_else(refused)
 }
 
 #[cfg(test)]
@@ -117,13 +155,23 @@ mod tests {
 
     #[test]
     fn a_process_is_recognised_until_it_ends() {
-        let mut child = Command::new("/bin/cat").stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+        let mut child = Command::new("/bin/cat")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
         let identity = Identity::of(child.id()).unwrap();
         assert!(identity.is_alive().unwrap());
-        let stranger = Identity { start_ticks: identity.start_ticks + 1, ..identity.clone() };
+        let stranger = Identity {
+            start_ticks: identity.start_ticks + 1,
+            ..identity.clone()
+        };
         assert!(!stranger.is_alive().unwrap(), "same id, other start");
         assert!(stranger.open().unwrap().is_none());
-        let other_boot = Identity { boot_id: "another".to_owned(), ..identity.clone() };
+        let other_boot = Identity {
+            boot_id: "another".to_owned(),
+            ..identity.clone()
+        };
         assert!(!other_boot.is_alive().unwrap(), "same id, other boot");
 
         let handle = identity.open().unwrap().unwrap();
@@ -139,6 +187,9 @@ mod tests {
         for name in ["SIGTERM", "TERM", "sigterm", "15"] {
             assert_eq!(signal_named(name).unwrap(), Signal::TERM, "{name}");
         }
-        assert_eq!(signal_named("SIGNOPE").unwrap_err().to_string(), "SIGNOPE is not a signal");
+        assert_eq!(
+            signal_named("SIGNOPE").unwrap_err().to_string(),
+            "SIGNOPE is not a signal"
+        );
     }
 }

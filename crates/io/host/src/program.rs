@@ -2,6 +2,7 @@
 
 use crate::Error;
 use std::io::{Read, Write};
+use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
@@ -23,8 +24,18 @@ impl Outcome {
     /// The last words of the program, for error messages.
     pub fn complaint(&self) -> String {
         let text = String::from_utf8_lossy(&self.stderr);
-        let last = text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default().trim().to_owned();
-        if last.is_empty() { self.status.to_string() } else { last }
+        let last = text
+            .lines()
+            .rev()
+            .find(|line| !line.trim().is_empty())
+            .unwrap_or_default()
+            .trim()
+            .to_owned();
+        if last.is_empty() {
+            self.status.to_string()
+        } else {
+            last
+        }
     }
 }
 
@@ -35,8 +46,13 @@ pub fn run(program: &str, arguments: &[&str], input: &[u8], deadline: Duration) 
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
+        // A group of its own: at the deadline the program's children go with it, else they would hold its output open.
+        .process_group(0)
         .spawn()
-        .map_err(|source| Error::Start { program: program.to_owned(), source })?;
+        .map_err(|source| Error::Start {
+            program: program.to_owned(),
+            source,
+        })?;
     let stdin = child.stdin.take();
     let stdout = child.stdout.take();
     let stderr = child.stderr.take();
@@ -52,23 +68,44 @@ pub fn run(program: &str, arguments: &[&str], input: &[u8], deadline: Duration) 
         let status = wait(&mut child, program, deadline);
         let stdout = stdout.join().unwrap_or_default();
         let stderr = stderr.join().unwrap_or_default();
-        Ok(Outcome { status: status?, stdout, stderr })
+        Ok(Outcome {
+            status: status?,
+            stdout,
+            stderr,
+        })
     })
 }
 
 fn wait(child: &mut Child, program: &str, deadline: Duration) -> Result<ExitStatus, Error> {
-    let talk = |source| Error::Talk { program: program.to_owned(), source };
+    let talk = |source| Error::Talk {
+        program: program.to_owned(),
+        source,
+    };
     let end = Instant::now() + deadline;
     loop {
         if let Some(status) = child.try_wait().map_err(talk)? {
             return Ok(status);
         }
         if Instant::now() >= end {
-            drop(child.kill());
+            kill_group(child);
             drop(child.wait());
-            return Err(Error::Deadline { program: program.to_owned(), seconds: deadline.as_secs() });
+            return Err(Error::Deadline {
+                program: program.to_owned(),
+                seconds: deadline.as_secs(),
+            });
         }
         std::thread::sleep(LOOK_EVERY);
+    }
+}
+
+/// The child has not been waited for, so its id still means it and its group.
+fn kill_group(child: &Child) {
+    if let Some(group) = i32::try_from(child.id())
+        .ok()
+        .and_then(rustix::process::Pid::from_raw)
+    {
+        // Fails only when the whole group has ended, which is what is wanted.
+        let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
     }
 }
 
@@ -102,12 +139,21 @@ mod tests {
     #[test]
     fn a_program_that_does_not_end_is_killed() {
         let error = run("/bin/sleep", &["60"], b"", Duration::from_millis(20)).unwrap_err();
-        assert_eq!(error.to_string(), "/bin/sleep did not end within 0 s and was killed");
+        assert_eq!(
+            error.to_string(),
+            "/bin/sleep did not end within 0 s and was killed"
+        );
     }
 
     #[test]
     fn output_beyond_the_limit_is_dropped() {
-        let outcome = run("/usr/bin/head", &["-c", "3000000", "/dev/zero"], b"", Duration::from_secs(30)).unwrap();
+        let outcome = run(
+            "/usr/bin/head",
+            &["-c", "3000000", "/dev/zero"],
+            b"",
+            Duration::from_secs(30),
+        )
+        .unwrap();
         assert_eq!(outcome.stdout.len(), OUTPUT_BYTES_MAX);
     }
 

@@ -32,7 +32,10 @@ pub fn usage(disk: &Path) -> Result<Usage, Error> {
 /// Reads below `root` how full the machine is.
 pub fn usage_of(root: &Root, disk: &Path) -> Result<Usage, Error> {
     let meminfo = root.read("/proc/meminfo")?;
-    let not_understood = |path: &str, reason: &str| Error::NotUnderstood { path: root.path(path), reason: reason.to_owned() };
+    let not_understood = |path: &str, reason: &str| Error::NotUnderstood {
+        path: root.path(path),
+        reason: reason.to_owned(),
+    };
     let loadavg = root.read("/proc/loadavg")?;
     let (load_1m, pids) =
         load(&loadavg).ok_or_else(|| not_understood("/proc/loadavg", "expected five fields with a slash"))?;
@@ -42,7 +45,10 @@ pub fn usage_of(root: &Root, disk: &Path) -> Result<Usage, Error> {
         memory_available_bytes: parse::meminfo_bytes(&meminfo, "MemAvailable")
             .ok_or_else(|| not_understood("/proc/meminfo", "no MemAvailable"))?,
         pids,
-        pids_max: pids_max.trim().parse().map_err(|_| not_understood("/proc/sys/kernel/pid_max", "not a number"))?,
+        pids_max: pids_max
+            .trim()
+            .parse()
+            .map_err(|_| not_understood("/proc/sys/kernel/pid_max", "not a number"))?,
         load_1m,
         uptime_s: uptime
             .split(['.', ' '])
@@ -63,8 +69,10 @@ fn load(text: &str) -> Option<(f64, u64)> {
 
 /// Measures the file system that holds `path`.
 pub fn disk_usage(path: &Path) -> Result<DiskUsage, Error> {
-    let measured = rustix::fs::statvfs(path)
-        .map_err(|errno| Error::Disk { path: path.to_owned(), source: errno.into() })?;
+    let measured = rustix::fs::statvfs(path).map_err(|errno| Error::Disk {
+        path: path.to_owned(),
+        source: errno.into(),
+    })?;
     Ok(DiskUsage {
         total_bytes: measured.f_blocks.saturating_mul(measured.f_frsize),
         available_bytes: measured.f_bavail.saturating_mul(measured.f_frsize),
@@ -80,7 +88,10 @@ mod tests {
     #[test]
     fn this_machine_has_usage() {
         let usage = usage(Path::new("/")).unwrap();
-        assert!(usage.memory_available_bytes > 0 && usage.pids > 0 && usage.pids_max > usage.pids, "{usage:?}");
+        assert!(
+            usage.memory_available_bytes > 0 && usage.pids > 0 && usage.pids_max > usage.pids,
+            "{usage:?}"
+        );
         assert!(usage.disk.total_bytes >= usage.disk.available_bytes, "{usage:?}");
     }
 

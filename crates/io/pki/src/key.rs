@@ -98,6 +98,11 @@ impl Key {
         [PKCS8_HEAD, &self.scalar, PUBLIC_HEAD, &self.point].concat()
     }
 
+    /// A `PRIVATE KEY` block (PKCS#8).
+    pub fn pkcs8_pem(&self) -> String {
+        pem_block("PRIVATE KEY", &self.pkcs8_der())
+    }
+
     /// An `EC PRIVATE KEY` block.
     pub fn pem(&self) -> String {
         pem_block("EC PRIVATE KEY", &self.sec1)

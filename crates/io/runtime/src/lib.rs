@@ -4,14 +4,35 @@
 //! later issue; today there are the embedded OCI runtime ([`embedded`]) and the hollow one ([`hollow`]), which keeps
 //! its containers in memory and is what `--hollow`, tests and load generators use.
 //!
+//! **Inputs.** Orders through the trait; image archives. **Outputs.** Processes, their log files in the CRI format, and
+//! [`ObservedSandbox`]es, which are always read from what is, never from what was ordered.
+//!
 //! **Never.** No pod logic: it neither restarts, nor backs off, nor knows what a pod wants.
+//!
+//! ```text
+//!   daemon (tokio)                      helper processes (one executable, `helper::main`)
+//!   embedded::Embedded --- create ----> supervisor --- libcontainer ---> container's first process
+//!        |      ^                           |  stdout, stderr -> log file; exit -> states/<id>.json
+//!        |      +------ inotify ------------+
+//!        +--------- sandbox-up ----------> namespaces, veth pair, bridge; then it ends
+//! ```
+
+mod cri_log;
+mod durable;
+pub mod embedded;
+pub mod helper;
+pub mod hollow;
+pub mod image;
 
 use async_trait::async_trait;
 use kedge_containers::{
     ContainerConfig, ContainerId, Image, ObservedSandbox, RuntimeVersion, SandboxConfig, SandboxId,
 };
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+pub use embedded::Embedded;
+pub use hollow::Hollow;
 
 /// Why a runtime refused or failed.
 #[derive(Debug, thiserror::Error)]
@@ -24,8 +45,17 @@ pub enum Error {
     NoSandbox(String),
     #[error("no container {0}")]
     NoContainer(String),
+    /// The embedded runtime has no registry client.
+    #[error("image {image} is not on this node; import it with `kedge image import FILE`")]
+    NoRegistry { image: String },
+    #[error("image {image} is used by container {container}")]
+    ImageInUse { image: String, container: String },
     #[error("{act} {object}: {reason}")]
-    Failed { act: &'static str, object: String, reason: String },
+    Failed {
+        act: &'static str,
+        object: String,
+        reason: String,
+    },
     #[error("{act} {object}")]
     Io {
         act: &'static str,
@@ -33,6 +63,28 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
+}
+
+impl Error {
+    pub(crate) fn io(act: &'static str, path: &Path, source: std::io::Error) -> Self {
+        Self::Io {
+            act,
+            object: path.display().to_string(),
+            source,
+        }
+    }
+
+    pub(crate) fn failed(
+        act: &'static str,
+        object: impl Into<String>,
+        reason: impl std::fmt::Display,
+    ) -> Self {
+        Self::Failed {
+            act,
+            object: object.into(),
+            reason: reason.to_string(),
+        }
+    }
 }
 
 /// A container runtime. Every call is idempotent where the CRI's is: stopping what is stopped and removing what is
@@ -50,7 +102,11 @@ pub trait Runtime: Send + Sync + 'static {
     /// Removes a sandbox with its containers, stopping it first if needed.
     async fn remove_sandbox(&self, id: &SandboxId) -> Result<(), Error>;
 
-    async fn create_container(&self, sandbox: &SandboxId, config: &ContainerConfig) -> Result<ContainerId, Error>;
+    async fn create_container(
+        &self,
+        sandbox: &SandboxId,
+        config: &ContainerConfig,
+    ) -> Result<ContainerId, Error>;
     async fn start_container(&self, id: &ContainerId) -> Result<(), Error>;
     /// Sends the stop signal, waits at most `grace`, then kills. Returns when the container has ended.
     async fn stop_container(&self, id: &ContainerId, grace: Duration) -> Result<(), Error>;

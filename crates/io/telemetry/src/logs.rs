@@ -10,10 +10,14 @@ pub enum Format {
     Json,
 }
 
+/// The Kubernetes client logs an error for every answer that is not a success, also for those that its caller expects
+/// and handles.
+const QUIET: &str = "kube_client=off";
+
 /// Installs the subscriber for this process, writing to `writer`. `filter` has the syntax of `tracing`'s EnvFilter,
 /// for example `info,kedge_link=debug`; a filter that cannot be read falls back to `info` and says so.
 pub fn install(filter: &str, format: Format, writer: BoxMakeWriter) {
-    let (parsed, complaint) = match EnvFilter::try_new(filter) {
+    let (parsed, complaint) = match EnvFilter::try_new(format!("{QUIET},{filter}")) {
         Ok(parsed) => (parsed, None),
         Err(error) => (EnvFilter::new("info"), Some(error)),
     };

@@ -6,7 +6,8 @@ use serde_json::{Map, Value, json};
 /// The value at a path of object keys, or null.
 pub fn at<'a>(object: &'a Value, path: &[&str]) -> &'a Value {
     const NULL: &Value = &Value::Null;
-    path.iter().fold(object, |value, key| value.get(key).unwrap_or(NULL))
+    path.iter()
+        .fold(object, |value, key| value.get(key).unwrap_or(NULL))
 }
 
 /// The text at a path, or "".
@@ -26,7 +27,11 @@ pub fn items<'a>(object: &'a Value, path: &[&str]) -> &'a [Value] {
 
 /// The string map at a path as pairs.
 pub fn pairs<'a>(object: &'a Value, path: &[&str]) -> impl Iterator<Item = (&'a str, &'a str)> {
-    at(object, path).as_object().into_iter().flatten().map(|(k, v)| (k.as_str(), v.as_str().unwrap_or_default()))
+    at(object, path)
+        .as_object()
+        .into_iter()
+        .flatten()
+        .map(|(k, v)| (k.as_str(), v.as_str().unwrap_or_default()))
 }
 
 pub fn name(object: &Value) -> &str {
@@ -59,7 +64,9 @@ pub fn is_terminating(object: &Value) -> bool {
 }
 
 pub fn finalizers(object: &Value) -> impl Iterator<Item = &str> {
-    items(object, &["metadata", "finalizers"]).iter().filter_map(Value::as_str)
+    items(object, &["metadata", "finalizers"])
+        .iter()
+        .filter_map(Value::as_str)
 }
 
 /// Writes a value at a path and makes the maps in between.
@@ -130,7 +137,9 @@ pub fn seconds_since(object: &Value, path: &[&str], now: Timestamp) -> Option<i6
 
 /// The condition of that type in `status.conditions`.
 pub fn condition<'a>(object: &'a Value, kind: &str) -> Option<&'a Value> {
-    items(object, &["status", "conditions"]).iter().find(|c| text(c, &["type"]) == kind)
+    items(object, &["status", "conditions"])
+        .iter()
+        .find(|c| text(c, &["type"]) == kind)
 }
 
 /// Whether the condition of that type has status True.
@@ -140,7 +149,14 @@ pub fn condition_true(object: &Value, kind: &str) -> bool {
 
 /// Sets a condition in `status.conditions`; `lastTransitionTime` moves only when the status changes. Returns whether
 /// anything but times changed.
-pub fn set_condition(object: &mut Value, kind: &str, status: &str, reason: &str, message: &str, now: Timestamp) -> bool {
+pub fn set_condition(
+    object: &mut Value,
+    kind: &str,
+    status: &str,
+    reason: &str,
+    message: &str,
+    now: Timestamp,
+) -> bool {
     let place = map(object).entry("status").or_insert(Value::Null);
     let conditions = list(map(place).entry("conditions").or_insert(Value::Null));
     let Some(condition) = conditions.iter_mut().find(|c| text(c, &["type"]) == kind) else {
@@ -150,7 +166,8 @@ pub fn set_condition(object: &mut Value, kind: &str, status: &str, reason: &str,
         return true;
     };
     let flipped = text(condition, &["status"]) != status;
-    let changed = flipped || text(condition, &["reason"]) != reason || text(condition, &["message"]) != message;
+    let changed =
+        flipped || text(condition, &["reason"]) != reason || text(condition, &["message"]) != message;
     if flipped {
         set(condition, &["lastTransitionTime"], Value::String(time(now)));
     }
@@ -162,7 +179,9 @@ pub fn set_condition(object: &mut Value, kind: &str, status: &str, reason: &str,
 
 /// The owner reference with `controller: true`.
 pub fn controller_of(object: &Value) -> Option<&Value> {
-    items(object, &["metadata", "ownerReferences"]).iter().find(|o| at(o, &["controller"]) == &Value::Bool(true))
+    items(object, &["metadata", "ownerReferences"])
+        .iter()
+        .find(|o| at(o, &["controller"]) == &Value::Bool(true))
 }
 
 /// An owner reference that makes `owner` the controller of something.
@@ -203,7 +222,11 @@ pub fn name_suffix(seed: u64, salt: &str) -> String {
 pub fn value_hash(value: &Value) -> String {
     let mut hash = fnv64(canonical(value).to_string().as_bytes(), 0xcbf2_9ce4_8422_2325);
     hash ^= hash >> 32;
-    (hash as u32).to_string().bytes().map(|digit| char::from(NAME_ALPHABET[usize::from(digit) % NAME_ALPHABET.len()])).collect()
+    (hash as u32)
+        .to_string()
+        .bytes()
+        .map(|digit| char::from(NAME_ALPHABET[usize::from(digit) % NAME_ALPHABET.len()]))
+        .collect()
 }
 
 /// The value with all maps sorted by key, so that equal objects print equally.
@@ -212,7 +235,12 @@ fn canonical(value: &Value) -> Value {
         Value::Object(fields) => {
             let mut sorted: Vec<_> = fields.iter().collect();
             sorted.sort_by(|a, b| a.0.cmp(b.0));
-            Value::Object(sorted.into_iter().map(|(k, v)| (k.clone(), canonical(v))).collect())
+            Value::Object(
+                sorted
+                    .into_iter()
+                    .map(|(k, v)| (k.clone(), canonical(v)))
+                    .collect(),
+            )
         }
         Value::Array(items) => Value::Array(items.iter().map(canonical).collect()),
         Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => value.clone(),
@@ -220,7 +248,9 @@ fn canonical(value: &Value) -> Value {
 }
 
 fn fnv64(bytes: &[u8], start: u64) -> u64 {
-    bytes.iter().fold(start, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
+    bytes.iter().fold(start, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    })
 }
 
 #[cfg(test)]
@@ -236,7 +266,10 @@ mod tests {
 
     #[test]
     fn hash_ignores_the_order_of_keys() {
-        assert_eq!(value_hash(&json!({"a": 1, "b": [{"c": 2, "d": 3}]})), value_hash(&json!({"b": [{"d": 3, "c": 2}], "a": 1})));
+        assert_eq!(
+            value_hash(&json!({"a": 1, "b": [{"c": 2, "d": 3}]})),
+            value_hash(&json!({"b": [{"d": 3, "c": 2}], "a": 1}))
+        );
         assert_ne!(value_hash(&json!({"a": 1})), value_hash(&json!({"a": 2})));
     }
 

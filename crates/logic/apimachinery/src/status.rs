@@ -117,25 +117,50 @@ pub struct FieldError {
 
 impl FieldError {
     pub fn required(path: impl Into<String>, detail: impl Into<String>) -> Self {
-        Self { path: path.into(), fault: Fault::Required, value: None, detail: detail.into() }
+        Self {
+            path: path.into(),
+            fault: Fault::Required,
+            value: None,
+            detail: detail.into(),
+        }
     }
 
     pub fn invalid(path: impl Into<String>, value: impl Into<Value>, detail: impl Into<String>) -> Self {
-        Self { path: path.into(), fault: Fault::Invalid, value: Some(value.into()), detail: detail.into() }
+        Self {
+            path: path.into(),
+            fault: Fault::Invalid,
+            value: Some(value.into()),
+            detail: detail.into(),
+        }
     }
 
     pub fn forbidden(path: impl Into<String>, detail: impl Into<String>) -> Self {
-        Self { path: path.into(), fault: Fault::Forbidden, value: None, detail: detail.into() }
+        Self {
+            path: path.into(),
+            fault: Fault::Forbidden,
+            value: None,
+            detail: detail.into(),
+        }
     }
 
     pub fn duplicate(path: impl Into<String>, value: impl Into<Value>) -> Self {
-        Self { path: path.into(), fault: Fault::Duplicate, value: Some(value.into()), detail: String::new() }
+        Self {
+            path: path.into(),
+            fault: Fault::Duplicate,
+            value: Some(value.into()),
+            detail: String::new(),
+        }
     }
 
     pub fn unsupported(path: impl Into<String>, value: impl Into<Value>, allowed: &[&str]) -> Self {
         let allowed: Vec<_> = allowed.iter().map(|a| format!("\"{a}\"")).collect();
         let detail = format!("supported values: {}", allowed.join(", "));
-        Self { path: path.into(), fault: Fault::NotSupported, value: Some(value.into()), detail }
+        Self {
+            path: path.into(),
+            fault: Fault::NotSupported,
+            value: Some(value.into()),
+            detail,
+        }
     }
 
     /// The sentence after the path, e.g. `Invalid value: "x": must be lower case`.
@@ -170,7 +195,11 @@ pub struct Status {
 
 impl Status {
     pub fn new(reason: Reason, message: impl Into<String>) -> Self {
-        Self { reason, message: message.into(), details: None }
+        Self {
+            reason,
+            message: message.into(),
+            details: None,
+        }
     }
 
     pub fn code(&self) -> u16 {
@@ -196,12 +225,20 @@ impl Status {
     }
 
     pub fn not_found(kind: &Kind, name: &str) -> Self {
-        Self::new(Reason::NotFound, format!("{} \"{name}\" not found", kind.group_resource())).about(kind, name)
+        Self::new(
+            Reason::NotFound,
+            format!("{} \"{name}\" not found", kind.group_resource()),
+        )
+        .about(kind, name)
     }
 
     /// The address itself is unknown: no such kind or path.
     pub fn no_such_resource() -> Self {
-        Self::new(Reason::NotFound, "the server could not find the requested resource").detail("causes", json!([]))
+        Self::new(
+            Reason::NotFound,
+            "the server could not find the requested resource",
+        )
+        .detail("causes", json!([]))
     }
 
     pub fn already_exists(kind: &Kind, name: &str) -> Self {
@@ -210,7 +247,10 @@ impl Status {
     }
 
     pub fn conflict(kind: &Kind, name: &str, why: &str) -> Self {
-        let message = format!("Operation cannot be fulfilled on {} \"{name}\": {why}", kind.group_resource());
+        let message = format!(
+            "Operation cannot be fulfilled on {} \"{name}\": {why}",
+            kind.group_resource()
+        );
         Self::new(Reason::Conflict, message).about(kind, name)
     }
 
@@ -234,7 +274,11 @@ impl Status {
             [one] => one.clone(),
             many => format!("[{}]", many.join(", ")),
         };
-        let of_group = if kind.group.is_empty() { String::new() } else { format!(".{}", kind.group) };
+        let of_group = if kind.group.is_empty() {
+            String::new()
+        } else {
+            format!(".{}", kind.group)
+        };
         let message = format!("{}{of_group} \"{name}\" is invalid: {list}", kind.kind);
         let causes: Vec<Value> = errors
             .iter()
@@ -264,7 +308,10 @@ impl Status {
     }
 
     pub fn method_not_allowed(kind: &Kind, verb: &str) -> Self {
-        let message = format!("{verb} is not supported on resources of kind \"{}\"", kind.group_resource());
+        let message = format!(
+            "{verb} is not supported on resources of kind \"{}\"",
+            kind.group_resource()
+        );
         Self::new(Reason::MethodNotAllowed, message).about(kind, "")
     }
 
@@ -277,7 +324,10 @@ impl Status {
     }
 
     pub fn not_acceptable(accepted: &[&str]) -> Self {
-        let message = format!("only the following media types are accepted: {}", accepted.join(", "));
+        let message = format!(
+            "only the following media types are accepted: {}",
+            accepted.join(", ")
+        );
         Self::new(Reason::NotAcceptable, message)
     }
 
@@ -296,8 +346,11 @@ impl Status {
 
     pub fn internal(message: impl AsRef<str>) -> Self {
         let message = message.as_ref();
-        Self::new(Reason::InternalError, format!("Internal error occurred: {message}"))
-            .detail("causes", json!([{"message": message}]))
+        Self::new(
+            Reason::InternalError,
+            format!("Internal error occurred: {message}"),
+        )
+        .detail("causes", json!([{"message": message}]))
     }
 
     pub fn unavailable(message: impl Into<String>) -> Self {
@@ -325,7 +378,9 @@ impl Status {
 
     /// The answer to a delete that removed the object at once.
     pub fn success(kind: &Kind, name: &str, uid: &str) -> Value {
-        let refusal = Self::new(Reason::BadRequest, "").about(kind, name).detail("uid", uid.into());
+        let refusal = Self::new(Reason::BadRequest, "")
+            .about(kind, name)
+            .detail("uid", uid.into());
         let details = refusal.details.map(|d| Value::Object(*d)).unwrap_or_default();
         json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details})
     }

@@ -48,14 +48,21 @@ impl Change {
         let sees = |o: &&Arc<Value>| {
             (namespace.is_empty() || crate::meta::namespace(o) == namespace) && selector.matches(o)
         };
-        match (self.before.as_ref().filter(sees), self.after.as_ref().filter(sees)) {
+        match (
+            self.before.as_ref().filter(sees),
+            self.after.as_ref().filter(sees),
+        ) {
             (None, None) => None,
             (None, Some(after)) => Some((EventType::Added, after.clone())),
             (Some(_), Some(after)) => Some((EventType::Modified, after.clone())),
             (Some(before), None) => {
                 // Clients take the version of the last event they saw as their place in the stream.
-                let mut last = self.after.as_deref().unwrap_or(before).clone();
-                crate::meta::set(&mut last, &["metadata", "resourceVersion"], self.version.to_string().into());
+                let mut last = (**before).clone();
+                crate::meta::set(
+                    &mut last,
+                    &["metadata", "resourceVersion"],
+                    self.version.to_string().into(),
+                );
                 Some((EventType::Deleted, Arc::new(last)))
             }
         }
@@ -89,7 +96,12 @@ pub struct Window {
 impl Window {
     /// An empty window; `version` is the store's version at this moment.
     pub fn new(size: usize, version: u64) -> Self {
-        Self { changes: VecDeque::new(), size: size.max(1), oldest: version, newest: version }
+        Self {
+            changes: VecDeque::new(),
+            size: size.max(1),
+            oldest: version,
+            newest: version,
+        }
     }
 
     /// Appends a change. Versions must rise; a change that is not newer is ignored and false is returned.
@@ -110,7 +122,10 @@ impl Window {
     /// All changes after `version`, oldest first.
     pub fn since(&self, version: u64) -> Result<impl Iterator<Item = &Change>, Expired> {
         if version < self.oldest {
-            return Err(Expired { asked: version, oldest: self.oldest });
+            return Err(Expired {
+                asked: version,
+                oldest: self.oldest,
+            });
         }
         let start = self.changes.partition_point(|c| c.version <= version);
         Ok(self.changes.range(start..))
@@ -141,7 +156,11 @@ pub fn bookmark(kind: &Kind, version: u64, initial_events_end: bool) -> Value {
         "metadata": {"resourceVersion": version.to_string(), "creationTimestamp": null},
     });
     if initial_events_end {
-        crate::meta::set(&mut object, &["metadata", "annotations"], json!({"k8s.io/initial-events-end": "true"}));
+        crate::meta::set(
+            &mut object,
+            &["metadata", "annotations"],
+            json!({"k8s.io/initial-events-end": "true"}),
+        );
     }
     object
 }
@@ -153,23 +172,36 @@ mod tests {
     use expect_test::{Expect, expect};
 
     fn object(labels: &[(&str, &str)]) -> Option<Arc<Value>> {
-        let labels: serde_json::Map<_, _> = labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).into())).collect();
-        Some(Arc::new(json!({"metadata": {"name": "a", "namespace": "n", "labels": labels}})))
+        let labels: serde_json::Map<_, _> = labels
+            .iter()
+            .map(|(k, v)| ((*k).to_owned(), (*v).into()))
+            .collect();
+        Some(Arc::new(
+            json!({"metadata": {"name": "a", "namespace": "n", "labels": labels}}),
+        ))
     }
 
-    fn check(changes: &[(u64, Option<Arc<Value>>, Option<Arc<Value>>)], label: &str, expected: Expect) {
+    type Step = (u64, Option<Arc<Value>>, Option<Arc<Value>>);
+
+    fn check(changes: &[Step], label: &str, expected: Expect) {
         let pods = Registry::builtin().lookup("", "v1", "pods").unwrap();
         let selector = Selector::parse(&pods, label, "").unwrap();
         let mut window = Window::new(10, 0);
         for (version, before, after) in changes {
-            assert!(window.push(Change { version: *version, before: before.clone(), after: after.clone() }));
+            assert!(window.push(Change {
+                version: *version,
+                before: before.clone(),
+                after: after.clone()
+            }));
         }
         let events: Vec<String> = window
             .since(0)
             .unwrap()
             .map(|c| match c.event("n", &selector) {
                 None => format!("{} nothing", c.version),
-                Some((kind, object)) => format!("{} {} {}", c.version, kind.as_str(), object["metadata"]["labels"]),
+                Some((kind, object)) => {
+                    format!("{} {} {}", c.version, kind.as_str(), object["metadata"]["labels"])
+                }
             })
             .collect();
         expected.assert_eq(&events.join("\n"));
@@ -179,13 +211,19 @@ mod tests {
     fn entering_and_leaving_a_selector() {
         let (in_, out) = (object(&[("app", "web")]), object(&[("app", "db")]));
         check(
-            &[(1, None, out.clone()), (2, out.clone(), in_.clone()), (3, in_.clone(), in_.clone()), (4, in_.clone(), out.clone()), (5, out, None)],
+            &[
+                (1, None, out.clone()),
+                (2, out.clone(), in_.clone()),
+                (3, in_.clone(), in_.clone()),
+                (4, in_.clone(), out.clone()),
+                (5, out, None),
+            ],
             "app=web",
             expect![[r#"
                 1 nothing
                 2 ADDED {"app":"web"}
                 3 MODIFIED {"app":"web"}
-                4 DELETED {"app":"db"}
+                4 DELETED {"app":"web"}
                 5 nothing"#]],
         );
     }
@@ -193,20 +231,41 @@ mod tests {
     #[test]
     fn a_removal_carries_its_own_version() {
         let selector = Selector::everything();
-        let change = Change { version: 9, before: object(&[]), after: None };
+        let change = Change {
+            version: 9,
+            before: object(&[]),
+            after: None,
+        };
         let (kind, last) = change.event("", &selector).unwrap();
-        assert_eq!((kind, crate::meta::resource_version(&last)), (EventType::Deleted, "9"));
+        assert_eq!(
+            (kind, crate::meta::resource_version(&last)),
+            (EventType::Deleted, "9")
+        );
     }
 
     #[test]
     fn the_window_is_bounded() {
         let mut window = Window::new(2, 5);
         for version in 6..=9 {
-            window.push(Change { version, before: None, after: object(&[]) });
+            window.push(Change {
+                version,
+                before: None,
+                after: object(&[]),
+            });
         }
-        assert!(!window.push(Change { version: 9, before: None, after: None }), "versions must rise");
+        assert!(
+            !window.push(Change {
+                version: 9,
+                before: None,
+                after: None
+            }),
+            "versions must rise"
+        );
         assert_eq!(window.since(6).err(), Some(Expired { asked: 6, oldest: 7 }));
-        assert_eq!(window.since(7).unwrap().map(|c| c.version).collect::<Vec<_>>(), [8, 9]);
+        assert_eq!(
+            window.since(7).unwrap().map(|c| c.version).collect::<Vec<_>>(),
+            [8, 9]
+        );
         assert_eq!(window.since(9).unwrap().count(), 0);
     }
 }

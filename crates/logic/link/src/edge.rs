@@ -1,10 +1,27 @@
 //! The edge's end of the link. One value for the whole life of the process; connections come and go.
 //!
-//! Drawing and details: owned by the implementer of this crate.
+//! The owner gives every object change to the store, in the order of the events, and reports each with
+//! [`EdgeLink::committed`]. What it passes to [`EdgeLink::handle_connected`] as `held` must have been read from the
+//! store after all changes delivered before; asking the store through the same ordered queue does that.
 
-use crate::{Held, Peer};
-use kedge_wire::{Envelope, Reply, Time, ToCloud, ToEdge};
+mod lanes;
+mod requests;
+
+use crate::seed::Seed;
+use crate::{DIGEST_ENTRIES_MAX, Held, Peer, is_placed};
+use kedge_wire::{Ack, Body, Envelope, Header, Letter, MessageId, ObjectKey, Operation, Refusal, Reply};
+use kedge_wire::{ObjectKind, Route, Source, Time, ToCloud, ToEdge};
+pub use lanes::{ACKNOWLEDGED_MAX, DELIVERIES_MAX};
+use lanes::{Lanes, Outcome};
+use requests::{Answered, Requests, is_query, wants_answer};
+use std::collections::VecDeque;
 use std::time::Duration;
+
+/// Acknowledgements that wait for the socket. One beyond it is not said; the cloud repeats the object and gets it then.
+pub const ACKS_MAX: usize = 4096;
+/// Untaken events beyond which a message other than an object change closes the connection. The owner drains them
+/// after every call.
+pub const EVENTS_MAX: usize = 8192;
 
 /// Names a delivery until it is committed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -19,7 +36,8 @@ pub struct RequestId(pub u64);
 pub struct Config {
     /// Official default 15 s.
     pub keepalive_interval: Duration,
-    /// No traffic from the cloud for this long after a keepalive that expects an answer closes the connection.
+    /// No traffic from the cloud for this long after something that expects an answer (any request; with one of our
+    /// own clouds a keepalive, too) closes the connection.
     pub silence_max: Duration,
     /// Requests without an answer at one time; more wait in the owner.
     pub requests_max: usize,
@@ -43,6 +61,8 @@ pub enum RequestError {
 
 /// What the hub asks of the component that owns the store.
 #[derive(Debug, Clone, PartialEq, Eq)]
+// Orders are made and passed on one at a time, so their size does not matter.
+#[allow(clippy::large_enum_variant)]
 pub enum StoreOrder {
     /// Make this durable, then hand it on. Only object changes are sent this way.
     Commit(ToEdge),
@@ -67,51 +87,395 @@ pub struct CloudRequest {
 /// What the owner must know or do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
-    /// Commit this, then call [`EdgeLink::committed`]. Object changes of one key come in order.
+    /// An object change must be committed, then [`EdgeLink::committed`] called; those of one key come one at a time.
+    /// Any other message (twin, user, task, volume, unknown) is handed on and needs no such call.
     Deliver { id: DeliveryId, message: ToEdge },
-    /// The answer to a request.
-    Answer { id: RequestId, answer: Result<Reply, RequestError> },
-    /// The connection must be closed, with the reason for the log.
+    /// The answer to a request; each has exactly one.
+    Answer {
+        id: RequestId,
+        answer: Result<Reply, RequestError>,
+    },
+    /// The connection must be closed, with the reason for the log; then [`EdgeLink::handle_disconnected`] called.
     Close { reason: String },
+}
+
+/// Numbers for metrics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Depth {
+    /// Object changes being committed or waiting for their lane.
+    pub deliveries: usize,
+    /// Requests without an answer.
+    pub requests: usize,
+    /// Object changes dropped because all places were taken; the cloud repeats them.
+    pub dropped: u64,
 }
 
 /// The state machine.
 #[derive(Debug)]
-pub struct EdgeLink {}
+pub struct EdgeLink {
+    config: Config,
+    seed: Seed,
+    connection: Option<Connection>,
+    lanes: Lanes,
+    requests: Requests,
+    events: VecDeque<Event>,
+    last_message: u64,
+}
+
+/// What belongs to one connection and dies with it.
+#[derive(Debug)]
+struct Connection {
+    peer: Peer,
+    closing: bool,
+    keepalive_due: Time,
+    /// Since when an answer is owed and nothing at all was heard.
+    owed_since: Option<Time>,
+    resume: Option<Envelope>,
+    keepalive: Option<Envelope>,
+    acks: VecDeque<Envelope>,
+    leases: VecDeque<Asking>,
+    askings: VecDeque<Asking>,
+}
+
+/// A message of the owner on its way to the socket.
+#[derive(Debug)]
+struct Asking {
+    id: RequestId,
+    envelope: Envelope,
+    wants_answer: bool,
+}
 
 impl EdgeLink {
-    pub fn new(_config: Config, _seed: u64) -> Self {
-        todo!()
+    pub fn new(config: Config, seed: u64) -> Self {
+        Self {
+            config,
+            seed: Seed::new(seed),
+            connection: None,
+            lanes: Lanes::default(),
+            requests: Requests::default(),
+            events: VecDeque::new(),
+            last_message: 0,
+        }
     }
-    /// A connection stands. With `Peer::Kedge`, `held` opens the session as a digest.
-    pub fn handle_connected(&mut self, _peer: Peer, _held: &[Held], _now: Time) {
-        todo!()
+
+    /// A connection stands. With `Peer::Kedge`, `held` opens the session as a digest; with an official peer it only
+    /// tells which repetitions need no commit. Pass what the store holds in both cases.
+    pub fn handle_connected(&mut self, peer: Peer, held: &[Held], now: Time) {
+        self.handle_disconnected(now);
+        self.lanes.connect(held);
+        let resume = match peer {
+            Peer::Kedge => Some(self.digest(held, now)),
+            Peer::Official => None,
+        };
+        let keepalive = Some(self.envelope(None, ToCloud::KeepAlive, now));
+        self.connection = Some(Connection {
+            peer,
+            closing: false,
+            keepalive_due: now + self.config.keepalive_interval,
+            owed_since: None,
+            resume,
+            keepalive,
+            acks: VecDeque::new(),
+            leases: VecDeque::new(),
+            askings: VecDeque::new(),
+        });
     }
+
     /// The connection is gone. Requests in flight are answered with `Lost`.
     pub fn handle_disconnected(&mut self, _now: Time) {
-        todo!()
+        if self.connection.take().is_none() {
+            return;
+        }
+        self.lanes.disconnect();
+        for id in self.requests.end_all() {
+            self.events.push_back(Event::Answer {
+                id,
+                answer: Err(RequestError::Lost),
+            });
+        }
     }
-    pub fn handle_envelope(&mut self, _envelope: Envelope, _now: Time) {
-        todo!()
+
+    pub fn handle_envelope(&mut self, envelope: Envelope, now: Time) {
+        let Some(connection) = &mut self.connection else {
+            return;
+        };
+        if connection.closing {
+            return;
+        }
+        connection.owed_since = None;
+        let Letter { header, message } = ToEdge::open(envelope);
+        match message {
+            ToEdge::Object(change) => {
+                let outcome = self.lanes.accept(header.id, change);
+                self.follow(outcome, now);
+            }
+            ToEdge::Reply(reply) => self.handle_reply(&header, reply, now),
+            ToEdge::Twin { .. }
+            | ToEdge::User { .. }
+            | ToEdge::Task { .. }
+            | ToEdge::Volume { .. }
+            | ToEdge::Other { .. } => {
+                self.last_message += 1;
+                // Counted from the top, so that these ids never meet those of object changes.
+                let id = DeliveryId(u64::MAX - self.last_message);
+                self.tell(Event::Deliver { id, message });
+            }
+        }
     }
-    pub fn handle_timeout(&mut self, _now: Time) {
-        todo!()
+
+    pub fn handle_timeout(&mut self, now: Time) {
+        while let Some(id) = self.requests.expired(now) {
+            self.events.push_back(Event::Answer {
+                id,
+                answer: Err(RequestError::Timeout),
+            });
+        }
+        let Some(connection) = self.connection.as_ref().filter(|connection| !connection.closing) else {
+            return;
+        };
+        let silent = connection
+            .owed_since
+            .is_some_and(|since| since + self.config.silence_max <= now);
+        let due = connection.keepalive_due <= now;
+        if silent {
+            let seconds = self.config.silence_max.as_secs_f32();
+            return self.close(format!(
+                "the cloud said nothing for {seconds} s although an answer is due"
+            ));
+        }
+        if due {
+            let keepalive = self.envelope(None, ToCloud::KeepAlive, now);
+            if let Some(connection) = &mut self.connection {
+                connection.keepalive = Some(keepalive);
+                connection.keepalive_due = now + self.config.keepalive_interval;
+            }
+        }
     }
+
     /// The owner's commit of a delivery ended: an acknowledgement or a refusal goes out.
-    pub fn committed(&mut self, _id: DeliveryId, _result: Result<(), String>, _now: Time) {
-        todo!()
+    pub fn committed(&mut self, id: DeliveryId, result: Result<(), String>, now: Time) {
+        let outcomes = self.lanes.committed(id, result);
+        self.follow(outcomes, now);
     }
-    /// Sends a message; if it is a request the answer comes as an event under the returned id.
-    pub fn request(&mut self, _message: ToCloud, _timeout: Duration, _now: Time) -> Result<RequestId, RequestError> {
-        todo!()
+
+    /// Sends a message. Exactly one [`Event::Answer`] follows under the returned id: for a request the cloud's answer
+    /// or the reason why there is none; for a message that the protocol does not answer (events, twin reports,
+    /// uploads, tasks) a made-up `"OK"` once it was given to the socket.
+    pub fn request(
+        &mut self,
+        message: ToCloud,
+        timeout: Duration,
+        now: Time,
+    ) -> Result<RequestId, RequestError> {
+        if self
+            .connection
+            .as_ref()
+            .is_none_or(|connection| connection.closing)
+        {
+            return Err(RequestError::Offline);
+        }
+        if self.requests.len() >= self.config.requests_max {
+            return Err(RequestError::Full);
+        }
+        let urgent = matches!(&message, ToCloud::Request(request) if request.key.kind == ObjectKind::Lease);
+        let wants_answer = wants_answer(&message);
+        let query = is_query(&message);
+        let envelope = self.envelope(None, message, now);
+        let id = self
+            .requests
+            .open(envelope.header.id.clone(), query, now + timeout);
+        if let Some(connection) = &mut self.connection {
+            let queue = if urgent {
+                &mut connection.leases
+            } else {
+                &mut connection.askings
+            };
+            queue.push_back(Asking {
+                id,
+                envelope,
+                wants_answer,
+            });
+        }
+        Ok(id)
     }
-    pub fn poll_transmit(&mut self, _now: Time) -> Option<Envelope> {
-        todo!()
+
+    /// The digest first, then keepalive, acknowledgements, lease requests, and everything else.
+    pub fn poll_transmit(&mut self, now: Time) -> Option<Envelope> {
+        let connection = self
+            .connection
+            .as_mut()
+            .filter(|connection| !connection.closing)?;
+        if let Some(resume) = connection.resume.take() {
+            return Some(resume);
+        }
+        if let Some(keepalive) = connection.keepalive.take() {
+            if connection.peer == Peer::Kedge {
+                connection.owed_since.get_or_insert(now);
+            }
+            return Some(keepalive);
+        }
+        if let Some(ack) = connection.acks.pop_front() {
+            return Some(ack);
+        }
+        loop {
+            let asking = connection
+                .leases
+                .pop_front()
+                .or_else(|| connection.askings.pop_front())?;
+            if !self.requests.is_open(asking.id) {
+                continue;
+            }
+            if asking.wants_answer {
+                connection.owed_since.get_or_insert(now);
+            } else if self.requests.end(asking.id) {
+                let answer = Ok(sent(&asking.envelope));
+                self.events.push_back(Event::Answer {
+                    id: asking.id,
+                    answer,
+                });
+            }
+            return Some(asking.envelope);
+        }
     }
+
     pub fn poll_event(&mut self) -> Option<Event> {
-        todo!()
+        self.events.pop_front()
     }
+
     pub fn poll_timeout(&self) -> Option<Time> {
-        todo!()
+        let connection = self.connection.as_ref().filter(|connection| !connection.closing);
+        let keepalive = connection.map(|connection| connection.keepalive_due);
+        let silence = connection.and_then(|connection| connection.owed_since);
+        let silence = silence.map(|since| since + self.config.silence_max);
+        [keepalive, silence, self.requests.next_timeout()]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    /// Fill levels, for metrics.
+    pub fn depth(&self) -> Depth {
+        Depth {
+            deliveries: self.lanes.taken(),
+            requests: self.requests.len(),
+            dropped: self.lanes.dropped(),
+        }
+    }
+
+    fn handle_reply(&mut self, header: &Header, reply: Reply, now: Time) {
+        let Some(parent) = &header.parent else { return };
+        let route = reply.route.clone();
+        let answered = self.requests.answered(parent, reply.clone());
+        let official = self
+            .connection
+            .as_ref()
+            .is_some_and(|connection| connection.peer == Peer::Official);
+        let owes_ack = match &answered {
+            Some(Answered { query, .. }) => *query && route.operation == Operation::Response,
+            // Nobody waits any more, but an official cloud would repeat the answer until it is acknowledged.
+            None => ToEdge::Reply(reply).needs_ack(),
+        };
+        if official && owes_ack {
+            self.acknowledge(header.id.clone(), route, now);
+        }
+        if let Some(Answered { id, answer, .. }) = answered {
+            self.events.push_back(Event::Answer { id, answer });
+        }
+    }
+
+    fn follow(&mut self, outcomes: impl IntoIterator<Item = Outcome>, now: Time) {
+        for outcome in outcomes {
+            match outcome {
+                // Never more than DELIVERIES_MAX, so these need no other limit.
+                Outcome::Deliver { id, change } => {
+                    self.events.push_back(Event::Deliver {
+                        id,
+                        message: ToEdge::Object(change),
+                    });
+                }
+                Outcome::Acknowledge { parent, route } => self.acknowledge(parent, route, now),
+                Outcome::Refuse {
+                    parent,
+                    route,
+                    reason,
+                } => self.refuse(parent, route, &reason, now),
+            }
+        }
+    }
+
+    fn acknowledge(&mut self, parent: MessageId, route: Route, now: Time) {
+        let ack = Ack {
+            parent: parent.clone(),
+            route: route.acknowledged(),
+            body: Body::text("OK"),
+        };
+        let envelope = self.envelope(Some(parent), ToCloud::Ack(ack), now);
+        self.answer(envelope);
+    }
+
+    fn refuse(&mut self, parent: MessageId, route: Route, reason: &str, now: Time) {
+        let route = Route {
+            source: Source::MetaManager,
+            operation: Operation::Error,
+            ..route
+        };
+        let refusal = Refusal {
+            parent: Some(parent.clone()),
+            route,
+            body: Body::text(reason),
+        };
+        let envelope = self.envelope(Some(parent), ToCloud::Refusal(refusal), now);
+        self.answer(envelope);
+    }
+
+    fn answer(&mut self, envelope: Envelope) {
+        if let Some(connection) = &mut self.connection
+            && connection.acks.len() < ACKS_MAX
+        {
+            connection.acks.push_back(envelope);
+        }
+    }
+
+    fn tell(&mut self, event: Event) {
+        if self.events.len() >= EVENTS_MAX {
+            return self.close(format!("more than {EVENTS_MAX} messages of the cloud wait"));
+        }
+        self.events.push_back(event);
+    }
+
+    fn close(&mut self, reason: String) {
+        if let Some(connection) = self.connection.as_mut().filter(|connection| !connection.closing) {
+            connection.closing = true;
+            self.events.push_back(Event::Close { reason });
+        }
+    }
+
+    fn digest(&mut self, held: &[Held], now: Time) -> Envelope {
+        let placed = |held: &&Held| ObjectKey::parse(&held.key).is_some_and(|key| is_placed(&key.kind));
+        let entries: Vec<&Held> = held.iter().filter(placed).take(DIGEST_ENTRIES_MAX).collect();
+        let body = Body::from_value(&entries).expect("a list of strings is always JSON");
+        self.envelope(None, ToCloud::Resume { body }, now)
+    }
+
+    fn envelope(&mut self, parent: Option<MessageId>, message: ToCloud, now: Time) -> Envelope {
+        let header = Header {
+            id: self.seed.message_id(),
+            parent,
+            timestamp_ms: i64::try_from(now.as_ms()).unwrap_or(i64::MAX),
+            resource_version: None,
+            sync: false,
+            kind: None,
+        };
+        Letter { header, message }.seal()
+    }
+}
+
+/// The made-up answer to a message that the protocol does not answer.
+fn sent(envelope: &Envelope) -> Reply {
+    let route = Route::parse(&envelope.route).acknowledged();
+    Reply {
+        route,
+        version: None,
+        body: Body::text("OK"),
     }
 }

@@ -90,7 +90,10 @@ pub struct Held {
 /// Whether the cloud decides which nodes hold objects of this kind, so that a digest names them and one that is not
 /// desired is deleted. Anything else in an edge's store (tokens, leases, claims it asked for) is its own cache.
 fn is_placed(kind: &ObjectKind) -> bool {
-    matches!(kind, ObjectKind::Pod | ObjectKind::ConfigMap | ObjectKind::Secret | ObjectKind::Node)
+    matches!(
+        kind,
+        ObjectKind::Pod | ObjectKind::ConfigMap | ObjectKind::Secret | ObjectKind::Node
+    )
 }
 
 /// Whether holding `held` is at least as good as being sent `offered`, for one uid.

@@ -35,21 +35,24 @@ pub use node::{
 };
 pub use object::{ConfigMap, Secret};
 pub use pod::{
-    ConfigMapEnvSource, Container, ContainerPort, EnvFromSource, EnvVar, EnvVarSource, HostAlias, KeySelector,
-    LocalObjectReference, ObjectFieldSelector, Pod, PodDnsConfig, PodDnsOption, PodSpec, QosClass,
-    ResourceFieldSelector, ResourceRequirements, RestartPolicy, Toleration, VolumeMount,
+    ConfigMapEnvSource, Container, ContainerPort, EnvFromSource, EnvVar, EnvVarSource, HostAlias,
+    KeySelector, LocalObjectReference, ObjectFieldSelector, Pod, PodDnsConfig, PodDnsOption, PodSpec,
+    QosClass, ResourceFieldSelector, ResourceRequirements, RestartPolicy, Toleration, VolumeMount,
 };
 pub use pod_status::{
-    ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus, HostIp,
-    PodCondition, PodIp, PodPhase, PodStatus,
+    ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus,
+    HostIp, PodCondition, PodIp, PodPhase, PodStatus,
 };
-pub use probe::{ExecAction, GrpcAction, Handler, HttpGetAction, HttpHeader, Lifecycle, Probe, SleepAction, TcpSocketAction};
+pub use probe::{
+    ExecAction, GrpcAction, Handler, HttpGetAction, HttpHeader, Lifecycle, Probe, SleepAction,
+    TcpSocketAction,
+};
 pub use quantity::{InvalidQuantity, Quantity};
 pub use security::{Capabilities, PodSecurityContext, SecurityContext};
 pub use timestamp::{MicroTime, Timestamp};
 pub use token::{BoundObjectReference, TokenRequest, TokenRequestSpec, TokenRequestStatus};
 pub use volume::{
     ConfigMapProjection, ConfigMapVolumeSource, DownwardApiItem, DownwardApiSource, EmptyDirVolumeSource,
-    HostPathType, HostPathVolumeSource, KeyToPath, ProjectedVolumeSource, SecretProjection, SecretVolumeSource,
-    ServiceAccountTokenProjection, Volume, VolumeProjection,
+    HostPathType, HostPathVolumeSource, KeyToPath, ProjectedVolumeSource, SecretProjection,
+    SecretVolumeSource, ServiceAccountTokenProjection, Volume, VolumeProjection,
 };

@@ -43,9 +43,15 @@ pub struct Taint {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct NodeStatus {
-    #[serde(deserialize_with = "null::default", skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(
+        deserialize_with = "null::default",
+        skip_serializing_if = "BTreeMap::is_empty"
+    )]
     pub capacity: BTreeMap<String, Quantity>,
-    #[serde(deserialize_with = "null::default", skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(
+        deserialize_with = "null::default",
+        skip_serializing_if = "BTreeMap::is_empty"
+    )]
     pub allocatable: BTreeMap<String, Quantity>,
     #[serde(deserialize_with = "null::default", skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<NodeCondition>,

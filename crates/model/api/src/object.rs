@@ -9,10 +9,16 @@ use std::collections::BTreeMap;
 #[serde(rename_all = "camelCase", default)]
 pub struct ConfigMap {
     pub metadata: ObjectMeta,
-    #[serde(deserialize_with = "null::default", skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(
+        deserialize_with = "null::default",
+        skip_serializing_if = "BTreeMap::is_empty"
+    )]
     pub data: BTreeMap<String, String>,
     /// Base64.
-    #[serde(deserialize_with = "null::default", skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(
+        deserialize_with = "null::default",
+        skip_serializing_if = "BTreeMap::is_empty"
+    )]
     pub binary_data: BTreeMap<String, String>,
 }
 
@@ -24,13 +30,19 @@ pub struct Secret {
     #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
     pub type_: Option<String>,
     /// Base64.
-    #[serde(deserialize_with = "null::default", skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(
+        deserialize_with = "null::default",
+        skip_serializing_if = "BTreeMap::is_empty"
+    )]
     pub data: BTreeMap<String, String>,
 }
 
 impl std::fmt::Debug for Secret {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let keys: Vec<&String> = self.data.keys().collect();
-        f.debug_struct("Secret").field("name", &self.metadata.name).field("keys", &keys).finish_non_exhaustive()
+        f.debug_struct("Secret")
+            .field("name", &self.metadata.name)
+            .field("keys", &keys)
+            .finish_non_exhaustive()
     }
 }

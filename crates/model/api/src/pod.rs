@@ -1,7 +1,8 @@
 //! Pods.
 
 use crate::{
-    IntOrString, Lifecycle, ObjectMeta, PodSecurityContext, PodStatus, Probe, Quantity, SecurityContext, Volume, null,
+    IntOrString, Lifecycle, ObjectMeta, PodSecurityContext, PodStatus, Probe, Quantity, SecurityContext,
+    Volume, null,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -26,7 +27,11 @@ impl Pod {
     }
     /// The container or init container of this name.
     pub fn container(&self, name: &str) -> Option<&Container> {
-        self.spec.init_containers.iter().chain(&self.spec.containers).find(|c| c.name == name)
+        self.spec
+            .init_containers
+            .iter()
+            .chain(&self.spec.containers)
+            .find(|c| c.name == name)
     }
 }
 
@@ -51,7 +56,10 @@ pub struct PodSpec {
     pub dns_policy: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dns_config: Option<PodDnsConfig>,
-    #[serde(deserialize_with = "null::default", skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(
+        deserialize_with = "null::default",
+        skip_serializing_if = "BTreeMap::is_empty"
+    )]
     pub node_selector: BTreeMap<String, String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub service_account_name: Option<String>,
@@ -59,11 +67,23 @@ pub struct PodSpec {
     pub automount_service_account_token: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub node_name: Option<String>,
-    #[serde(rename = "hostNetwork", deserialize_with = "null::default", skip_serializing_if = "null::is_false")]
+    #[serde(
+        rename = "hostNetwork",
+        deserialize_with = "null::default",
+        skip_serializing_if = "null::is_false"
+    )]
     pub host_network: bool,
-    #[serde(rename = "hostPID", deserialize_with = "null::default", skip_serializing_if = "null::is_false")]
+    #[serde(
+        rename = "hostPID",
+        deserialize_with = "null::default",
+        skip_serializing_if = "null::is_false"
+    )]
     pub host_pid: bool,
-    #[serde(rename = "hostIPC", deserialize_with = "null::default", skip_serializing_if = "null::is_false")]
+    #[serde(
+        rename = "hostIPC",
+        deserialize_with = "null::default",
+        skip_serializing_if = "null::is_false"
+    )]
     pub host_ipc: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub share_process_namespace: Option<bool>,
@@ -263,9 +283,15 @@ pub struct KeySelector {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ResourceRequirements {
-    #[serde(deserialize_with = "null::default", skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(
+        deserialize_with = "null::default",
+        skip_serializing_if = "BTreeMap::is_empty"
+    )]
     pub limits: BTreeMap<String, Quantity>,
-    #[serde(deserialize_with = "null::default", skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(
+        deserialize_with = "null::default",
+        skip_serializing_if = "BTreeMap::is_empty"
+    )]
     pub requests: BTreeMap<String, Quantity>,
 }
 

@@ -17,11 +17,19 @@ pub struct PodStatus {
     pub reason: Option<String>,
     #[serde(rename = "hostIP", skip_serializing_if = "Option::is_none")]
     pub host_ip: Option<String>,
-    #[serde(rename = "hostIPs", deserialize_with = "null::default", skip_serializing_if = "Vec::is_empty")]
+    #[serde(
+        rename = "hostIPs",
+        deserialize_with = "null::default",
+        skip_serializing_if = "Vec::is_empty"
+    )]
     pub host_ips: Vec<HostIp>,
     #[serde(rename = "podIP", skip_serializing_if = "Option::is_none")]
     pub pod_ip: Option<String>,
-    #[serde(rename = "podIPs", deserialize_with = "null::default", skip_serializing_if = "Vec::is_empty")]
+    #[serde(
+        rename = "podIPs",
+        deserialize_with = "null::default",
+        skip_serializing_if = "Vec::is_empty"
+    )]
     pub pod_ips: Vec<PodIp>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub start_time: Option<Timestamp>,
@@ -108,13 +116,27 @@ pub struct ContainerState {
 
 impl ContainerState {
     pub fn waiting(reason: &str, message: Option<String>) -> Self {
-        Self { waiting: Some(ContainerStateWaiting { reason: Some(reason.to_owned()), message }), ..Self::default() }
+        Self {
+            waiting: Some(ContainerStateWaiting {
+                reason: Some(reason.to_owned()),
+                message,
+            }),
+            ..Self::default()
+        }
     }
     pub fn running(started_at: Timestamp) -> Self {
-        Self { running: Some(ContainerStateRunning { started_at: Some(started_at) }), ..Self::default() }
+        Self {
+            running: Some(ContainerStateRunning {
+                started_at: Some(started_at),
+            }),
+            ..Self::default()
+        }
     }
     pub fn terminated(terminated: ContainerStateTerminated) -> Self {
-        Self { terminated: Some(terminated), ..Self::default() }
+        Self {
+            terminated: Some(terminated),
+            ..Self::default()
+        }
     }
 }
 

@@ -21,25 +21,41 @@ const DIGITS_MAX: usize = 24;
 impl Quantity {
     /// A whole number.
     pub fn from_units(units: u64) -> Self {
-        Self { text: units.to_string(), milli: i128::from(units) * 1000 }
+        Self {
+            text: units.to_string(),
+            milli: i128::from(units) * 1000,
+        }
     }
 
     /// Bytes, printed in `Ki` as a kubelet does.
     pub fn from_bytes_ki(bytes: u64) -> Self {
         let ki = bytes / 1024;
-        Self { text: format!("{ki}Ki"), milli: i128::from(ki) * 1024 * 1000 }
+        Self {
+            text: format!("{ki}Ki"),
+            milli: i128::from(ki) * 1024 * 1000,
+        }
     }
 
     /// Thousandths, printed with `m` unless whole.
     pub fn from_milli(milli: u64) -> Self {
-        let text = if milli.is_multiple_of(1000) { (milli / 1000).to_string() } else { format!("{milli}m") };
-        Self { text, milli: i128::from(milli) }
+        let text = if milli.is_multiple_of(1000) {
+            (milli / 1000).to_string()
+        } else {
+            format!("{milli}m")
+        };
+        Self {
+            text,
+            milli: i128::from(milli),
+        }
     }
 
     /// Reads a quantity. A fraction finer than a thousandth is rounded up, as Kubernetes does.
     pub fn parse(text: &str) -> Result<Self, InvalidQuantity> {
         let milli = parse_milli(text).ok_or_else(|| InvalidQuantity(text.chars().take(64).collect()))?;
-        Ok(Self { text: text.to_owned(), milli })
+        Ok(Self {
+            text: text.to_owned(),
+            milli,
+        })
     }
 
     /// Thousandths: for CPU, millicores.
@@ -75,10 +91,15 @@ fn parse_milli(text: &str) -> Option<i128> {
         Some(rest) => (true, rest),
         None => (false, text.strip_prefix('+').unwrap_or(text)),
     };
-    let end = rest.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(rest.len());
+    let end = rest
+        .find(|c: char| !c.is_ascii_digit() && c != '.')
+        .unwrap_or(rest.len());
     let (number, suffix) = rest.split_at(end);
     let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
-    if whole.is_empty() && fraction.is_empty() || whole.len() + fraction.len() > DIGITS_MAX || fraction.contains('.') {
+    if whole.is_empty() && fraction.is_empty()
+        || whole.len() + fraction.len() > DIGITS_MAX
+        || fraction.contains('.')
+    {
         return None;
     }
     let digits: i128 = format!("{whole}{fraction}").parse().ok()?;
@@ -179,7 +200,17 @@ mod tests {
 
     #[test]
     fn refused() {
-        for text in ["", "m", "1.2.3", "1kb", "0x10", "1e", "1 Mi", "9999999999999999999999999", "1e99"] {
+        for text in [
+            "",
+            "m",
+            "1.2.3",
+            "1kb",
+            "0x10",
+            "1e",
+            "1 Mi",
+            "9999999999999999999999999",
+            "1e99",
+        ] {
             assert!(Quantity::parse(text).is_err(), "{text}");
         }
     }
@@ -188,7 +219,17 @@ mod tests {
     fn divided() {
         let mi = Quantity::parse("1Mi").unwrap();
         assert_eq!(Quantity::parse("64Mi").unwrap().divided_by(&mi), 64);
-        assert_eq!(Quantity::parse("100m").unwrap().divided_by(&Quantity::from_units(1)), 1);
-        assert_eq!(Quantity::parse("100m").unwrap().divided_by(&Quantity::parse("1m").unwrap()), 100);
+        assert_eq!(
+            Quantity::parse("100m")
+                .unwrap()
+                .divided_by(&Quantity::from_units(1)),
+            1
+        );
+        assert_eq!(
+            Quantity::parse("100m")
+                .unwrap()
+                .divided_by(&Quantity::parse("1m").unwrap()),
+            100
+        );
     }
 }

@@ -17,7 +17,9 @@ pub struct MicroTime {
 impl Timestamp {
     /// The second in which this millisecond of the Unix epoch lies.
     pub fn from_ms(ms: u64) -> Self {
-        Self { seconds: i64::try_from(ms / 1000).unwrap_or(i64::MAX) }
+        Self {
+            seconds: i64::try_from(ms / 1000).unwrap_or(i64::MAX),
+        }
     }
 
     /// Milliseconds since the Unix epoch; moments before it are 0.
@@ -28,7 +30,9 @@ impl Timestamp {
     /// Reads RFC 3339 text; fractions of a second are dropped.
     pub fn parse(text: &str) -> Option<Self> {
         let moment: jiff::Timestamp = text.parse().ok()?;
-        Some(Self { seconds: moment.as_second() })
+        Some(Self {
+            seconds: moment.as_second(),
+        })
     }
 }
 
@@ -42,7 +46,9 @@ impl std::fmt::Display for Timestamp {
 impl MicroTime {
     /// From milliseconds since the Unix epoch.
     pub fn from_ms(ms: u64) -> Self {
-        Self { micros: i64::try_from(ms).unwrap_or(i64::MAX).saturating_mul(1000) }
+        Self {
+            micros: i64::try_from(ms).unwrap_or(i64::MAX).saturating_mul(1000),
+        }
     }
 
     /// Milliseconds since the Unix epoch.
@@ -53,7 +59,9 @@ impl MicroTime {
     /// Reads RFC 3339 text.
     pub fn parse(text: &str) -> Option<Self> {
         let moment: jiff::Timestamp = text.parse().ok()?;
-        Some(Self { micros: moment.as_microsecond() })
+        Some(Self {
+            micros: moment.as_microsecond(),
+        })
     }
 }
 
@@ -75,7 +83,8 @@ macro_rules! as_text {
         impl<'de> Deserialize<'de> for $name {
             fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
                 let text = String::deserialize(deserializer)?;
-                Self::parse(&text).ok_or_else(|| de::Error::custom(format!("{text:?} is not an RFC 3339 time")))
+                Self::parse(&text)
+                    .ok_or_else(|| de::Error::custom(format!("{text:?} is not an RFC 3339 time")))
             }
         }
     };
@@ -90,10 +99,24 @@ mod tests {
 
     #[test]
     fn prints_as_kubernetes_does() {
-        assert_eq!(Timestamp::from_ms(1_767_225_611_999).to_string(), "2026-01-01T00:00:11Z");
-        assert_eq!(MicroTime::from_ms(1_767_225_611_000).to_string(), "2026-01-01T00:00:11.000000Z");
-        assert_eq!(MicroTime::parse("2026-11-21T01:18:05.963261Z").unwrap().to_string(), "2026-11-21T01:18:05.963261Z");
-        assert_eq!(Timestamp::parse("2026-01-01T01:00:11+01:00").unwrap(), Timestamp::from_ms(1_767_225_611_000));
+        assert_eq!(
+            Timestamp::from_ms(1_767_225_611_999).to_string(),
+            "2026-01-01T00:00:11Z"
+        );
+        assert_eq!(
+            MicroTime::from_ms(1_767_225_611_000).to_string(),
+            "2026-01-01T00:00:11.000000Z"
+        );
+        assert_eq!(
+            MicroTime::parse("2026-11-21T01:18:05.963261Z")
+                .unwrap()
+                .to_string(),
+            "2026-11-21T01:18:05.963261Z"
+        );
+        assert_eq!(
+            Timestamp::parse("2026-01-01T01:00:11+01:00").unwrap(),
+            Timestamp::from_ms(1_767_225_611_000)
+        );
         assert_eq!(Timestamp::parse("yesterday"), None);
     }
 }

@@ -23,7 +23,10 @@ struct Tables {
 
 impl Memory {
     pub(super) fn new(limits: Limits) -> Self {
-        Self { tables: Arc::default(), limits }
+        Self {
+            tables: Arc::default(),
+            limits,
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Tables> {
@@ -42,12 +45,20 @@ impl Memory {
     }
 
     pub(super) fn list(&self, kind: Option<&str>) -> Vec<Row> {
-        self.lock().rows.values().filter(|row| kind.is_none_or(|kind| row.kind == kind)).cloned().collect()
+        self.lock()
+            .rows
+            .values()
+            .filter(|row| kind.is_none_or(|kind| row.kind == kind))
+            .cloned()
+            .collect()
     }
 
     pub(super) fn reports(&self, max: usize) -> Vec<StoredReport> {
         let tables = self.lock();
-        let stored = |(key, report): (&(Reverse<u8>, u64), &Report)| StoredReport { id: key.1, report: report.clone() };
+        let stored = |(key, report): (&(Reverse<u8>, u64), &Report)| StoredReport {
+            id: key.1,
+            report: report.clone(),
+        };
         tables.reports.iter().take(max).map(stored).collect()
     }
 
@@ -62,7 +73,10 @@ impl Tables {
             Write::Put(row) => {
                 let changed = self.rows.get(&row.key) != Some(&row);
                 self.rows.insert(row.key.clone(), row);
-                Ok(Written { changed, ..Written::default() })
+                Ok(Written {
+                    changed,
+                    ..Written::default()
+                })
             }
             Write::Delete { key, uid } => {
                 let fits = |row: &Row| uid.as_deref().is_none_or(|uid| has_uid(&row.value, uid));
@@ -70,13 +84,19 @@ impl Tables {
                 if changed {
                     self.rows.remove(&key);
                 }
-                Ok(Written { changed, ..Written::default() })
+                Ok(Written {
+                    changed,
+                    ..Written::default()
+                })
             }
             Write::Push(report) => self.push(report, limits),
             Write::Forget { report } => {
                 let key = self.reports.keys().find(|key| key.1 == report).copied();
                 let changed = key.is_some_and(|key| self.remove(key));
-                Ok(Written { changed, ..Written::default() })
+                Ok(Written {
+                    changed,
+                    ..Written::default()
+                })
             }
         }
     }
@@ -85,10 +105,18 @@ impl Tables {
         let bytes = report.bytes();
         if bytes > limits.report_bytes_max {
             let what = error::name_of(&Write::Push(report));
-            return Err(Error::TooLarge { what, bytes, max: limits.report_bytes_max });
+            return Err(Error::TooLarge {
+                what,
+                bytes,
+                max: limits.report_bytes_max,
+            });
         }
         let same = |other: &Report| other.coalesce.is_some() && other.coalesce == report.coalesce;
-        let replaced = self.reports.iter().find(|(_, other)| same(other)).map(|(key, _)| *key);
+        let replaced = self
+            .reports
+            .iter()
+            .find(|(_, other)| same(other))
+            .map(|(key, _)| *key);
         if let Some(key) = replaced {
             self.remove(key);
         }
@@ -98,13 +126,20 @@ impl Tables {
         self.used.bytes += bytes;
         self.reports.insert((Reverse(report.priority), id), report);
         let dropped = self.shrink(limits);
-        Ok(Written { changed: true, report: Some(id), replaced: replaced.map(|key| key.1), dropped })
+        Ok(Written {
+            changed: true,
+            report: Some(id),
+            replaced: replaced.map(|key| key.1),
+            dropped,
+        })
     }
 
     fn shrink(&mut self, limits: &Limits) -> Vec<u64> {
         let mut dropped = Vec::new();
         while self.used.reports > limits.reports_max || self.used.bytes > limits.report_bytes_max {
-            let Some((&(lowest, _), _)) = self.reports.last_key_value() else { break };
+            let Some((&(lowest, _), _)) = self.reports.last_key_value() else {
+                break;
+            };
             let oldest = self.reports.range((lowest, 0)..).next().map(|(key, _)| *key);
             let key = oldest.expect("the range holds the last key");
             self.remove(key);
@@ -115,7 +150,9 @@ impl Tables {
     }
 
     fn remove(&mut self, key: (Reverse<u8>, u64)) -> bool {
-        let Some(report) = self.reports.remove(&key) else { return false };
+        let Some(report) = self.reports.remove(&key) else {
+            return false;
+        };
         self.used.reports -= 1;
         self.used.bytes -= report.bytes();
         true

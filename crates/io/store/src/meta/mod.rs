@@ -111,7 +111,13 @@ impl Future for Pending {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let answer = Pin::new(&mut self.answer).poll(cx);
-        answer.map(|answer| answer.unwrap_or_else(|_| Err(Error::Ended { what: self.name.clone() })))
+        answer.map(|answer| {
+            answer.unwrap_or_else(|_| {
+                Err(Error::Ended {
+                    what: self.name.clone(),
+                })
+            })
+        })
     }
 }
 
@@ -135,7 +141,9 @@ impl MetaStore {
 
     /// Like [`MetaStore::open`] with other caps.
     pub fn open_with(path: &Path, limits: Limits) -> Result<Self, Error> {
-        Ok(Self { backend: Backend::Sqlite(sqlite::Sqlite::open(path, limits)?) })
+        Ok(Self {
+            backend: Backend::Sqlite(sqlite::Sqlite::open(path, limits)?),
+        })
     }
 
     /// A store that lives as long as its last clone, without file and without thread.
@@ -145,7 +153,9 @@ impl MetaStore {
 
     /// Like [`MetaStore::memory`] with other caps.
     pub fn memory_with(limits: Limits) -> Self {
-        Self { backend: Backend::Memory(memory::Memory::new(limits)) }
+        Self {
+            backend: Backend::Memory(memory::Memory::new(limits)),
+        }
     }
 
     /// Puts a write into the queue, waiting while it is full.
@@ -165,7 +175,10 @@ impl MetaStore {
 
     /// Removes a row; true if there was one (with this uid, when one is given).
     pub async fn delete(&self, key: &str, uid: Option<&str>) -> Result<bool, Error> {
-        let write = Write::Delete { key: key.to_owned(), uid: uid.map(str::to_owned) };
+        let write = Write::Delete {
+            key: key.to_owned(),
+            uid: uid.map(str::to_owned),
+        };
         Ok(self.submit(write).await?.await?.changed)
     }
 
@@ -237,7 +250,12 @@ fn slim_meta(value: &str) -> SlimMeta {
 
 fn digest_row(row: Row) -> Option<DigestRow> {
     let meta = slim_meta(&row.value);
-    Some(DigestRow { key: row.key, kind: row.kind, uid: meta.uid?, version: meta.resource_version? })
+    Some(DigestRow {
+        key: row.key,
+        kind: row.kind,
+        uid: meta.uid?,
+        version: meta.resource_version?,
+    })
 }
 
 fn has_uid(value: &str, uid: &str) -> bool {

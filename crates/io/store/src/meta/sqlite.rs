@@ -50,7 +50,10 @@ pub(super) struct Sqlite {
 
 impl Sqlite {
     pub(super) fn open(path: &Path, limits: Limits) -> Result<Self, Error> {
-        secure_file(path).map_err(|error| Error::Open { path: path.to_owned(), cause: Cause::Io(error) })?;
+        secure_file(path).map_err(|error| Error::Open {
+            path: path.to_owned(),
+            cause: Cause::Io(error),
+        })?;
         let writer = open_connection(path, WRITER_CACHE_KIB)?;
         prepare(&writer, path, &limits)?;
         let reader = open_connection(path, READER_CACHE_KIB)?;
@@ -60,25 +63,45 @@ impl Sqlite {
 
         let (queue, orders) = mpsc::channel(QUEUE_MAX);
         let shared_use = Arc::new(Mutex::new(used));
-        let thread = Writer { connection: writer, limits, used, shared_use: Arc::clone(&shared_use) };
+        let thread = Writer {
+            connection: writer,
+            limits,
+            used,
+            shared_use: Arc::clone(&shared_use),
+        };
         std::thread::Builder::new()
             .name("meta-store".to_owned())
             .spawn(move || thread.run(orders))
-            .map_err(|error| Error::Open { path: path.to_owned(), cause: Cause::Io(error) })?;
-        Ok(Self { queue, reader: Arc::new(Mutex::new(reader)), used: shared_use })
+            .map_err(|error| Error::Open {
+                path: path.to_owned(),
+                cause: Cause::Io(error),
+            })?;
+        Ok(Self {
+            queue,
+            reader: Arc::new(Mutex::new(reader)),
+            used: shared_use,
+        })
     }
 
-    pub(super) async fn submit(&self, write: Write) -> Result<oneshot::Receiver<Result<Written, Error>>, Error> {
+    pub(super) async fn submit(
+        &self,
+        write: Write,
+    ) -> Result<oneshot::Receiver<Result<Written, Error>>, Error> {
         let (tx, rx) = oneshot::channel();
         let sent = self.queue.send((write, tx)).await;
-        sent.map_err(|refused| Error::Ended { what: error::name_of(&refused.0.0) })?;
+        sent.map_err(|refused| Error::Ended {
+            what: error::name_of(&refused.0.0),
+        })?;
         Ok(rx)
     }
 
     pub(super) async fn get(&self, key: String) -> Result<Option<Row>, Error> {
         self.read(error::object_name(&key), move |connection| {
             let sql = "SELECT key, type, value FROM meta WHERE key = ?1";
-            connection.prepare_cached(sql)?.query_row([key], row_of).optional()
+            connection
+                .prepare_cached(sql)?
+                .query_row([key], row_of)
+                .optional()
         })
         .await
     }
@@ -87,14 +110,18 @@ impl Sqlite {
         let what = kind.clone().unwrap_or_else(|| "all objects".to_owned());
         self.read(what, move |connection| {
             let sql = "SELECT key, type, value FROM meta WHERE ?1 IS NULL OR type = ?1 ORDER BY key";
-            connection.prepare_cached(sql)?.query_map([kind], row_of)?.collect()
+            connection
+                .prepare_cached(sql)?
+                .query_map([kind], row_of)?
+                .collect()
         })
         .await
     }
 
     pub(super) async fn digest(&self) -> Result<Vec<DigestRow>, Error> {
         self.read("the digest".to_owned(), |connection| {
-            let mut statement = connection.prepare_cached("SELECT key, type, value FROM meta ORDER BY key")?;
+            let mut statement =
+                connection.prepare_cached("SELECT key, type, value FROM meta ORDER BY key")?;
             let rows = statement.query_map([], row_of)?;
             // One row at a time: the values together may be large.
             rows.filter_map(|row| row.map(digest_row).transpose()).collect()
@@ -121,31 +148,64 @@ impl Sqlite {
         F: FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
     {
         let reader = Arc::clone(&self.reader);
-        let read = tokio::task::spawn_blocking(move || query(&reader.lock().unwrap_or_else(PoisonError::into_inner)));
+        let read = tokio::task::spawn_blocking(move || {
+            query(&reader.lock().unwrap_or_else(PoisonError::into_inner))
+        });
         match read.await {
-            Ok(result) => result.map_err(|error| Error::Read { what, cause: error.into() }),
-            Err(_) => Err(Error::Ended { what: format!("read {what}") }),
+            Ok(result) => result.map_err(|error| Error::Read {
+                what,
+                cause: error.into(),
+            }),
+            Err(_) => Err(Error::Ended {
+                what: format!("read {what}"),
+            }),
         }
     }
 }
 
 fn row_of(row: &rusqlite::Row<'_>) -> rusqlite::Result<Row> {
     // The Go table allows NULL in `type` and `value`.
-    let text = |column| row.get::<_, Option<String>>(column).map(Option::unwrap_or_default);
-    Ok(Row { key: text(0)?, kind: text(1)?, value: text(2)? })
+    let text = |column| {
+        row.get::<_, Option<String>>(column)
+            .map(Option::unwrap_or_default)
+    };
+    Ok(Row {
+        key: text(0)?,
+        kind: text(1)?,
+        value: text(2)?,
+    })
 }
 
 fn report_of(row: &rusqlite::Row<'_>) -> rusqlite::Result<StoredReport> {
-    let report = Report { priority: row.get(1)?, coalesce: row.get(2)?, value: row.get(3)? };
-    Ok(StoredReport { id: row.get(0)?, report })
+    let report = Report {
+        priority: row.get(1)?,
+        coalesce: row.get(2)?,
+        value: row.get(3)?,
+    };
+    Ok(StoredReport {
+        id: row.get(0)?,
+        report,
+    })
 }
 
 /// Makes the file with its mode before SQLite sees it: the log beside it takes the same mode.
 fn secure_file(path: &Path) -> std::io::Result<()> {
-    if let Some(directory) = path.parent().filter(|directory| !directory.as_os_str().is_empty()) {
-        DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(directory)?;
+    if let Some(directory) = path
+        .parent()
+        .filter(|directory| !directory.as_os_str().is_empty())
+    {
+        DirBuilder::new()
+            .recursive(true)
+            .mode(DIRECTORY_MODE)
+            .create(directory)?;
     }
-    let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(FILE_MODE).open(path)?;
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(FILE_MODE)
+        .open(path)?;
     if file.metadata()?.permissions().mode() & 0o777 != FILE_MODE {
         file.set_permissions(Permissions::from_mode(FILE_MODE))?;
         for suffix in ["-wal", "-shm"] {
@@ -162,8 +222,14 @@ fn secure_file(path: &Path) -> std::io::Result<()> {
 
 fn open_error(path: &Path, error: rusqlite::Error) -> Error {
     match Cause::from(error) {
-        Cause::Damaged(detail) => Error::Damaged { path: path.to_owned(), detail },
-        cause => Error::Open { path: path.to_owned(), cause },
+        Cause::Damaged(detail) => Error::Damaged {
+            path: path.to_owned(),
+            detail,
+        },
+        cause => Error::Open {
+            path: path.to_owned(),
+            cause,
+        },
     }
 }
 
@@ -191,13 +257,24 @@ fn prepare(connection: &Connection, path: &Path, limits: &Limits) -> Result<(), 
     };
     let check = settle().map_err(|error| open_error(path, error))?;
     if check != "ok" {
-        return Err(Error::Damaged { path: path.to_owned(), detail: check });
+        return Err(Error::Damaged {
+            path: path.to_owned(),
+            detail: check,
+        });
     }
-    connection.execute_batch(SCHEMA).map_err(|error| open_error(path, error))?;
+    connection
+        .execute_batch(SCHEMA)
+        .map_err(|error| open_error(path, error))?;
     let columns = columns_of(connection, "meta").map_err(|error| open_error(path, error))?;
-    if ["key", "type", "value"].iter().any(|wanted| !columns.iter().any(|column| column == wanted)) {
+    if ["key", "type", "value"]
+        .iter()
+        .any(|wanted| !columns.iter().any(|column| column == wanted))
+    {
         let detail = format!("its table `meta` has the columns {}", columns.join(", "));
-        return Err(Error::Foreign { path: path.to_owned(), detail });
+        return Err(Error::Foreign {
+            path: path.to_owned(),
+            detail,
+        });
     }
     Ok(())
 }
@@ -209,7 +286,13 @@ fn columns_of(connection: &Connection, table: &str) -> rusqlite::Result<Vec<Stri
 
 fn count_outbox(connection: &Connection, dropped: u64) -> rusqlite::Result<OutboxUse> {
     let sql = "SELECT count(*), coalesce(sum(bytes), 0) FROM kedge_outbox";
-    connection.query_row(sql, [], |row| Ok(OutboxUse { reports: row.get(0)?, bytes: row.get(1)?, dropped }))
+    connection.query_row(sql, [], |row| {
+        Ok(OutboxUse {
+            reports: row.get(0)?,
+            bytes: row.get(1)?,
+            dropped,
+        })
+    })
 }
 
 /// Owns the connection that writes.
@@ -244,18 +327,29 @@ impl Writer {
             return;
         }
         for (write, answer) in batch {
-            let result = self.transact(&[&write]).map(|mut done| done.pop().unwrap_or_default());
+            let result = self
+                .transact(&[&write])
+                .map(|mut done| done.pop().unwrap_or_default());
             let _ = answer.send(result);
         }
     }
 
     fn transact(&mut self, writes: &[&Write]) -> Result<Vec<Written>, Error> {
-        let name = || writes.first().map_or_else(String::new, |write| error::name_of(write));
-        let failed = |error: rusqlite::Error| Error::Write { what: name(), cause: error.into() };
+        let name = || {
+            writes
+                .first()
+                .map_or_else(String::new, |write| error::name_of(write))
+        };
+        let failed = |error: rusqlite::Error| Error::Write {
+            what: name(),
+            cause: error.into(),
+        };
         let mut used = self.used;
         // Dropping the transaction rolls it back.
-        let transaction =
-            self.connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(failed)?;
+        let transaction = self
+            .connection
+            .transaction_with_behavior(TransactionBehavior::Immediate)
+            .map_err(failed)?;
         let apply = |write: &&Write| apply(&transaction, write, &mut used, &self.limits);
         let done = writes.iter().map(apply).collect::<Result<Vec<_>, Error>>()?;
         transaction.commit().map_err(failed)?;
@@ -265,29 +359,47 @@ impl Writer {
     }
 }
 
-fn apply(db: &Transaction<'_>, write: &Write, used: &mut OutboxUse, limits: &Limits) -> Result<Written, Error> {
+fn apply(
+    db: &Transaction<'_>,
+    write: &Write,
+    used: &mut OutboxUse,
+    limits: &Limits,
+) -> Result<Written, Error> {
     let result = match write {
         Write::Put(row) => put(db, row).map(changed),
         Write::Delete { key, uid } => delete(db, key, uid.as_deref()).map(changed),
         Write::Push(report) if report.bytes() > limits.report_bytes_max => {
             let (what, bytes) = (error::name_of(write), report.bytes());
-            return Err(Error::TooLarge { what, bytes, max: limits.report_bytes_max });
+            return Err(Error::TooLarge {
+                what,
+                bytes,
+                max: limits.report_bytes_max,
+            });
         }
         Write::Push(report) => push(db, report, used, limits),
         Write::Forget { report } => remove_report(db, *report, used).map(changed),
     };
-    result.map_err(|error| Error::Write { what: error::name_of(write), cause: error.into() })
+    result.map_err(|error| Error::Write {
+        what: error::name_of(write),
+        cause: error.into(),
+    })
 }
 
 fn changed(changed: bool) -> Written {
-    Written { changed, ..Written::default() }
+    Written {
+        changed,
+        ..Written::default()
+    }
 }
 
 fn put(db: &Transaction<'_>, row: &Row) -> rusqlite::Result<bool> {
     let sql = "INSERT INTO meta (key, type, value) VALUES (?1, ?2, ?3)
         ON CONFLICT (key) DO UPDATE SET type = excluded.type, value = excluded.value
         WHERE type IS NOT excluded.type OR value IS NOT excluded.value";
-    Ok(db.prepare_cached(sql)?.execute([&row.key, &row.kind, &row.value])? > 0)
+    Ok(db
+        .prepare_cached(sql)?
+        .execute([&row.key, &row.kind, &row.value])?
+        > 0)
 }
 
 fn delete(db: &Transaction<'_>, key: &str, uid: Option<&str>) -> rusqlite::Result<bool> {
@@ -298,10 +410,18 @@ fn delete(db: &Transaction<'_>, key: &str, uid: Option<&str>) -> rusqlite::Resul
             return Ok(false);
         }
     }
-    Ok(db.prepare_cached("DELETE FROM meta WHERE key = ?1")?.execute([key])? > 0)
+    Ok(db
+        .prepare_cached("DELETE FROM meta WHERE key = ?1")?
+        .execute([key])?
+        > 0)
 }
 
-fn push(db: &Transaction<'_>, report: &Report, used: &mut OutboxUse, limits: &Limits) -> rusqlite::Result<Written> {
+fn push(
+    db: &Transaction<'_>,
+    report: &Report,
+    used: &mut OutboxUse,
+    limits: &Limits,
+) -> rusqlite::Result<Written> {
     let mut replaced = None;
     if let Some(key) = &report.coalesce {
         let mut same = db.prepare_cached("SELECT id FROM kedge_outbox WHERE coalesce = ?1")?;
@@ -316,7 +436,12 @@ fn push(db: &Transaction<'_>, report: &Report, used: &mut OutboxUse, limits: &Li
     used.reports += 1;
     used.bytes += report.bytes();
     let dropped = shrink(db, used, limits)?;
-    Ok(Written { changed: true, report: u64::try_from(id).ok(), replaced, dropped })
+    Ok(Written {
+        changed: true,
+        report: u64::try_from(id).ok(),
+        replaced,
+        dropped,
+    })
 }
 
 /// Drops the oldest report of the lowest priority until the outbox is below its caps.
@@ -324,7 +449,10 @@ fn shrink(db: &Transaction<'_>, used: &mut OutboxUse, limits: &Limits) -> rusqli
     let mut dropped = Vec::new();
     while used.reports > limits.reports_max || used.bytes > limits.report_bytes_max {
         let sql = "SELECT id FROM kedge_outbox ORDER BY priority ASC, id ASC LIMIT 1";
-        let victim: Option<u64> = db.prepare_cached(sql)?.query_row([], |row| row.get(0)).optional()?;
+        let victim: Option<u64> = db
+            .prepare_cached(sql)?
+            .query_row([], |row| row.get(0))
+            .optional()?;
         let Some(victim) = victim else { break };
         remove_report(db, victim, used)?;
         used.dropped += 1;

@@ -133,13 +133,20 @@ pub struct Content {
 pub enum WriteError {
     /// The expectation did not hold. Nothing was changed.
     #[error("write {key}: expected {expected:?} but found revision {found:?}")]
-    Conflict { key: String, expected: Expect, found: Option<Revision> },
+    Conflict {
+        key: String,
+        expected: Expect,
+        found: Option<Revision>,
+    },
     #[error("write {key}: {bytes} bytes are more than the limit of {max}")]
     TooLarge { key: String, bytes: usize, max: usize },
     #[error("write {key}: disk full")]
     DiskFull { key: String },
     #[error("write {key}: {source}")]
-    Storage { key: String, source: Arc<rusqlite::Error> },
+    Storage {
+        key: String,
+        source: Arc<rusqlite::Error>,
+    },
     #[error("the store is closed")]
     Closed,
 }
@@ -217,14 +224,25 @@ impl Revisions {
             Action::Put(draft) | Action::Delete(draft) => draft.bytes(),
         };
         if bytes > VALUE_BYTES_MAX {
-            return Err(WriteError::TooLarge { key: write.key, bytes, max: VALUE_BYTES_MAX });
+            return Err(WriteError::TooLarge {
+                key: write.key,
+                bytes,
+                max: VALUE_BYTES_MAX,
+            });
         }
         if write.key.len() > KEY_BYTES_MAX {
             let bytes = write.key.len();
-            return Err(WriteError::TooLarge { key: write.key, bytes, max: KEY_BYTES_MAX });
+            return Err(WriteError::TooLarge {
+                key: write.key,
+                bytes,
+                max: KEY_BYTES_MAX,
+            });
         }
         let (reply, answer) = oneshot::channel();
-        self.tx.send(writer::Order::Write { write, reply }).await.map_err(|_| WriteError::Closed)?;
+        self.tx
+            .send(writer::Order::Write { write, reply })
+            .await
+            .map_err(|_| WriteError::Closed)?;
         answer.await.map_err(|_| WriteError::Closed)?
     }
 

@@ -2,12 +2,14 @@
 
 use super::writer::Failure;
 use super::{
-    Action, ChangeKind, Commit, Content, Entry, LOG_ROWS_MAX, LOG_TRIM_STEP, OpenError, Options, Revision, Write,
+    Action, ChangeKind, Commit, Content, Entry, LOG_ROWS_MAX, LOG_TRIM_STEP, OpenError, Options, Revision,
+    Write,
 };
 use bytes::Bytes;
 use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
+use std::time::Duration;
 
 /// Written to `user_version`, so that a file of another program or of a later layout is recognised.
 const LAYOUT: i64 = 0x6b65_6401;
@@ -15,6 +17,9 @@ const LAYOUT: i64 = 0x6b65_6401;
 const CACHE_KIB: i64 = 2000;
 /// Pages in the WAL before it is folded back (4 MiB).
 const CHECKPOINT_PAGES: i64 = 1000;
+
+/// How long a predecessor that is just ending may still hold the file.
+const PREDECESSOR_WAIT: Duration = Duration::from_millis(500);
 
 const CREATE: &str = "
     CREATE TABLE IF NOT EXISTS cur(key TEXT PRIMARY KEY, rv INTEGER NOT NULL, value BLOB NOT NULL) WITHOUT ROWID;
@@ -34,11 +39,23 @@ impl Sqlite {
         let layout = layout(&connection).map_err(|source| open_error(path, source))?;
         if layout != LAYOUT {
             let detail = format!("its layout number is {layout:#x}");
-            return Err(OpenError::Foreign { path: path.to_owned(), detail });
+            return Err(OpenError::Foreign {
+                path: path.to_owned(),
+                detail,
+            });
         }
         let content = read(&connection).map_err(|source| open_error(path, source))?;
-        let log_first = content.log.first().map_or(content.revision + 1, |commit| commit.revision);
-        Ok((Self { connection, log_first }, content))
+        let log_first = content
+            .log
+            .first()
+            .map_or(content.revision + 1, |commit| commit.revision);
+        Ok((
+            Self {
+                connection,
+                log_first,
+            },
+            content,
+        ))
     }
 
     pub(super) fn begin(&mut self) -> Result<(), Failure> {
@@ -46,9 +63,14 @@ impl Sqlite {
     }
 
     pub(super) fn found(&mut self, key: &str) -> Result<Option<Revision>, Failure> {
-        let mut query =
-            self.connection.prepare_cached("SELECT rv FROM cur WHERE key = ?1").map_err(Failure)?;
-        let found: Option<i64> = query.query_row([key], |row| row.get(0)).optional().map_err(Failure)?;
+        let mut query = self
+            .connection
+            .prepare_cached("SELECT rv FROM cur WHERE key = ?1")
+            .map_err(Failure)?;
+        let found: Option<i64> = query
+            .query_row([key], |row| row.get(0))
+            .optional()
+            .map_err(Failure)?;
         Ok(found.map(unsigned))
     }
 
@@ -95,9 +117,16 @@ impl Sqlite {
 
 /// Makes directory and file readable by their owner only; SQLite gives its side files the mode of the main file.
 fn prepare_file(path: &Path) -> Result<(), OpenError> {
-    let failed = |source| OpenError::Create { path: path.to_owned(), source };
+    let failed = |source| OpenError::Create {
+        path: path.to_owned(),
+        source,
+    };
     if let Some(directory) = path.parent() {
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(failed)?;
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(directory)
+            .map_err(failed)?;
     }
     std::fs::OpenOptions::new()
         .create(true)
@@ -112,6 +141,7 @@ fn prepare_file(path: &Path) -> Result<(), OpenError> {
 
 fn connect(path: &Path, options: Options) -> rusqlite::Result<Connection> {
     let connection = Connection::open(path)?;
+    connection.busy_timeout(PREDECESSOR_WAIT)?;
     // One process owns the file: a second one is told so at once instead of corrupting our view of the log.
     connection.pragma_update(None, "locking_mode", "EXCLUSIVE")?;
     connection.pragma_update(None, "journal_mode", "WAL")?;
@@ -132,7 +162,9 @@ fn layout(connection: &Connection) -> rusqlite::Result<i64> {
     let version = |c: &Connection| c.query_row("PRAGMA user_version", [], |row| row.get::<_, i64>(0));
     let tables: i64 = connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
     if version(connection)? == 0 && tables == 0 {
-        connection.execute_batch(&format!("BEGIN IMMEDIATE; {CREATE} PRAGMA user_version = {LAYOUT}; COMMIT;"))?;
+        connection.execute_batch(&format!(
+            "BEGIN IMMEDIATE; {CREATE} PRAGMA user_version = {LAYOUT}; COMMIT;"
+        ))?;
     }
     version(connection)
 }
@@ -143,7 +175,11 @@ fn read(connection: &Connection) -> rusqlite::Result<Content> {
     let mut rows = query.query([])?;
     while let Some(row) = rows.next()? {
         let value = Bytes::copy_from_slice(row.get_ref(2)?.as_blob()?);
-        entries.push(Entry { key: row.get(0)?, revision: unsigned(row.get(1)?), value });
+        entries.push(Entry {
+            key: row.get(0)?,
+            revision: unsigned(row.get(1)?),
+            value,
+        });
     }
     let mut log = Vec::new();
     let mut query = connection.prepare("SELECT rv, key, change, value FROM log ORDER BY rv")?;
@@ -151,11 +187,22 @@ fn read(connection: &Connection) -> rusqlite::Result<Content> {
     while let Some(row) = rows.next()? {
         let value = Bytes::copy_from_slice(row.get_ref(3)?.as_blob()?);
         let kind = change_kind(row.get(2)?);
-        log.push(Commit { revision: unsigned(row.get(0)?), key: row.get(1)?, kind, value });
+        log.push(Commit {
+            revision: unsigned(row.get(0)?),
+            key: row.get(1)?,
+            kind,
+            value,
+        });
     }
     let last_entry = entries.iter().map(|entry| entry.revision).max().unwrap_or(0);
-    let revision = log.last().map_or(last_entry, |commit| commit.revision.max(last_entry));
-    Ok(Content { entries, log, revision })
+    let revision = log
+        .last()
+        .map_or(last_entry, |commit| commit.revision.max(last_entry));
+    Ok(Content {
+        entries,
+        log,
+        revision,
+    })
 }
 
 fn open_error(path: &Path, source: rusqlite::Error) -> OpenError {
@@ -163,9 +210,10 @@ fn open_error(path: &Path, source: rusqlite::Error) -> OpenError {
     match source.sqlite_error_code() {
         Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => OpenError::InUse { path },
         Some(ErrorCode::DiskFull) => OpenError::DiskFull { path },
-        Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => {
-            OpenError::Foreign { path, detail: source.to_string() }
-        }
+        Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => OpenError::Foreign {
+            path,
+            detail: source.to_string(),
+        },
         _ => OpenError::Storage { path, source },
     }
 }

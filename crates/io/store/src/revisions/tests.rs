@@ -8,13 +8,27 @@ use std::sync::Mutex;
 type Seen = Arc<Mutex<Vec<Commit>>>;
 
 fn put(key: &str, expect: Expect, text: &str) -> Write {
-    let draft = Draft { before: format!("{text}@").into_bytes(), after: b"!".to_vec() };
-    Write { key: key.to_owned(), expect, action: Action::Put(draft) }
+    let draft = Draft {
+        before: format!("{text}@").into_bytes(),
+        after: b"!".to_vec(),
+    };
+    Write {
+        key: key.to_owned(),
+        expect,
+        action: Action::Put(draft),
+    }
 }
 
 fn delete(key: &str, at: Revision) -> Write {
-    let draft = Draft { before: b"gone@".to_vec(), after: Vec::new() };
-    Write { key: key.to_owned(), expect: Expect::At(at), action: Action::Delete(draft) }
+    let draft = Draft {
+        before: b"gone@".to_vec(),
+        after: Vec::new(),
+    };
+    Write {
+        key: key.to_owned(),
+        expect: Expect::At(at),
+        action: Action::Delete(draft),
+    }
 }
 
 fn listener(seen: &Seen) -> Listener {
@@ -65,7 +79,12 @@ async fn contract(store: Revisions, seen: Seen) {
     let four = store.write(put("a", Expect::Absent, "new")).await.unwrap();
     assert!(one < two && two < three && three < four);
 
-    let told: Vec<_> = seen.lock().unwrap().iter().map(|c| (c.kind, c.value.clone())).collect();
+    let told: Vec<_> = seen
+        .lock()
+        .unwrap()
+        .iter()
+        .map(|c| (c.kind, c.value.clone()))
+        .collect();
     let expected = [
         (ChangeKind::Created, format!("one@{one}!")),
         (ChangeKind::Updated, format!("two@{two}!")),
@@ -74,11 +93,24 @@ async fn contract(store: Revisions, seen: Seen) {
     ];
     assert_eq!(told, expected.map(|(kind, text)| (kind, Bytes::from(text))));
 
-    let huge = Draft { before: vec![b'x'; VALUE_BYTES_MAX + 1], after: Vec::new() };
-    let refused = Write { key: "huge".to_owned(), expect: Expect::Absent, action: Action::Put(huge) };
-    assert!(matches!(store.write(refused).await.unwrap_err(), WriteError::TooLarge { .. }));
+    let huge = Draft {
+        before: vec![b'x'; VALUE_BYTES_MAX + 1],
+        after: Vec::new(),
+    };
+    let refused = Write {
+        key: "huge".to_owned(),
+        expect: Expect::Absent,
+        action: Action::Put(huge),
+    };
+    assert!(matches!(
+        store.write(refused).await.unwrap_err(),
+        WriteError::TooLarge { .. }
+    ));
     let long = put(&"k".repeat(KEY_BYTES_MAX + 1), Expect::Absent, "");
-    assert!(matches!(store.write(long).await.unwrap_err(), WriteError::TooLarge { .. }));
+    assert!(matches!(
+        store.write(long).await.unwrap_err(),
+        WriteError::TooLarge { .. }
+    ));
 
     contended(&store).await;
     let revisions: Vec<_> = seen.lock().unwrap().iter().map(|c| c.revision).collect();
@@ -86,7 +118,10 @@ async fn contract(store: Revisions, seen: Seen) {
 
     let clone = store.clone();
     store.close().await;
-    assert!(matches!(clone.write(delete("a", four)).await.unwrap_err(), WriteError::Closed));
+    assert!(matches!(
+        clone.write(delete("a", four)).await.unwrap_err(),
+        WriteError::Closed
+    ));
 }
 
 /// Of many writers with the same expectation exactly one wins.
@@ -94,7 +129,11 @@ async fn contended(store: &Revisions) {
     let mut tasks = tokio::task::JoinSet::new();
     for writer in 0..100 {
         let store = store.clone();
-        tasks.spawn(async move { store.write(put("race", Expect::Absent, &writer.to_string())).await });
+        tasks.spawn(async move {
+            store
+                .write(put("race", Expect::Absent, &writer.to_string()))
+                .await
+        });
     }
     let won = tasks.join_all().await.into_iter().filter(Result::is_ok).count();
     assert_eq!(won, 1);
@@ -126,9 +165,23 @@ async fn a_second_opening_finds_everything_and_goes_on_counting() {
     let (store, found, _) = open(&folder, Options::default());
     assert_eq!(found.revision, gone);
     let value = Bytes::from(format!("a@{a}!"));
-    assert_eq!(found.entries, [Entry { key: "a".to_owned(), revision: a, value }]);
+    assert_eq!(
+        found.entries,
+        [Entry {
+            key: "a".to_owned(),
+            revision: a,
+            value
+        }]
+    );
     let log: Vec<_> = found.log.iter().map(|c| (c.revision, c.kind)).collect();
-    assert_eq!(log, [(a, ChangeKind::Created), (b, ChangeKind::Created), (gone, ChangeKind::Deleted)]);
+    assert_eq!(
+        log,
+        [
+            (a, ChangeKind::Created),
+            (b, ChangeKind::Created),
+            (gone, ChangeKind::Deleted)
+        ]
+    );
     assert!(store.write(put("b", Expect::Absent, "b")).await.unwrap() > gone);
     let mode = std::fs::metadata(folder.file()).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
@@ -144,7 +197,12 @@ async fn the_log_stays_bounded() {
     let mut tasks = tokio::task::JoinSet::new();
     for n in 0..others {
         let store = store.clone();
-        tasks.spawn(async move { store.write(put(&format!("k{n}"), Expect::Absent, "v")).await.unwrap() });
+        tasks.spawn(async move {
+            store
+                .write(put(&format!("k{n}"), Expect::Absent, "v"))
+                .await
+                .unwrap()
+        });
     }
     tasks.join_all().await;
     at = store.write(put("a", Expect::At(at), "1")).await.unwrap();
@@ -163,7 +221,10 @@ async fn a_full_disk_is_named_and_loses_nothing() {
     let text = "x".repeat(16 << 10);
     let mut written = 0;
     let refused = loop {
-        match store.write(put(&format!("k{written}"), Expect::Absent, &text)).await {
+        match store
+            .write(put(&format!("k{written}"), Expect::Absent, &text))
+            .await
+        {
             Ok(_) => written += 1,
             Err(error) => break error,
         }
@@ -174,7 +235,10 @@ async fn a_full_disk_is_named_and_loses_nothing() {
     store.close().await;
     let (store, found, _) = open(&folder, Options::default());
     assert_eq!(found.entries.len(), written);
-    store.write(put("room again", Expect::Absent, &text)).await.unwrap();
+    store
+        .write(put("room again", Expect::Absent, &text))
+        .await
+        .unwrap();
     store.close().await;
 }
 
@@ -186,8 +250,11 @@ async fn a_file_in_use_or_of_another_kind_is_refused_with_a_sentence() {
     assert!(matches!(second.unwrap_err(), OpenError::InUse { .. }));
     store.close().await;
 
-    std::fs::write(folder.file(), "not a database, but long enough to have a header of one hundred bytes".repeat(9))
-        .unwrap();
+    std::fs::write(
+        folder.file(),
+        "not a database, but long enough to have a header of one hundred bytes".repeat(9),
+    )
+    .unwrap();
     let broken = Revisions::open(&folder.file(), Options::default(), |_| listener(&seen));
     assert!(matches!(broken.unwrap_err(), OpenError::Foreign { .. }));
 }
@@ -197,10 +264,15 @@ const CHILD_FILE: &str = "KEDGE_REVISIONS_TEST_FILE";
 /// Not a test of its own: the process that `kill_nine_loses_nothing_acknowledged` kills.
 #[tokio::test]
 async fn child_that_writes_until_killed() {
-    let Some(file) = std::env::var_os(CHILD_FILE) else { return };
+    let Some(file) = std::env::var_os(CHILD_FILE) else {
+        return;
+    };
     let store = Revisions::open(Path::new(&file), Options::default(), |_| Box::new(|_| {})).unwrap();
     for n in 0_u64.. {
-        let revision = store.write(put(&format!("k{n:06}"), Expect::Absent, "v")).await.unwrap();
+        let revision = store
+            .write(put(&format!("k{n:06}"), Expect::Absent, "v"))
+            .await
+            .unwrap();
         let mut out = std::io::stdout().lock();
         writeln!(out, "acknowledged k{n:06} {revision}").unwrap();
         out.flush().unwrap();
@@ -214,7 +286,11 @@ async fn kill_nine_loses_nothing_acknowledged() {
     for round in 1..=3_usize {
         let _ = std::fs::remove_dir_all(&folder.0);
         let mut child = std::process::Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "--nocapture", "revisions::tests::child_that_writes_until_killed"])
+            .args([
+                "--exact",
+                "--nocapture",
+                "revisions::tests::child_that_writes_until_killed",
+            ])
             .env(CHILD_FILE, folder.file())
             .stdout(std::process::Stdio::piped())
             .spawn()
@@ -232,7 +308,10 @@ async fn kill_nine_loses_nothing_acknowledged() {
         }
         // What it said before it died, but we had not read yet, counts too. The last line may be cut.
         let rest: Vec<_> = lines.map_while(Result::ok).collect();
-        acknowledged.extend(rest.iter().filter_map(|line| line.strip_prefix("acknowledged ").map(str::to_owned)));
+        acknowledged.extend(
+            rest.iter()
+                .filter_map(|line| line.strip_prefix("acknowledged ").map(str::to_owned)),
+        );
         child.wait().unwrap();
 
         let (store, found, _) = open(&folder, Options::default());

@@ -70,13 +70,19 @@ pub(super) struct Writer {
 
 impl Writer {
     pub(super) fn new(backend: Backend, revision: Revision, listener: Listener) -> Self {
-        Self { backend, revision, listener }
+        Self {
+            backend,
+            revision,
+            listener,
+        }
     }
 
     pub(super) fn run(mut self, mut orders: mpsc::Receiver<Order>) {
         let mut closing = None;
         while closing.is_none() {
-            let Some(first) = orders.blocking_recv() else { return };
+            let Some(first) = orders.blocking_recv() else {
+                return;
+            };
             let mut batch = Vec::new();
             let mut next = Some(first);
             while let Some(order) = next.take() {
@@ -155,7 +161,11 @@ impl Writer {
                 (Expect::At(expected), Some(at), Action::Put(_)) if expected == at => ChangeKind::Updated,
                 (Expect::At(expected), Some(at), Action::Delete(_)) if expected == at => ChangeKind::Deleted,
                 (expected, found, _) => {
-                    answers.push(Err(WriteError::Conflict { key: write.key.clone(), expected, found }));
+                    answers.push(Err(WriteError::Conflict {
+                        key: write.key.clone(),
+                        expected,
+                        found,
+                    }));
                     continue;
                 }
             };
@@ -163,12 +173,18 @@ impl Writer {
             let value = match &write.action {
                 Action::Put(draft) | Action::Delete(draft) => draft.print(revision),
             };
-            let commit = Commit { revision, key: write.key.clone(), kind, value };
+            let commit = Commit {
+                revision,
+                key: write.key.clone(),
+                kind,
+                value,
+            };
             self.backend.apply(write, &commit)?;
             answers.push(Ok(revision));
             commits.push(commit);
         }
-        self.backend.commit(commits.last().map_or(self.revision, |commit| commit.revision))?;
+        self.backend
+            .commit(commits.last().map_or(self.revision, |commit| commit.revision))?;
         Ok((answers, commits))
     }
 }
@@ -184,6 +200,9 @@ fn write_error(key: &str, Failure(source): Failure) -> WriteError {
     let key = key.to_owned();
     match source.sqlite_error_code() {
         Some(rusqlite::ErrorCode::DiskFull) => WriteError::DiskFull { key },
-        _ => WriteError::Storage { key, source: std::sync::Arc::new(source) },
+        _ => WriteError::Storage {
+            key,
+            source: std::sync::Arc::new(source),
+        },
     }
 }

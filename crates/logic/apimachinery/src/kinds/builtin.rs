@@ -4,7 +4,16 @@ use super::{Kind, Subresource as S, Verb};
 use crate::schema::KindSchema;
 
 /// group, version, kind, plural, short names, namespaced, subresources, in category "all"
-type Row = (&'static str, &'static str, &'static str, &'static str, &'static [&'static str], bool, &'static [S], bool);
+type Row = (
+    &'static str,
+    &'static str,
+    &'static str,
+    &'static str,
+    &'static [&'static str],
+    bool,
+    &'static [S],
+    bool,
+);
 
 #[rustfmt::skip]
 const STORED: &[Row] = &[
@@ -30,21 +39,31 @@ const STORED: &[Row] = &[
 /// Kinds that are posted and answered, never stored.
 const POSTED: &[(&str, &str, &str, &str, bool)] = &[
     ("", "v1", "Binding", "bindings", true),
-    ("authorization.k8s.io", "v1", "SelfSubjectAccessReview", "selfsubjectaccessreviews", false),
+    (
+        "authorization.k8s.io",
+        "v1",
+        "SelfSubjectAccessReview",
+        "selfsubjectaccessreviews",
+        false,
+    ),
 ];
 
 pub(super) fn kinds() -> Vec<Kind> {
-    let stored = STORED.iter().map(|&(group, version, kind, plural, short, namespaced, subresources, all)| Kind {
-        short_names: short.iter().map(|s| (*s).to_owned()).collect(),
-        categories: if all { vec!["all".to_owned()] } else { Vec::new() },
-        verbs: Verb::ALL.to_vec(),
-        subresources: subresources.to_vec(),
-        ..bare(group, version, kind, plural, namespaced)
-    });
-    let posted = POSTED.iter().map(|&(group, version, kind, plural, namespaced)| Kind {
-        verbs: vec![Verb::Create],
-        ..bare(group, version, kind, plural, namespaced)
-    });
+    let stored = STORED.iter().map(
+        |&(group, version, kind, plural, short, namespaced, subresources, all)| Kind {
+            short_names: short.iter().map(|s| (*s).to_owned()).collect(),
+            categories: if all { vec!["all".to_owned()] } else { Vec::new() },
+            verbs: Verb::ALL.to_vec(),
+            subresources: subresources.to_vec(),
+            ..bare(group, version, kind, plural, namespaced)
+        },
+    );
+    let posted = POSTED
+        .iter()
+        .map(|&(group, version, kind, plural, namespaced)| Kind {
+            verbs: vec![Verb::Create],
+            ..bare(group, version, kind, plural, namespaced)
+        });
     let mut kinds: Vec<Kind> = stored.chain(posted).collect();
     // Core first, as kubectl resolves a bare plural to the first group that has it.
     kinds.sort_by(|a, b| (&a.group, &a.plural).cmp(&(&b.group, &b.plural)));

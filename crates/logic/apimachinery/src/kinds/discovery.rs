@@ -20,18 +20,28 @@ impl AggregatedVersion {
 
     /// The media type of the answer.
     pub fn content_type(self) -> String {
-        format!("application/json;g=apidiscovery.k8s.io;v={};as=APIGroupDiscoveryList", self.as_str())
+        format!(
+            "application/json;g=apidiscovery.k8s.io;v={};as=APIGroupDiscoveryList",
+            self.as_str()
+        )
     }
 
     /// The first aggregated form that an Accept header names before plain JSON, if any.
     pub fn from_accept(accept: &str) -> Option<Self> {
         for clause in accept.split(',') {
             let has = |parameter: &str| clause.split(';').any(|p| p.trim() == parameter);
-            let json = clause.split(';').next().is_some_and(|t| matches!(t.trim(), "application/json" | "*/*"));
+            let json = clause
+                .split(';')
+                .next()
+                .is_some_and(|t| matches!(t.trim(), "application/json" | "*/*"));
             if !json {
                 continue;
             }
-            match (has("g=apidiscovery.k8s.io") && has("as=APIGroupDiscoveryList"), has("v=v2"), has("v=v2beta1")) {
+            match (
+                has("g=apidiscovery.k8s.io") && has("as=APIGroupDiscoveryList"),
+                has("v=v2"),
+                has("v=v2beta1"),
+            ) {
                 (true, true, _) => return Some(Self::V2),
                 (true, _, true) => return Some(Self::V2Beta1),
                 (true, false, false) => {}
@@ -65,7 +75,10 @@ impl Registry {
 
     /// `/apis/<group>`
     pub fn api_group(&self, group: &str) -> Option<Value> {
-        let (group, versions) = self.groups().into_iter().find(|(g, _)| g == group && !g.is_empty())?;
+        let (group, versions) = self
+            .groups()
+            .into_iter()
+            .find(|(g, _)| g == group && !g.is_empty())?;
         let mut entry = group_entry(&group, &versions);
         crate::meta::set(&mut entry, &["kind"], "APIGroup".into());
         crate::meta::set(&mut entry, &["apiVersion"], "v1".into());
@@ -76,7 +89,11 @@ impl Registry {
     pub fn api_resource_list(&self, group: &str, version: &str) -> Option<Value> {
         let mut resources = Vec::new();
         let mut group_version = None;
-        for kind in self.kinds.iter().filter(|k| k.group == group && k.version == version) {
+        for kind in self
+            .kinds
+            .iter()
+            .filter(|k| k.group == group && k.version == version)
+        {
             group_version = Some(kind.api_version());
             resources.push(resource_entry(kind));
             resources.extend(kind.subresources.iter().map(|s| subresource_entry(kind, *s)));
@@ -108,7 +125,11 @@ impl Registry {
                         json!({"version": version, "resources": resources, "freshness": "Current"})
                     })
                     .collect();
-                let metadata = if group.is_empty() { json!({}) } else { json!({"name": group}) };
+                let metadata = if group.is_empty() {
+                    json!({})
+                } else {
+                    json!({"name": group})
+                };
                 json!({"metadata": metadata, "versions": versions})
             })
             .collect();
@@ -156,7 +177,10 @@ fn subresource_entry(kind: &Kind, subresource: Subresource) -> Value {
         "namespaced": kind.namespaced,
     });
     let (group, version, body) = body_of(kind, subresource);
-    if subresource.body_kind().is_some_and(|(group, _, _)| !group.is_empty()) {
+    if subresource
+        .body_kind()
+        .is_some_and(|(group, _, _)| !group.is_empty())
+    {
         crate::meta::set(&mut entry, &["group"], group.into());
         crate::meta::set(&mut entry, &["version"], version.into());
     }
@@ -166,7 +190,9 @@ fn subresource_entry(kind: &Kind, subresource: Subresource) -> Value {
 }
 
 fn body_of(kind: &Kind, subresource: Subresource) -> (&str, &str, &str) {
-    subresource.body_kind().unwrap_or((&kind.group, &kind.version, &kind.kind))
+    subresource
+        .body_kind()
+        .unwrap_or((&kind.group, &kind.version, &kind.kind))
 }
 
 fn aggregated_resource(kind: &Kind) -> Value {

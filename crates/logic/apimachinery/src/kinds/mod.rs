@@ -8,7 +8,6 @@ pub use discovery::AggregatedVersion;
 use crate::meta;
 use crate::schema::{KindSchema, crd::CrdSchema};
 use serde_json::Value;
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Most versions one custom resource definition may serve: discovery lists them all.
@@ -162,12 +161,20 @@ pub struct Kind {
 impl Kind {
     /// `v1` or `apps/v1`.
     pub fn api_version(&self) -> String {
-        if self.group.is_empty() { self.version.clone() } else { format!("{}/{}", self.group, self.version) }
+        if self.group.is_empty() {
+            self.version.clone()
+        } else {
+            format!("{}/{}", self.group, self.version)
+        }
     }
 
     /// `pods` or `deployments.apps`: names a kind whatever its version. The key of storage, watches and writes.
     pub fn group_resource(&self) -> String {
-        if self.group.is_empty() { self.plural.clone() } else { format!("{}.{}", self.plural, self.group) }
+        if self.group.is_empty() {
+            self.plural.clone()
+        } else {
+            format!("{}.{}", self.plural, self.group)
+        }
     }
 
     pub fn serves(&self, verb: Verb) -> bool {
@@ -204,7 +211,9 @@ pub struct Registry {
 
 impl Registry {
     pub fn builtin() -> Self {
-        Self { kinds: builtin::kinds().into_iter().map(Arc::new).collect() }
+        Self {
+            kinds: builtin::kinds().into_iter().map(Arc::new).collect(),
+        }
     }
 
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Kind>> {
@@ -213,23 +222,34 @@ impl Registry {
 
     /// By the elements of a request path.
     pub fn lookup(&self, group: &str, version: &str, plural: &str) -> Option<Arc<Kind>> {
-        self.kinds.iter().find(|k| k.plural == plural && k.version == version && k.group == group).cloned()
+        self.kinds
+            .iter()
+            .find(|k| k.plural == plural && k.version == version && k.group == group)
+            .cloned()
     }
 
     /// By what an object says about itself.
     pub fn lookup_kind(&self, api_version: &str, kind: &str) -> Option<Arc<Kind>> {
         let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
-        self.kinds.iter().find(|k| k.kind == kind && k.version == version && k.group == group).cloned()
+        self.kinds
+            .iter()
+            .find(|k| k.kind == kind && k.version == version && k.group == group)
+            .cloned()
     }
 
     /// By `pods` or `deployments.apps`; the storage version where there are several.
     pub fn by_group_resource(&self, group_resource: &str) -> Option<Arc<Kind>> {
-        self.kinds.iter().find(|k| k.is(group_resource) && k.version == k.storage_version).cloned()
+        self.kinds
+            .iter()
+            .find(|k| k.is(group_resource) && k.version == k.storage_version)
+            .cloned()
     }
 
     /// Whether any kind of the group in that version is served.
     pub fn serves_group_version(&self, group: &str, version: &str) -> bool {
-        self.kinds.iter().any(|k| k.group == group && k.version == version)
+        self.kinds
+            .iter()
+            .any(|k| k.group == group && k.version == version)
     }
 
     /// Adds (or replaces) the served versions of a custom resource definition and returns them.
@@ -244,7 +264,10 @@ impl Registry {
             });
             if taken {
                 let why = format!("{} in group {} is already served", kind.plural, kind.group);
-                return Err(RegisterError { name: name.to_owned(), why });
+                return Err(RegisterError {
+                    name: name.to_owned(),
+                    why,
+                });
             }
         }
         self.unregister_crd(name);
@@ -302,26 +325,42 @@ fn version_rank(version: &str) -> (u8, u32, u32) {
 /// The kinds that a custom resource definition object describes, one for each served version.
 pub fn custom_kinds(crd: &Value) -> Result<Vec<Kind>, RegisterError> {
     let name = meta::name(crd).to_owned();
-    let fail = |why: String| RegisterError { name: name.clone(), why };
+    let fail = |why: String| RegisterError {
+        name: name.clone(),
+        why,
+    };
     let spec = meta::at(crd, &["spec"]);
     let names = meta::at(spec, &["names"]);
     let versions = meta::items(spec, &["versions"]);
     if versions.len() > CRD_VERSIONS_MAX {
-        return Err(fail(format!("{} versions, at most {CRD_VERSIONS_MAX} are possible", versions.len())));
+        return Err(fail(format!(
+            "{} versions, at most {CRD_VERSIONS_MAX} are possible",
+            versions.len()
+        )));
     }
-    let storage = versions.iter().find(|v| meta::at(v, &["storage"]) == &Value::Bool(true));
+    let storage = versions
+        .iter()
+        .find(|v| meta::at(v, &["storage"]) == &Value::Bool(true));
     let storage_version = storage.map(|v| meta::text(v, &["name"])).unwrap_or_default();
     let kind = meta::text(names, &["kind"]);
     let plural = meta::text(names, &["plural"]);
     if storage_version.is_empty() || kind.is_empty() || plural.is_empty() {
-        return Err(fail("it needs names.plural, names.kind and one version with storage: true".to_owned()));
+        return Err(fail(
+            "it needs names.plural, names.kind and one version with storage: true".to_owned(),
+        ));
     }
     let texts = |path: &str| -> Vec<String> {
-        meta::items(names, &[path]).iter().filter_map(|v| v.as_str().map(str::to_owned)).collect()
+        meta::items(names, &[path])
+            .iter()
+            .filter_map(|v| v.as_str().map(str::to_owned))
+            .collect()
     };
     let or = |value: &str, other: String| if value.is_empty() { other } else { value.to_owned() };
     let mut kinds = Vec::new();
-    for version in versions.iter().filter(|v| meta::at(v, &["served"]) == &Value::Bool(true)) {
+    for version in versions
+        .iter()
+        .filter(|v| meta::at(v, &["served"]) == &Value::Bool(true))
+    {
         let mut subresources = Vec::new();
         if meta::at(version, &["subresources", "status"]).is_object() {
             subresources.push(Subresource::Status);
@@ -344,7 +383,10 @@ pub fn custom_kinds(crd: &Value) -> Result<Vec<Kind>, RegisterError> {
             verbs: Verb::ALL.to_vec(),
             subresources,
             schema: KindSchema::Custom(Arc::new(schema)),
-            printer_columns: meta::items(version, &["additionalPrinterColumns"]).iter().map(printer_column).collect(),
+            printer_columns: meta::items(version, &["additionalPrinterColumns"])
+                .iter()
+                .map(printer_column)
+                .collect(),
             scale,
             storage_version: storage_version.to_owned(),
             crd: Some(name.clone()),

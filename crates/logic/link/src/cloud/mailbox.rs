@@ -142,6 +142,21 @@ impl Slot {
         }
     }
 
+    /// From the moment a message is sent until it is acknowledged the node may hold either state.
+    fn expect_effect(&mut self, saying: &Saying) {
+        match (saying, &mut self.holding) {
+            (Saying::Put { object, .. }, Some(held)) if held.uid == object.uid => {}
+            (Saying::Put { object, .. }, holding) => {
+                *holding = Some(Holding {
+                    uid: object.uid.clone(),
+                    version: None,
+                });
+            }
+            (Saying::Delete { .. }, Some(held)) => held.version = None,
+            (Saying::Delete { .. }, None) => {}
+        }
+    }
+
     fn is_idle(&self) -> bool {
         self.stage == Stage::Ready && !self.in_objects && !self.in_bulk
     }
@@ -157,18 +172,32 @@ impl Mailbox {
         self.enqueue_if_due(&key, Rank::Bulk);
     }
 
-    /// Forgets what was assumed, because the node itself is about to say what it holds.
-    pub(super) fn forget_untouched_holdings(&mut self) {
-        for slot in self.slots.values_mut() {
-            if slot.sent.is_empty() {
+    /// The node itself says what it holds. When nothing was sent yet its word replaces every assumption; later it
+    /// only adds the keys that nothing is known about.
+    pub(super) fn resume(&mut self, held: Vec<(ObjectKey, Uid, ResourceVersion)>, nothing_sent: bool) {
+        if nothing_sent {
+            for slot in self.slots.values_mut() {
                 slot.holding = None;
             }
         }
+        for (key, uid, version) in held {
+            let known = self
+                .slots
+                .get(&key)
+                .is_some_and(|slot| slot.holding.is_some() || !slot.sent.is_empty());
+            if nothing_sent || !known {
+                self.hold(key, uid, Some(version));
+            }
+        }
+        self.requeue_all();
     }
 
-    /// Whether something was already sent about this key in this session.
-    pub(super) fn is_touched(&self, key: &ObjectKey) -> bool {
-        self.slots.get(key).is_some_and(|slot| !slot.sent.is_empty() || slot.holding.is_some())
+    fn requeue_all(&mut self) {
+        let keys: Vec<ObjectKey> = self.slots.keys().cloned().collect();
+        for key in keys {
+            self.enqueue_if_due(&key, Rank::Bulk);
+            self.forget_if_empty(&key);
+        }
     }
 
     pub(super) fn want(&mut self, key: ObjectKey, object: Option<Object>) {
@@ -184,10 +213,7 @@ impl Mailbox {
             return;
         }
         self.complete = true;
-        let keys: Vec<ObjectKey> = self.slots.keys().cloned().collect();
-        for key in keys {
-            self.enqueue_if_due(&key, Rank::Bulk);
-        }
+        self.requeue_all();
     }
 
     /// The next message, if the window of `in_flight_max` has room and a key waits.
@@ -232,7 +258,11 @@ impl Mailbox {
             Step::Delete(uid) => Saying::Delete { uid },
             Step::Put => {
                 let object = slot.desired.clone()?;
-                let verb = if slot.holding.is_none() { ChangeVerb::Insert } else { ChangeVerb::Update };
+                let verb = if slot.holding.is_none() {
+                    ChangeVerb::Insert
+                } else {
+                    ChangeVerb::Update
+                };
                 Saying::Put { verb, object }
             }
         };
@@ -241,7 +271,10 @@ impl Mailbox {
             Some(last) => (last.id.clone(), last.saying.clone()),
             None => {
                 let id = seed.message_id();
-                slot.sent.push_back(Sent { id: id.clone(), saying: saying.clone() });
+                slot.sent.push_back(Sent {
+                    id: id.clone(),
+                    saying: saying.clone(),
+                });
                 self.sent.insert(id.clone(), key.clone());
                 (id, saying)
             }
@@ -251,17 +284,16 @@ impl Mailbox {
         {
             self.sent.remove(&forgotten.id);
         }
-        if let Saying::Put { object, .. } = &saying {
-            match &mut slot.holding {
-                Some(held) if held.uid == object.uid => {}
-                Some(_) | None => slot.holding = Some(Holding { uid: object.uid.clone(), version: None }),
-            }
-        }
+        slot.expect_effect(&saying);
         let due = now + delay(slot.attempts, backoff, seed);
         slot.stage = Stage::Flying { due };
         self.flying += 1;
         self.timers.insert((due, key.clone()));
-        Some(Outgoing { id, key: key.clone(), saying })
+        Some(Outgoing {
+            id,
+            key: key.clone(),
+            saying,
+        })
     }
 
     /// The node acknowledged message `id`. An unknown id is nothing to us.
@@ -275,20 +307,24 @@ impl Mailbox {
             self.sent.remove(&sent.id);
             saying = Some(sent.saying);
         }
-        let version = settle(slot, saying?, newest)?;
+        let settled = settle(slot, saying?, newest);
         if newest {
             slot.attempts = 0;
             self.land(&key);
         }
         self.enqueue_if_due(&key, Rank::Object);
         self.forget_if_empty(&key);
-        Some(Settled { key, version })
+        settled.map(|version| Settled { key, version })
     }
 
     /// The node could not do what message `id` asked: it is asked again after a delay, for as long as it takes.
     pub(super) fn refused(&mut self, id: &MessageId, now: Time, backoff: Backoff, seed: &mut Seed) {
-        let Some(key) = self.sent.get(id).cloned() else { return };
-        let Some(slot) = self.slots.get_mut(&key) else { return };
+        let Some(key) = self.sent.get(id).cloned() else {
+            return;
+        };
+        let Some(slot) = self.slots.get_mut(&key) else {
+            return;
+        };
         let newest = slot.sent.back().is_some_and(|sent| sent.id == *id);
         self.refusals += 1;
         if !newest || !matches!(slot.stage, Stage::Flying { .. }) {
@@ -308,8 +344,12 @@ impl Mailbox {
         while let Some((due, _)) = self.timers.first()
             && *due <= now
         {
-            let Some((_, key)) = self.timers.pop_first() else { return };
-            let Some(slot) = self.slots.get_mut(&key) else { continue };
+            let Some((_, key)) = self.timers.pop_first() else {
+                return;
+            };
+            let Some(slot) = self.slots.get_mut(&key) else {
+                continue;
+            };
             match slot.stage {
                 Stage::Ready => {}
                 Stage::Flying { .. } => {
@@ -333,7 +373,10 @@ impl Mailbox {
     pub(super) fn held(&self) -> Vec<(ObjectKey, Uid, ResourceVersion)> {
         let holding = |(key, slot): (&ObjectKey, &Slot)| {
             let held = slot.holding.as_ref()?;
-            let version = held.version.clone().unwrap_or_else(|| ResourceVersion::new(UNACKNOWLEDGED));
+            let version = held
+                .version
+                .clone()
+                .unwrap_or_else(|| ResourceVersion::new(UNACKNOWLEDGED));
             Some((key.clone(), held.uid.clone(), version))
         };
         self.slots.iter().filter_map(holding).collect()
@@ -346,7 +389,10 @@ impl Mailbox {
 
     /// Keys that wait for the window.
     pub(super) fn waiting(&self) -> usize {
-        self.slots.values().filter(|slot| slot.in_objects || slot.in_bulk).count()
+        self.slots
+            .values()
+            .filter(|slot| slot.in_objects || slot.in_bulk)
+            .count()
     }
 
     pub(super) fn refusals(&self) -> u64 {
@@ -359,7 +405,9 @@ impl Mailbox {
 
     /// Takes the key out of the air, whatever its stage was.
     fn land(&mut self, key: &ObjectKey) {
-        let Some(slot) = self.slots.get_mut(key) else { return };
+        let Some(slot) = self.slots.get_mut(key) else {
+            return;
+        };
         match slot.stage {
             Stage::Ready => {}
             Stage::Flying { due } => {
@@ -375,7 +423,9 @@ impl Mailbox {
 
     /// Puts the key into a queue once, if it is ready and out of step.
     fn enqueue_if_due(&mut self, key: &ObjectKey, rank: Rank) {
-        let Some(slot) = self.slots.get_mut(key) else { return };
+        let Some(slot) = self.slots.get_mut(key) else {
+            return;
+        };
         if slot.stage != Stage::Ready || matches!(slot.step(&key.kind, self.complete), Step::InSync) {
             return;
         }

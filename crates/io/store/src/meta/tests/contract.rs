@@ -6,11 +6,19 @@ use std::future::Future;
 fn row(key: &str, uid: &str, version: &str) -> Row {
     let kind = key.split('/').nth(1).unwrap_or("?").to_owned();
     let value = format!(r#"{{"metadata":{{"uid":"{uid}","resourceVersion":"{version}"}}}}"#);
-    Row { key: key.to_owned(), kind, value }
+    Row {
+        key: key.to_owned(),
+        kind,
+        value,
+    }
 }
 
 fn report(priority: u8, coalesce: Option<&str>, value: &str) -> Report {
-    Report { priority, coalesce: coalesce.map(str::to_owned), value: value.to_owned() }
+    Report {
+        priority,
+        coalesce: coalesce.map(str::to_owned),
+        value: value.to_owned(),
+    }
 }
 
 /// Runs one story on both stores.
@@ -30,12 +38,21 @@ async fn rows_are_put_read_listed_and_removed() {
     on_both(Limits::default(), |store| async move {
         assert!(store.put(row("default/pod/web", "u1", "7")).await.unwrap());
         assert!(store.put(row("default/configmap/web", "u2", "8")).await.unwrap());
-        assert!(!store.put(row("default/pod/web", "u1", "7")).await.unwrap(), "the same bytes are no change");
+        assert!(
+            !store.put(row("default/pod/web", "u1", "7")).await.unwrap(),
+            "the same bytes are no change"
+        );
         assert!(store.put(row("default/pod/web", "u1", "9")).await.unwrap());
 
-        assert_eq!(store.get("default/pod/web").await.unwrap(), Some(row("default/pod/web", "u1", "9")));
+        assert_eq!(
+            store.get("default/pod/web").await.unwrap(),
+            Some(row("default/pod/web", "u1", "9"))
+        );
         assert_eq!(store.get("default/pod/db").await.unwrap(), None);
-        assert_eq!(store.list("pod").await.unwrap(), [row("default/pod/web", "u1", "9")]);
+        assert_eq!(
+            store.list("pod").await.unwrap(),
+            [row("default/pod/web", "u1", "9")]
+        );
         assert_eq!(store.all().await.unwrap().len(), 2);
 
         assert!(store.delete("default/configmap/web", None).await.unwrap());
@@ -61,12 +78,25 @@ async fn a_delete_with_a_uid_spares_another_object_of_that_name() {
 async fn the_digest_names_objects_with_uid_and_version() {
     on_both(Limits::default(), |store| async move {
         store.put(row("default/pod/web", "u1", "7")).await.unwrap();
-        for (key, value) in [("default/podpatch/web", r#"{"status":{}}"#), ("x/mapper/y", "not JSON")] {
+        for (key, value) in [
+            ("default/podpatch/web", r#"{"status":{}}"#),
+            ("x/mapper/y", "not JSON"),
+        ] {
             let kind = "other".to_owned();
-            store.put(Row { key: key.to_owned(), kind, value: value.to_owned() }).await.unwrap();
+            store
+                .put(Row {
+                    key: key.to_owned(),
+                    kind,
+                    value: value.to_owned(),
+                })
+                .await
+                .unwrap();
         }
         let digest = store.digest().await.unwrap();
-        let told: Vec<_> = digest.iter().map(|row| [&row.key, &row.kind, &row.uid, &row.version]).collect();
+        let told: Vec<_> = digest
+            .iter()
+            .map(|row| [&row.key, &row.kind, &row.uid, &row.version])
+            .collect();
         assert_eq!(told, [["default/pod/web", "pod", "u1", "7"]]);
     })
     .await;
@@ -98,11 +128,25 @@ async fn reports_come_by_priority_then_age_and_the_newest_of_a_key_stays() {
         push(report(1, None, "event 2")).await;
         let second = push(report(5, Some("web"), "web Running")).await;
         assert_eq!(second.replaced, Some(first));
-        assert_eq!(waiting(&store).await, ["delete db", "web Running", "event 1", "event 2"]);
+        assert_eq!(
+            waiting(&store).await,
+            ["delete db", "web Running", "event 1", "event 2"]
+        );
         assert_eq!(store.reports(2).await.unwrap().len(), 2);
 
-        let forget = async |report| store.submit(Write::Forget { report }).await.unwrap().await.unwrap();
-        assert_eq!(forget(first).await, Written::default(), "a late confirmation leaves the newer report");
+        let forget = async |report| {
+            store
+                .submit(Write::Forget { report })
+                .await
+                .unwrap()
+                .await
+                .unwrap()
+        };
+        assert_eq!(
+            forget(first).await,
+            Written::default(),
+            "a late confirmation leaves the newer report"
+        );
         assert!(forget(second.report.unwrap()).await.changed);
         assert_eq!(waiting(&store).await, ["delete db", "event 1", "event 2"]);
     })
@@ -111,7 +155,10 @@ async fn reports_come_by_priority_then_age_and_the_newest_of_a_key_stays() {
 
 #[tokio::test]
 async fn a_full_outbox_drops_the_oldest_of_the_lowest_priority_and_counts() {
-    let limits = Limits { reports_max: 3, ..Limits::default() };
+    let limits = Limits {
+        reports_max: 3,
+        ..Limits::default()
+    };
     on_both(limits, |store| async move {
         let push = async |report| store.submit(Write::Push(report)).await.unwrap().await.unwrap();
         let oldest = push(report(1, None, "event 1")).await.report.unwrap();
@@ -129,7 +176,10 @@ async fn a_full_outbox_drops_the_oldest_of_the_lowest_priority_and_counts() {
 
 #[tokio::test]
 async fn the_outbox_is_capped_in_bytes() {
-    let limits = Limits { report_bytes_max: 10, ..Limits::default() };
+    let limits = Limits {
+        report_bytes_max: 10,
+        ..Limits::default()
+    };
     on_both(limits, |store| async move {
         let push = async |report| store.submit(Write::Push(report)).await.unwrap().await;
         push(report(1, None, "1234")).await.unwrap();
@@ -138,7 +188,17 @@ async fn the_outbox_is_capped_in_bytes() {
         assert_eq!(waiting(&store).await, ["5678", "90ab"]);
         assert_eq!(store.outbox_use().await.unwrap().bytes, 8);
         let refused = push(report(9, Some("web"), "1234567890")).await.unwrap_err();
-        assert!(matches!(refused, Error::TooLarge { bytes: 13, max: 10, .. }), "{refused}");
+        assert!(
+            matches!(
+                refused,
+                Error::TooLarge {
+                    bytes: 13,
+                    max: 10,
+                    ..
+                }
+            ),
+            "{refused}"
+        );
         assert_eq!(waiting(&store).await, ["5678", "90ab"]);
     })
     .await;

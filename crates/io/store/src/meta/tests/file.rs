@@ -11,7 +11,11 @@ pub(super) struct Directory(PathBuf);
 impl Directory {
     pub(super) fn new() -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
-        let name = format!("kedge-meta-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let name = format!(
+            "kedge-meta-{}-{}",
+            std::process::id(),
+            NEXT.fetch_add(1, Ordering::Relaxed)
+        );
         let path = std::env::temp_dir().join(name);
         std::fs::create_dir_all(&path).unwrap();
         Self(path)
@@ -29,7 +33,11 @@ impl Drop for Directory {
 }
 
 fn pod(name: &str, value: &str) -> Row {
-    Row { key: format!("default/pod/{name}"), kind: "pod".to_owned(), value: value.to_owned() }
+    Row {
+        key: format!("default/pod/{name}"),
+        kind: "pod".to_owned(),
+        value: value.to_owned(),
+    }
 }
 
 fn mode(path: &Path) -> u32 {
@@ -40,11 +48,20 @@ fn mode(path: &Path) -> u32 {
 async fn rows_and_reports_are_there_after_a_restart() {
     let directory = Directory::new();
     let path = directory.path("deep/edgecore.db");
-    let report = Report { priority: 1, coalesce: None, value: "event".to_owned() };
+    let report = Report {
+        priority: 1,
+        coalesce: None,
+        value: "event".to_owned(),
+    };
     {
         let store = MetaStore::open(&path).unwrap();
         store.put(pod("web", "{}")).await.unwrap();
-        store.submit(Write::Push(report.clone())).await.unwrap().await.unwrap();
+        store
+            .submit(Write::Push(report.clone()))
+            .await
+            .unwrap()
+            .await
+            .unwrap();
     }
     let store = MetaStore::open(&path).unwrap();
     assert_eq!(store.all().await.unwrap(), [pod("web", "{}")]);
@@ -82,7 +99,9 @@ async fn a_database_of_the_go_edge_is_opened_in_place() {
     assert_eq!(store.digest().await.unwrap()[0].version, "4");
     store.put(pod("db", "{}")).await.unwrap();
     let go = rusqlite::Connection::open(&path).unwrap();
-    let devices: String = go.query_row("SELECT id FROM device", [], |row| row.get(0)).unwrap();
+    let devices: String = go
+        .query_row("SELECT id FROM device", [], |row| row.get(0))
+        .unwrap();
     assert_eq!(devices, "sensor");
 }
 
@@ -90,34 +109,66 @@ async fn a_database_of_the_go_edge_is_opened_in_place() {
 fn a_damaged_or_foreign_file_says_the_way_out() {
     let directory = Directory::new();
     let path = directory.path("edgecore.db");
-    std::fs::write(&path, "this is a letter, not a database, and long enough to be read as one page").unwrap();
+    std::fs::write(
+        &path,
+        "this is a letter, not a database, and long enough to be read as one page",
+    )
+    .unwrap();
     let shown = MetaStore::open(&path).unwrap_err().to_string();
-    assert!(shown.starts_with(&format!("the metadata database {} is damaged", path.display())), "{shown}");
-    assert!(shown.contains(&format!("mv {p} {p}.damaged", p = path.display())), "{shown}");
+    assert!(
+        shown.starts_with(&format!("the metadata database {} is damaged", path.display())),
+        "{shown}"
+    );
+    assert!(
+        shown.contains(&format!("mv {p} {p}.damaged", p = path.display())),
+        "{shown}"
+    );
 
     let path = directory.path("foreign.db");
     let other = rusqlite::Connection::open(&path).unwrap();
-    other.execute_batch("CREATE TABLE meta (id INTEGER, body TEXT)").unwrap();
+    other
+        .execute_batch("CREATE TABLE meta (id INTEGER, body TEXT)")
+        .unwrap();
     drop(other);
     let shown = MetaStore::open(&path).unwrap_err().to_string();
     assert!(shown.contains("table `meta` has the columns id, body"), "{shown}");
 
-    let shown = MetaStore::open(Path::new("/proc/nothing/edgecore.db")).unwrap_err().to_string();
-    assert!(shown.starts_with("open the metadata database /proc/nothing/edgecore.db: "), "{shown}");
+    let shown = MetaStore::open(Path::new("/proc/nothing/edgecore.db"))
+        .unwrap_err()
+        .to_string();
+    assert!(
+        shown.starts_with("open the metadata database /proc/nothing/edgecore.db: "),
+        "{shown}"
+    );
 }
 
 #[tokio::test]
 async fn a_full_disk_fails_the_write_that_does_not_fit_and_nothing_else() {
     let directory = Directory::new();
-    let limits = Limits { database_bytes_max: 128 * 1024, ..Limits::default() };
+    let limits = Limits {
+        database_bytes_max: 128 * 1024,
+        ..Limits::default()
+    };
     let store = MetaStore::open_with(&directory.path("edgecore.db"), limits).unwrap();
     store.put(pod("small", "{}")).await.unwrap();
     // Submitted together, so that they may share a transaction.
-    let large = store.submit(Write::Put(pod("web", &"x".repeat(512 * 1024)))).await.unwrap();
+    let large = store
+        .submit(Write::Put(pod("web", &"x".repeat(512 * 1024))))
+        .await
+        .unwrap();
     let after = store.submit(Write::Put(pod("after", "{}"))).await.unwrap();
-    assert_eq!(large.await.unwrap_err().to_string(), "store pod default/web: disk full");
+    assert_eq!(
+        large.await.unwrap_err().to_string(),
+        "store pod default/web: disk full"
+    );
     assert!(after.await.unwrap().changed);
-    let names: Vec<String> = store.all().await.unwrap().into_iter().map(|row| row.key).collect();
+    let names: Vec<String> = store
+        .all()
+        .await
+        .unwrap()
+        .into_iter()
+        .map(|row| row.key)
+        .collect();
     assert_eq!(names, ["default/pod/after", "default/pod/small"]);
 }
 

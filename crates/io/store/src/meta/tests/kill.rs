@@ -12,14 +12,20 @@ const PATH_VARIABLE: &str = "KEDGE_TEST_META_KILL_PATH";
 const ACKNOWLEDGED_MIN: usize = 200;
 
 fn row(number: usize) -> Row {
-    Row { key: format!("default/pod/p{number}"), kind: "pod".to_owned(), value: format!("{{\"n\":{number}}}") }
+    Row {
+        key: format!("default/pod/p{number}"),
+        kind: "pod".to_owned(),
+        value: format!("{{\"n\":{number}}}"),
+    }
 }
 
 /// Not a test of its own: the process that is killed.
 #[tokio::test]
 #[ignore = "run by everything_acknowledged_survives_sigkill"]
 async fn victim() {
-    let Some(path) = std::env::var_os(PATH_VARIABLE) else { return };
+    let Some(path) = std::env::var_os(PATH_VARIABLE) else {
+        return;
+    };
     let store = MetaStore::open(&PathBuf::from(path)).unwrap();
     for number in 0.. {
         store.put(row(number)).await.unwrap();
@@ -50,11 +56,18 @@ async fn everything_acknowledged_survives_sigkill() {
         }
     }
     child.wait().unwrap();
-    assert!(acknowledged >= ACKNOWLEDGED_MIN, "the child ended by itself after {acknowledged}");
+    assert!(
+        acknowledged >= ACKNOWLEDGED_MIN,
+        "the child ended by itself after {acknowledged}"
+    );
 
     let store = MetaStore::open(&path).unwrap();
     for number in 0..acknowledged {
         let key = format!("default/pod/p{number}");
-        assert_eq!(store.get(&key).await.unwrap(), Some(row(number)), "of {acknowledged} acknowledged");
+        assert_eq!(
+            store.get(&key).await.unwrap(),
+            Some(row(number)),
+            "of {acknowledged} acknowledged"
+        );
     }
 }

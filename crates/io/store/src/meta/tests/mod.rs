@@ -1,3 +1,4 @@
 mod contract;
 mod file;
 mod kill;
+mod twins;

@@ -1,0 +1,71 @@
+//! `kedge image import|ls|rm`: the images of the built-in runtime, whether `kedge up` runs or not.
+
+use crate::cli::Image;
+use crate::data_dir::DataDir;
+use crate::edge_file::{self, Edge};
+use crate::preflight::HubPorts;
+use anyhow::{Context, Result, bail};
+use kedge_runtime::Runtime;
+use kedge_runtime::embedded::Embedded;
+use serde_json::json;
+use std::path::Path;
+
+/// Runs one image command.
+pub(crate) async fn image(dir: &DataDir, command: &Image, json: bool) -> Result<()> {
+    let runtime = open(dir).await?;
+    match command {
+        Image::Import { file } => import(&runtime, file, json).await,
+        Image::Ls => list(&runtime, json).await,
+        Image::Rm { image } => {
+            runtime.remove_image(image).await?;
+            println!("{}", if json { json!({"removed": image}).to_string() } else { format!("removed {image}") });
+            Ok(())
+        }
+    }
+}
+
+async fn open(dir: &DataDir) -> Result<Embedded> {
+    if !kedge_host::is_root() {
+        bail!("images of the built-in runtime need root; with --hollow every image name exists");
+    }
+    let path = edge_file::path(dir);
+    let config = if path.exists() {
+        edge_file::read(&path)?
+    } else {
+        // Before the first `up`: the same places, with the default ports.
+        edge_file::write(dir, &Edge { node_name: "edge", ports: HubPorts::from(10000), hollow: false })?
+    };
+    kedge_edgecore::runtime::open_embedded(&config.edged).await
+}
+
+async fn import(runtime: &Embedded, file: &Path, json: bool) -> Result<()> {
+    if !file.is_file() {
+        bail!("{} is not a file; give an OCI image archive or one of `docker save`", file.display());
+    }
+    let images = runtime.import_image(file.to_owned()).await.with_context(|| format!("import {}", file.display()))?;
+    for image in images {
+        if json {
+            println!("{}", json!({"imported": image.tags, "id": image.id, "size_bytes": image.size_bytes}));
+        } else {
+            println!("imported {} ({} KiB)", image.tags.join(", "), image.size_bytes / 1024);
+        }
+    }
+    Ok(())
+}
+
+async fn list(runtime: &Embedded, json: bool) -> Result<()> {
+    let images = runtime.images().await?;
+    if json {
+        println!("{}", serde_json::to_string(&images)?);
+        return Ok(());
+    }
+    println!("{:<48} {:<20} {:>10}", "IMAGE", "ID", "SIZE");
+    for image in images {
+        let id: String = image.id.trim_start_matches("sha256:").chars().take(12).collect();
+        let size = format!("{} KiB", image.size_bytes / 1024);
+        for tag in if image.tags.is_empty() { vec!["<none>".to_owned()] } else { image.tags } {
+            println!("{tag:<48} {id:<20} {size:>10}");
+        }
+    }
+    Ok(())
+}

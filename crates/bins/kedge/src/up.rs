@@ -1,0 +1,176 @@
+//! `kedge up`.
+
+use crate::cli::Up;
+use crate::data_dir::{DataDir, Held, Run};
+use crate::preflight::{self, HubPorts};
+use crate::progress::Progress;
+use crate::{demo, edge_file, wiring};
+use anyhow::{Context, Result, bail};
+use kedge_cluster::Cluster;
+use kedge_config::EdgeCore;
+use kedge_runtime::Runtime;
+use kedge_telemetry::{Scope, logs, signals};
+use kedge_transport::Plug;
+use kedge_wire::NodeName;
+use serde_json::{Value, json};
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How long a part may take to end before what is left is named and dropped.
+const DRAIN_DEADLINE: Duration = Duration::from_secs(10);
+/// A node that is not ready by then will not be.
+const NODE_READY_MAX: Duration = Duration::from_secs(60);
+/// Pause between two looks at the node.
+const LOOK_INTERVAL: Duration = Duration::from_millis(10);
+/// A log larger than this is set aside at the next start.
+const LOG_BYTES_MAX: u64 = 16 * 1024 * 1024;
+
+/// The parts, each with a scope of its own, so that they end in the reverse order of their start.
+struct Scopes {
+    api: Scope,
+    cloud: Scope,
+    edge: Scope,
+}
+
+/// Starts everything and stays until a signal.
+pub(crate) async fn up(dir: &DataDir, up: &Up, json: bool) -> Result<()> {
+    let mut progress = Progress::new(json);
+    // A first Ctrl-C during the start must already drain.
+    let stop = tokio::spawn(signals::stop_requested());
+    let node_name = node_name(up)?;
+    let mut held = dir.hold()?;
+    let notes = preflight::check(up)?;
+    install_log(dir, &up.log)?;
+    let scopes = Scopes { api: Scope::new(), cloud: Scope::new(), edge: Scope::new() };
+    for note in notes {
+        progress.note(&note);
+    }
+    let started = start(dir, up, &node_name, &mut held, &scopes, &mut progress);
+    let outcome = tokio::select! {
+        biased;
+        signal = stop => signal.context("wait for signals")?.map(|_| ()).context("wait for signals"),
+        outcome = started => outcome,
+    };
+    progress.begin_step();
+    drain(&scopes, &mut progress).await;
+    outcome
+}
+
+/// Starts the parts in order, plays the demo if asked, and never returns while all is well.
+async fn start(
+    dir: &DataDir,
+    up: &Up,
+    node_name: &NodeName,
+    held: &mut Held,
+    scopes: &Scopes,
+    progress: &mut Progress,
+) -> Result<()> {
+    let ports = HubPorts::from(up.hub_port);
+    let edge = edge_file::Edge { node_name: node_name.as_str(), ports, hollow: up.hollow };
+    let mut edge_config = edge_file::write(dir, &edge)?;
+
+    let api = wiring::start_api(dir, up.api_port, &scopes.api).await?;
+    progress.step("Kubernetes API", &api.url);
+    let run = Run {
+        pid: std::process::id(),
+        api_url: api.url.clone(),
+        node_name: node_name.to_string(),
+        hollow: up.hollow,
+    };
+    held.record(&run)?;
+
+    let cloud = wiring::start_cloud(ports, api.cloudcore, api.node_get, &scopes.cloud).await?;
+    progress.step("CloudCore", &format!("link {}, certificates {}", cloud.hub, cloud.https));
+
+    edge_config.hub.token = cloud.token;
+    let (runtime, plug) = (kedge_edgecore::runtime::open(&edge_config.edged).await?, Plug::new());
+    let version = runtime.version().await?;
+    progress.step("container runtime", &format!("{} {}", version.name, version.version));
+    start_edge(edge_config, &runtime, &plug, &scopes.edge).await?;
+    progress.step("EdgeCore", node_name.as_str());
+    wait_node_ready(&api.admin, node_name).await?;
+    progress.step("node ready", node_name.as_str());
+
+    if up.demo {
+        let data_dir = dir.root().to_owned();
+        let stage = demo::Stage { cluster: api.admin, runtime, plug, data_dir, hollow: up.hollow };
+        demo::play(&stage, progress).await?;
+    }
+    farewell(dir, progress);
+    std::future::pending().await
+}
+
+async fn start_edge(config: EdgeCore, runtime: &Arc<dyn Runtime>, plug: &Plug, scope: &Scope) -> Result<()> {
+    kedge_edgecore::wiring::start(config, Arc::clone(runtime), plug.clone(), scope).await?;
+    Ok(())
+}
+
+/// What a person types next.
+fn farewell(dir: &DataDir, progress: &mut Progress) {
+    let kubeconfig = dir.kubeconfig();
+    progress.facts(json!({"up": true, "kubeconfig": kubeconfig, "total_s": progress.total_s()}));
+    progress.people(&format!(
+        "\nUp in {:.2} s. In another terminal:\n\n    export KUBECONFIG={}\n    kubectl get nodes -o wide\n    \
+         kubectl get pods -o wide\n\nCtrl-C ends kedge; containers keep running and the next `up` finds them.\n\
+         `kedge down` stops them too.",
+        progress.total_s(),
+        kubeconfig.display()
+    ));
+}
+
+/// The host's name, or the one that was asked for.
+fn node_name(up: &Up) -> Result<NodeName> {
+    match &up.node_name {
+        Some(name) => NodeName::new(name.clone()).context("--node-name"),
+        None => {
+            let name = kedge_host::facts()?.hostname.to_lowercase();
+            NodeName::new(name).context("the host name cannot be a node's name; give one with --node-name")
+        }
+    }
+}
+
+fn install_log(dir: &DataDir, filter: &str) -> Result<()> {
+    let path = dir.log_file();
+    if path.metadata().is_ok_and(|metadata| metadata.len() > LOG_BYTES_MAX) {
+        std::fs::rename(&path, path.with_extension("log.1")).with_context(|| format!("set {} aside", path.display()))?;
+    }
+    let file = OpenOptions::new().create(true).append(true).mode(0o600).open(&path);
+    let file = file.with_context(|| format!("open {}", path.display()))?;
+    logs::install(filter, logs::Format::Text, logs::file(file));
+    Ok(())
+}
+
+async fn wait_node_ready(cluster: &Cluster, node: &NodeName) -> Result<()> {
+    let began = Instant::now();
+    let path = format!("/api/v1/nodes/{node}");
+    loop {
+        let last = match cluster.get(&path).await {
+            Ok(body) if is_ready(&body.parse::<Value>()?) => return Ok(()),
+            Ok(_) => "it is registered but not ready".to_owned(),
+            Err(error) => error.to_string(),
+        };
+        if began.elapsed() > NODE_READY_MAX {
+            bail!("node {node} is not ready after {NODE_READY_MAX:?}: {last}; DATA_DIR/kedge.log may tell why");
+        }
+        tokio::time::sleep(LOOK_INTERVAL).await;
+    }
+}
+
+/// Ready, and said so by an edge of this process and not before the restart: the lease of a former run may still hold.
+fn is_ready(node: &Value) -> bool {
+    let conditions = node["status"]["conditions"].as_array().map(Vec::as_slice).unwrap_or_default();
+    conditions.iter().any(|condition| condition["type"] == "Ready" && condition["status"] == "True")
+}
+
+async fn drain(scopes: &Scopes, progress: &mut Progress) {
+    for (name, scope) in [("edge", &scopes.edge), ("cloud", &scopes.cloud), ("API", &scopes.api)] {
+        let left = scope.drain(DRAIN_DEADLINE).await.left;
+        if !left.is_empty() {
+            tracing::warn!(part = name, ?left, "tasks did not end in time");
+            progress.note(&format!("{name}: still busy after {DRAIN_DEADLINE:?}: {left:?}"));
+        }
+    }
+    progress.step("drained", "containers keep running");
+}

@@ -1,0 +1,98 @@
+//! How the three parts of kedge are put together: the embedded API, CloudCore, EdgeCore, in this order.
+//!
+//! ```text
+//!   kubectl ──> apiserver <──HTTPS── cloudcore <══TLS══ edgecore ──> runtime
+//!                   └──node_get (logs)──> cloudstream
+//! ```
+//!
+//! They talk over loopback with certificates as they would over a network; only the log questions of the API take a
+//! channel, because the kubelet endpoint of CloudCore (port 10003) has its own issue.
+
+use crate::credentials::{Credentials, kubeconfig};
+use crate::data_dir::DataDir;
+use crate::preflight::HubPorts;
+use anyhow::{Context, Result};
+use kedge_apiserver::{ApiServer, StorageAt};
+use kedge_cluster::{Cluster, Parts};
+use kedge_config::{CloudCore, CloudFacts};
+use kedge_pki::{Certificate, Identity};
+use kedge_telemetry::Scope;
+use kedge_telemetry::channel::ask;
+use std::net::{Ipv4Addr, SocketAddr};
+
+/// `kubectl logs` that begin at one time; more wait.
+const NODE_GETS_WAITING_MAX: usize = 64;
+/// Node addresses are given by each edge's own configuration; this network is what the API hands out for records.
+const CLUSTER_CIDR: &str = "10.250.0.0/16";
+
+/// The API with what its clients need.
+pub(crate) struct Api {
+    pub(crate) url: String,
+    pub(crate) admin: Cluster,
+    pub(crate) cloudcore: Cluster,
+    pub(crate) node_get: kedge_cloudcore::wiring::NodeGetPort,
+}
+
+/// Starts the embedded API and writes the admin kubeconfig.
+pub(crate) async fn start_api(dir: &DataDir, port: u16, scope: &Scope) -> Result<Api> {
+    let credentials = Credentials::load_or_create(&dir.pki())?;
+    let (node_get_tx, node_get_rx) = ask::channel("node gets of the API", NODE_GETS_WAITING_MAX);
+    let config = api_config(dir, port, &credentials);
+    let server = ApiServer::open(config, kedge_apiserver::Ports { node_get: Some(node_get_tx) }).await?;
+    let url = format!("https://{}", server.address());
+    scope.spawn("apiserver", server.run(scope.clone()));
+    kedge_pki::write_private(&dir.kubeconfig(), kubeconfig(&url, &credentials.admin).as_bytes())?;
+    Ok(Api {
+        admin: client(&url, &credentials.admin).await?,
+        cloudcore: client(&url, &credentials.cloudcore).await?,
+        url,
+        node_get: node_get_rx,
+    })
+}
+
+/// Starts CloudCore beside the API.
+pub(crate) async fn start_cloud(
+    ports: HubPorts,
+    cluster: Cluster,
+    node_get: kedge_cloudcore::wiring::NodeGetPort,
+    scope: &Scope,
+) -> Result<kedge_cloudcore::wiring::Running> {
+    let facts = CloudFacts { primary_ip: Ipv4Addr::LOCALHOST.to_string() };
+    let (mut config, _) = CloudCore::from_yaml("", &facts).context("the defaults of CloudCore")?;
+    config.hub.websocket_address = Ipv4Addr::LOCALHOST.to_string();
+    config.hub.https_address = Ipv4Addr::LOCALHOST.to_string();
+    config.hub.websocket_port = ports.link;
+    config.hub.https_port = ports.bootstrap;
+    config.stream.tunnel_port = ports.tunnel;
+    kedge_cloudcore::wiring::start(config, cluster, node_get, scope).await
+}
+
+fn api_config(dir: &DataDir, port: u16, credentials: &Credentials) -> kedge_apiserver::Config {
+    let authority = credentials.authority.certificate().pem();
+    kedge_apiserver::Config {
+        listen: SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
+        storage: StorageAt::Directory(dir.api()),
+        server_certificate_pem: chain_pem(&credentials.server),
+        server_key_pem: credentials.server.key().pem(),
+        client_ca_pem: authority.clone(),
+        service_account_key_pem: credentials.service_account_key.pkcs8_pem(),
+        service_account_issuer: "https://kubernetes.default.svc.cluster.local".to_owned(),
+        root_ca_pem: authority,
+        cluster_cidr: Some(CLUSTER_CIDR.to_owned()),
+        trusted_groups: Vec::new(),
+    }
+}
+
+fn chain_pem(identity: &Identity) -> String {
+    identity.chain().iter().map(Certificate::pem).collect()
+}
+
+async fn client(url: &str, identity: &Identity) -> Result<Cluster> {
+    let parts = Parts {
+        url,
+        ca_pem: &identity.authority().pem(),
+        client_certificate_pem: &chain_pem(identity),
+        client_key_pem: &identity.key().pem(),
+    };
+    Ok(Cluster::from_parts(parts).await?)
+}

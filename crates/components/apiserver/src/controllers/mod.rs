@@ -1,0 +1,236 @@
+//! The built-in controllers: one task that looks at all objects, asks `kedge_apimachinery::controllers` what is to be
+//! done, and writes it.
+//!
+//! It is woken by every change and by the moment that the last decision named, and at least every
+//! [`LOOK_AGAIN`]. A hint carries no data: what is true is read from storage each time.
+
+mod world;
+
+use crate::acts::{self, Options};
+use crate::handlers::Server;
+use crate::storage::{Collection, Place};
+use jiff::Timestamp;
+use kedge_apimachinery::controllers::{self as decisions, Decision, Settings, Write};
+use kedge_apimachinery::kinds::Kind;
+use kedge_apimachinery::meta;
+use kedge_apimachinery::schema::FieldValidation;
+use kedge_apimachinery::status::{Reason, Status};
+use kedge_apimachinery::strategy::{self, Admitted};
+use kedge_telemetry::Scope;
+use serde_json::{Value, json};
+use std::sync::Arc;
+use std::time::Duration;
+use world::Mirror;
+
+/// The period of the node monitor, and how long a lost hint may delay anything.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
+/// Changes that come together are decided on together; a scheduled pod waits no longer than this.
+const GATHER: Duration = Duration::from_millis(2);
+/// How much longer than a look took the next one is put off while changes keep coming, so that the controllers of a
+/// large cluster use a part of one core only.
+const REST_FACTOR: u32 = 4;
+/// And at most this long: nothing waits longer because others are busy.
+const REST_MAX: Duration = Duration::from_secs(1);
+/// Pause after writes failed for another reason than somebody else's change, for example on a full disk.
+const FAILURE_PAUSE: Duration = Duration::from_secs(1);
+
+pub(crate) fn start(server: &Arc<Server>, scope: &Scope) {
+    let (server, ending) = (Arc::clone(server), scope.clone());
+    scope.spawn("apiserver controllers", async move { run(server, ending).await });
+}
+
+async fn run(server: Arc<Server>, scope: Scope) {
+    let settings = Settings {
+        cluster_cidr: server.config.cluster_cidr.clone(),
+        root_ca: Some(server.config.root_ca_pem.clone()).filter(|pem| !pem.is_empty()),
+    };
+    let mut newest = server.storage.newest();
+    let mut mirror = Mirror::default();
+    loop {
+        newest.mark_unchanged();
+        let began = std::time::Instant::now();
+        mirror.follow(&server.storage, &server.registry());
+        let now = Timestamp::now();
+        let Decision { writes, wake_at } = match acts::random() {
+            Ok(seed) => decisions::decide(mirror.world(), &settings, now, seed),
+            Err(status) => {
+                tracing::error!(%status, "controllers rest");
+                Decision::default()
+            }
+        };
+        let rest = (began.elapsed() * REST_FACTOR).clamp(GATHER, REST_MAX);
+        let failed = perform(&server, writes, &scope).await;
+        let wait = if failed {
+            FAILURE_PAUSE
+        } else {
+            until(wake_at, now)
+        };
+        tokio::select! {
+            biased; // The end comes first.
+            () = scope.cancelled() => return,
+            changed = newest.changed(), if !failed => {
+                if changed.is_err() {
+                    return;
+                }
+                tokio::time::sleep(rest).await;
+            }
+            () = tokio::time::sleep(wait) => {}
+        }
+    }
+}
+
+fn until(wake_at: Option<Timestamp>, now: Timestamp) -> Duration {
+    let Some(wake_at) = wake_at else { return LOOK_AGAIN };
+    let wait_ms = wake_at.as_millisecond().saturating_sub(now.as_millisecond());
+    Duration::from_millis(u64::try_from(wait_ms).unwrap_or(0)).clamp(GATHER, LOOK_AGAIN)
+}
+
+/// Makes the writes. One that somebody else's change made obsolete is dropped: the next look decides anew. Says
+/// whether any failed for another reason.
+async fn perform(server: &Server, writes: Vec<Write>, scope: &Scope) -> bool {
+    let mut failed = false;
+    for write in writes {
+        if scope.is_cancelled() {
+            return false;
+        }
+        let told = name(&write);
+        match apply(server, write).await {
+            Ok(()) => tracing::debug!(write = told, "controller wrote"),
+            Err(status) => match status.reason {
+                Reason::Conflict | Reason::NotFound | Reason::AlreadyExists | Reason::Gone => {
+                    tracing::debug!(write = told, %status, "controller came too late");
+                }
+                _ => {
+                    tracing::warn!(write = told, %status, "controller could not write");
+                    failed = true;
+                }
+            },
+        }
+    }
+    failed
+}
+
+async fn apply(server: &Server, write: Write) -> Result<(), Status> {
+    // Our own objects are not warned about.
+    let options = Options {
+        validation: FieldValidation::Ignore,
+        dry_run: false,
+    };
+    match write {
+        Write::Create { resource, object } => {
+            let kind = kind(server, &resource)?;
+            let namespace = meta::namespace(&object).to_owned();
+            server.create(&kind, &namespace, object, options).await?;
+        }
+        Write::Update { resource, object } => {
+            let kind = kind(server, &resource)?;
+            let change = |old: &Value| strategy::update(&kind, object.clone(), old, options.validation);
+            server.change(&kind, &place(&object), options, change).await?;
+        }
+        Write::UpdateStatus { resource, object } => {
+            let kind = kind(server, &resource)?;
+            let change =
+                |old: &Value| strategy::update_status(&kind, object.clone(), old, options.validation);
+            server.change(&kind, &place(&object), options, change).await?;
+        }
+        Write::Delete {
+            resource,
+            namespace,
+            name,
+            options,
+        } => {
+            let kind = kind(server, &resource)?;
+            server
+                .delete(&kind, &Place::new(&namespace, &name), &options)
+                .await?;
+        }
+        Write::Bind {
+            namespace,
+            name,
+            uid,
+            node,
+        } => {
+            let kind = kind(server, "pods")?;
+            let binding = json!({
+                "kind": "Binding", "apiVersion": "v1",
+                "metadata": {"name": name, "namespace": namespace, "uid": uid},
+                "target": {"kind": "Node", "apiVersion": "v1", "name": node},
+            });
+            let change = |pod: &Value| admitted(strategy::bind(&kind, pod, &binding, Timestamp::now())?);
+            server
+                .change(&kind, &Place::new(&namespace, &name), options, change)
+                .await?;
+        }
+        Write::FinalizeNamespace { object } => {
+            let kind = kind(server, "namespaces")?;
+            let change = |old: &Value| admitted(strategy::finalize_namespace(&kind, &object, old)?);
+            server.change(&kind, &place(&object), options, change).await?;
+        }
+        Write::Event { object } => event(server, object, options).await?,
+    }
+    Ok(())
+}
+
+/// Stores an event, or counts it up when it happened before.
+async fn event(server: &Server, object: Value, options: Options) -> Result<(), Status> {
+    let kind = kind(server, "events")?;
+    let place = place(&object);
+    if server.storage.get(&Collection::of(&kind), &place).is_none() {
+        server.create(&kind, &place.namespace, object, options).await?;
+        return Ok(());
+    }
+    let change = |old: &Value| {
+        let counted = decisions::count_event(old, &object);
+        strategy::update(&kind, counted, old, options.validation)
+    };
+    server.change(&kind, &place, options, change).await?;
+    Ok(())
+}
+
+fn admitted(object: Value) -> Result<Admitted, Status> {
+    Ok(Admitted {
+        object,
+        warnings: Vec::new(),
+    })
+}
+
+fn kind(server: &Server, resource: &str) -> Result<Arc<Kind>, Status> {
+    server
+        .registry()
+        .by_group_resource(resource)
+        .ok_or_else(Status::no_such_resource)
+}
+
+fn place(object: &Value) -> Place {
+    Place::new(meta::namespace(object), meta::name(object))
+}
+
+/// What a write is, for the log.
+fn name(write: &Write) -> String {
+    let of = |verb: &str, resource: &str, object: &Value| {
+        format!(
+            "{verb} {resource} {}/{}",
+            meta::namespace(object),
+            meta::name(object)
+        )
+    };
+    match write {
+        Write::Create { resource, object } => of("create", resource, object),
+        Write::Update { resource, object } => of("update", resource, object),
+        Write::UpdateStatus { resource, object } => of("update status of", resource, object),
+        Write::Delete {
+            resource,
+            namespace,
+            name,
+            ..
+        } => format!("delete {resource} {namespace}/{name}"),
+        Write::Bind {
+            namespace,
+            name,
+            node,
+            ..
+        } => format!("bind pod {namespace}/{name} to {node}"),
+        Write::FinalizeNamespace { object } => of("finalize", "namespace", object),
+        Write::Event { object } => of("event", meta::text(object, &["reason"]), object),
+    }
+}

@@ -1,0 +1,28 @@
+//! What the hub wants to know.
+
+use kedge_pki::{Authority, Identity};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+/// Settings of the hub.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Where edges connect; official port 10000. Port 0 lets the system choose.
+    pub hub_address: SocketAddr,
+    /// Where edges join; official port 10002.
+    pub https_address: SocketAddr,
+    /// Signs node certificates and join tokens.
+    pub authority: Authority,
+    /// What both servers show; its names must be those that edges dial.
+    pub identity: Identity,
+    /// Most sessions at one time.
+    pub node_limit: usize,
+    /// Silence after which a session is closed; official default 30 s.
+    pub keepalive_timeout: Duration,
+    /// Life of a node certificate; official default 365 days.
+    pub certificate_lifetime: Duration,
+    /// PEM of the Kubernetes API's authority, for edges that ask.
+    pub kubernetes_ca: Option<String>,
+    /// Differs from process to process, so that message ids do.
+    pub seed: u64,
+}

@@ -1,0 +1,5 @@
+//! Stories on in-memory connections with a stopped clock, and on loopback TLS.
+
+pub(crate) mod cloud;
+mod network;
+mod sessions;

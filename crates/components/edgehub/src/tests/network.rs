@@ -1,0 +1,145 @@
+//! The hub on loopback TLS, with a cloud that speaks our additions.
+
+use super::cloud::{Cloud, Directory, Mood, NODE};
+use crate::{Config, EdgeHub, Network, Ports, bootstrap};
+use kedge_link::OFFER_HEADER;
+use kedge_link::edge::{StoreDone, StoreOrder};
+use kedge_pki::{ClientAuth, Identity, NodeRequest, UnixTime};
+use kedge_telemetry::Scope;
+use kedge_telemetry::channel::ask::{self, Question};
+use kedge_telemetry::channel::latest;
+use kedge_transport::{Acceptance, Connection, Limits, Listener, accept};
+use kedge_wire::{NodeName, ToCloud};
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::time::Duration;
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+struct World {
+    hub: Listener,
+    tls: Arc<rustls::ServerConfig>,
+    online: latest::Receiver<bool>,
+    identity: latest::Receiver<Identity>,
+    plug: kedge_transport::Plug,
+    scope: Scope,
+}
+
+impl World {
+    async fn start(
+        cloud: &Cloud,
+        directory: &Directory,
+        identity: Identity,
+        rotate_certificates: bool,
+    ) -> Self {
+        let hub = Listener::bind((Ipv4Addr::LOCALHOST, 0).into()).await.unwrap();
+        let config = Config {
+            certificate: directory.config(cloud, None),
+            server: hub.local_address().to_string(),
+            project_id: "p1".to_owned(),
+            heartbeat: Duration::from_secs(15),
+            rotate_certificates,
+            seed: 7,
+        };
+        let (store, mut orders) = ask::channel("store", 4);
+        // The asking end lives as long as the world.
+        let (requests_out, requests_in) = ask::channel("requests", 4);
+        let (online_out, online) = latest::channel(false);
+        let (identity_out, identity_in) = latest::channel(identity.clone());
+        let ports = Ports {
+            store,
+            requests: requests_in,
+            online: online_out,
+            identity: identity_out,
+        };
+        let network = Network::default();
+        let plug = network.plug.clone();
+        let edge = EdgeHub::new(config, identity, network, ports).unwrap();
+        let scope = Scope::new();
+        scope.spawn("edgehub", edge.run(scope.clone()));
+        scope.spawn_until_cancelled("store", async move {
+            let _requests = requests_out;
+            while let Some(Question { question, reply }) = orders.recv().await {
+                assert_eq!(question, StoreOrder::Held);
+                let version = "5".to_owned();
+                let held = kedge_link::Held {
+                    key: "default/pod/web".to_owned(),
+                    uid: "u1".to_owned(),
+                    version,
+                };
+                reply.send(StoreDone::Held(vec![held]));
+            }
+        });
+        let tls = Arc::new(cloud.server.server_config(ClientAuth::Required).unwrap());
+        Self {
+            hub,
+            tls,
+            online,
+            identity: identity_in,
+            plug,
+            scope,
+        }
+    }
+
+    async fn accept(&self) -> Connection {
+        let accepted = async {
+            let (tcp, _) = self.hub.accept().await;
+            let decide = |request: &kedge_transport::UpgradeRequest<'_>| {
+                assert_eq!(request.path, format!("/p1/{NODE}/events"));
+                assert_eq!(request.header(OFFER_HEADER), Some("1"));
+                assert!(request.certificate.is_some());
+                Ok(Acceptance {
+                    value: (),
+                    headers: vec![("kedge-link", "1")],
+                })
+            };
+            accept(tcp, Arc::clone(&self.tls), Limits::HUB, decide)
+                .await
+                .unwrap()
+                .0
+        };
+        tokio::time::timeout(PATIENCE, accepted).await.unwrap()
+    }
+}
+
+#[tokio::test]
+async fn with_one_of_our_clouds_the_digest_opens_the_session_and_a_pulled_plug_is_survived() {
+    let (cloud, directory) = (Cloud::start(Mood::Good).await, Directory::new());
+    let config = directory.config(&cloud, Some(&cloud.token(600)));
+    let identity = bootstrap(&config, UnixTime::now()).await.unwrap();
+    let mut world = World::start(&cloud, &directory, identity, false).await;
+    for _ in 0..2 {
+        let (_sender, mut receiver) = world.accept().await.split();
+        let first = ToCloud::open(receiver.recv().await.unwrap()).message;
+        assert!(
+            matches!(&first, ToCloud::Resume { body } if body.json().contains("default/pod/web")),
+            "{first:?}"
+        );
+        world.online.wait_for(|online| *online).await.unwrap();
+        world.plug.pull();
+        world.online.wait_for(|online| !online).await.unwrap();
+        world.plug.insert();
+    }
+    assert!(world.scope.drain(PATIENCE).await.left.is_empty());
+}
+
+#[tokio::test]
+async fn a_certificate_near_its_end_is_renewed_and_used() {
+    let (cloud, directory) = (Cloud::start(Mood::Good).await, Directory::new());
+    let node = NodeName::new(NODE).unwrap();
+    let csr = NodeRequest::create(&node).unwrap();
+    let life = Duration::from_secs(10);
+    let certificate = cloud
+        .authority
+        .sign_node_request(csr.der(), &node, life, UnixTime::now())
+        .unwrap();
+    let authority = cloud.authority.certificate().clone();
+    let old = Identity::new(vec![certificate], csr.into_key(), authority).unwrap();
+    let mut world = World::start(&cloud, &directory, old.clone(), true).await;
+    let renewed = tokio::time::timeout(PATIENCE, world.identity.wait_for(|identity| *identity != old)).await;
+    let renewed = renewed.unwrap().unwrap().clone();
+    assert!(renewed.certificate().info().not_after > old.certificate().info().not_after);
+    let saved = directory.config(&cloud, None).files.load().unwrap();
+    assert_eq!(saved, Some(renewed));
+    assert!(world.scope.drain(PATIENCE).await.left.is_empty());
+}

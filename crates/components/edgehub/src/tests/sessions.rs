@@ -1,0 +1,306 @@
+//! The hub on in-memory connections.
+
+use super::cloud::NODE;
+use crate::{CertificateConfig, Config, Dialer, EdgeHub, Ports};
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use kedge_link::edge::{CloudRequest, RequestError, StoreDone, StoreOrder};
+use kedge_pki::{Authority, IdentityFiles, UnixTime};
+use kedge_telemetry::Scope;
+use kedge_telemetry::channel::ask::{self, Question};
+use kedge_telemetry::channel::latest;
+use kedge_transport::{Connection, DialError, Limits, Plug, Receiver, RecvError, Sender, Target, pair};
+use kedge_wire::{
+    Body, ChangeVerb, Envelope, Header, Letter, MessageId, NodeName, ObjectChange, ObjectKey, Reply, Request,
+    Resource, ToCloud, ToEdge,
+};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
+
+const PATIENCE: Duration = Duration::from_secs(3600);
+const HEARTBEAT: Duration = Duration::from_secs(15);
+
+/// Asks the test for each attempt: `None` refuses it.
+#[derive(Debug)]
+struct TestDialer {
+    attempts: ask::Sender<Target, Option<Connection>>,
+}
+
+impl Dialer for TestDialer {
+    fn dial(
+        &self,
+        target: Target,
+        _tls: Arc<rustls::ClientConfig>,
+    ) -> BoxFuture<'static, Result<Connection, DialError>> {
+        let attempts = self.attempts.clone();
+        async move {
+            let address = target.address.clone();
+            let given = attempts.ask(target, PATIENCE).await.ok().flatten();
+            given.ok_or(DialError::Refused { address })
+        }
+        .boxed()
+    }
+}
+
+struct World {
+    attempts: ask::Receiver<Target, Option<Connection>>,
+    store: ask::Receiver<StoreOrder, StoreDone>,
+    requests: ask::Sender<CloudRequest, Result<Reply, RequestError>>,
+    online: latest::Receiver<bool>,
+    scope: Scope,
+}
+
+/// The far end of a connection.
+struct Far {
+    sender: Sender,
+    receiver: Receiver,
+}
+
+impl World {
+    fn start() -> Self {
+        let now = UnixTime::now();
+        let authority = Authority::create(now).unwrap();
+        let name = format!("system:node:{NODE}");
+        let identity = authority
+            .issue_client(&name, &["system:nodes"], PATIENCE, now)
+            .unwrap();
+        let nowhere = Path::new("/nonexistent");
+        let config = Config {
+            certificate: CertificateConfig {
+                node: NodeName::new(NODE).unwrap(),
+                http_server: "https://127.0.0.1:1".to_owned(),
+                token: None,
+                files: IdentityFiles::in_directories(nowhere, nowhere),
+            },
+            server: "cloud:10000".to_owned(),
+            project_id: "p1".to_owned(),
+            heartbeat: HEARTBEAT,
+            rotate_certificates: false,
+            seed: 7,
+        };
+        let (attempts_out, attempts) = ask::channel("attempts", 1);
+        let (store_out, store) = ask::channel("store", 4);
+        let (requests, requests_in) = ask::channel("requests", 16);
+        let (online_out, online) = latest::channel(false);
+        let (identity_out, _) = latest::channel(identity.clone());
+        let ports = Ports {
+            store: store_out,
+            requests: requests_in,
+            online: online_out,
+            identity: identity_out,
+        };
+        let hub = EdgeHub::new(
+            config,
+            identity,
+            TestDialer {
+                attempts: attempts_out,
+            },
+            ports,
+        )
+        .unwrap();
+        let scope = Scope::new();
+        scope.spawn("edgehub", hub.run(scope.clone()));
+        Self {
+            attempts,
+            store,
+            requests,
+            online,
+            scope,
+        }
+    }
+
+    async fn connect(&mut self) -> Far {
+        let (near, far) = pair(Limits::HUB, &Plug::new()).await;
+        self.attempts.recv().await.unwrap().reply.send(Some(near));
+        let Question { question, reply } = self.store.recv().await.unwrap();
+        assert_eq!(question, StoreOrder::Held);
+        reply.send(StoreDone::Held(Vec::new()));
+        self.online.wait_for(|online| *online).await.unwrap();
+        let (sender, receiver) = far.split();
+        let mut far = Far { sender, receiver };
+        assert_eq!(far.next().await.message, ToCloud::KeepAlive);
+        far
+    }
+
+    fn ask(&self, timeout: Duration) -> tokio::task::JoinHandle<Result<Reply, RequestError>> {
+        let requests = self.requests.clone();
+        let message = ToCloud::Request(Request::query(key("default/configmap/c")));
+        tokio::spawn(async move {
+            requests
+                .ask(CloudRequest { message, timeout }, PATIENCE)
+                .await
+                .unwrap()
+        })
+    }
+}
+
+impl Far {
+    async fn next(&mut self) -> Letter<ToCloud> {
+        ToCloud::open(self.receiver.recv().await.unwrap())
+    }
+
+    async fn say(&mut self, header: Header, message: ToEdge) {
+        let envelope: Envelope = Letter { header, message }.seal();
+        self.sender.send(&envelope).await.unwrap();
+    }
+
+    async fn insert(&mut self, id: &str, name: &str) {
+        let key = ObjectKey::parse(name).unwrap();
+        let json = format!(
+            r#"{{"metadata":{{"name":"{}","uid":"u-{id}","resourceVersion":"5"}}}}"#,
+            key.name
+        );
+        let version = Some(kedge_wire::ResourceVersion::new("5"));
+        let body = Body::from_json(json).unwrap();
+        let change = ObjectChange::from_edge_controller(ChangeVerb::Insert, key, version, body);
+        self.say(header(id), ToEdge::Object(change)).await;
+    }
+}
+
+fn key(text: &str) -> ObjectKey {
+    ObjectKey::parse(text).unwrap()
+}
+
+fn header(id: &str) -> Header {
+    Header::new(MessageId::new(id), 0)
+}
+
+#[tokio::test(start_paused = true)]
+async fn it_dials_as_the_official_edge_and_again_after_growing_waits() {
+    let mut world = World::start();
+    let mut moments = Vec::new();
+    for _ in 0..4 {
+        let Question { question, reply } = world.attempts.recv().await.unwrap();
+        assert_eq!(question.address, "cloud:10000");
+        assert_eq!(question.path, "/p1/edge-1/events");
+        let headers: Vec<String> = question
+            .headers
+            .iter()
+            .map(|(name, value)| format!("{name}: {value}"))
+            .collect();
+        assert_eq!(
+            headers,
+            [
+                "node_id: edge-1",
+                "project_id: p1",
+                "ConnectionUse: msg",
+                "Kedge-Link: 1"
+            ]
+        );
+        moments.push(Instant::now());
+        reply.send(None);
+    }
+    for (index, full_ms) in [200, 400, 800].into_iter().enumerate() {
+        let wait = (moments[index + 1] - moments[index]).as_millis();
+        assert!(
+            (full_ms / 2..=full_ms + 2).contains(&wait),
+            "wait {index} was {wait} ms"
+        );
+    }
+    world.connect().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_object_is_acknowledged_after_its_commit_and_a_failure_is_said() {
+    let mut world = World::start();
+    let mut far = world.connect().await;
+    far.insert("m1", "default/pod/web").await;
+    far.insert("m2", "default/pod/db").await;
+    let first = world.store.recv().await.unwrap();
+    let second = world.store.recv().await.unwrap();
+    assert!(
+        matches!(&first.question, StoreOrder::Commit(ToEdge::Object(change)) if change.key.name == "web")
+    );
+
+    second.reply.send(StoreDone::Committed(Err(
+        "store pod default/db: disk full".to_owned()
+    )));
+    let ToCloud::Refusal(refusal) = far.next().await.message else {
+        panic!("not a refusal")
+    };
+    assert_eq!(refusal.parent.unwrap().as_str(), "m2");
+    assert_eq!(refusal.body.content_data(), "store pod default/db: disk full");
+
+    first.reply.send(StoreDone::Committed(Ok(())));
+    let ToCloud::Ack(ack) = far.next().await.message else {
+        panic!("not an acknowledgement")
+    };
+    assert_eq!(ack.parent.as_str(), "m1");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_finds_its_asker() {
+    let mut world = World::start();
+    assert_eq!(
+        world.ask(PATIENCE).await.unwrap(),
+        Err(RequestError::Offline),
+        "offline it is said at once"
+    );
+    let mut far = world.connect().await;
+    let first = world.ask(PATIENCE);
+    let one = far.next().await;
+    let second = world.ask(PATIENCE);
+    let two = far.next().await;
+    for (letter, version) in [(two, "2"), (one, "1")] {
+        let object = Body::from_json(format!(r#"{{"metadata":{{"resourceVersion":"{version}"}}}}"#)).unwrap();
+        let reply = Reply::response(Resource::Object(key("default/configmap/c")), None, object);
+        far.say(header("r").answering(letter.header.id), ToEdge::Reply(reply))
+            .await;
+    }
+    let version = |reply: Reply| reply.body.object_meta().unwrap().resource_version.unwrap();
+    assert_eq!(version(first.await.unwrap().unwrap()).as_str(), "1");
+    assert_eq!(version(second.await.unwrap().unwrap()).as_str(), "2");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_question_without_an_answer_times_out_and_one_that_is_cut_off_is_lost() {
+    let mut world = World::start();
+    let mut far = world.connect().await;
+    let asked = world.ask(Duration::from_secs(5));
+    far.next().await;
+    assert_eq!(asked.await.unwrap(), Err(RequestError::Timeout));
+    let asked = world.ask(PATIENCE);
+    far.next().await;
+    drop(far);
+    assert_eq!(asked.await.unwrap(), Err(RequestError::Lost));
+    world.online.wait_for(|online| !online).await.unwrap();
+    world.connect().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn it_sends_a_keepalive_every_heartbeat() {
+    let mut world = World::start();
+    let mut far = world.connect().await;
+    let start = Instant::now();
+    for beat in 1..=4 {
+        assert_eq!(far.next().await.message, ToCloud::KeepAlive);
+        let passed = start.elapsed();
+        assert!(
+            passed >= HEARTBEAT * beat && passed < HEARTBEAT * beat + Duration::from_secs(1),
+            "{passed:?}"
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn at_the_end_what_is_being_committed_is_still_acknowledged() {
+    let mut world = World::start();
+    let mut far = world.connect().await;
+    far.insert("m1", "default/pod/web").await;
+    let order = world.store.recv().await.unwrap();
+    world.scope.cancel();
+    order.reply.send(StoreDone::Committed(Ok(())));
+    let ToCloud::Ack(ack) = far.next().await.message else {
+        panic!("not an acknowledgement")
+    };
+    assert_eq!(ack.parent.as_str(), "m1");
+    let ended = far.receiver.recv().await.unwrap_err();
+    assert!(
+        matches!(&ended, RecvError::Closed(close) if close.reason == "edgecore ends"),
+        "{ended}"
+    );
+    assert!(world.scope.drain(PATIENCE).await.left.is_empty());
+    assert!(!*world.online.borrow());
+}

@@ -1,0 +1,271 @@
+//! The tunnel on loopback TLS, with the cloud and edged in the hands of the test.
+
+use crate::session::STREAMS_MAX;
+use crate::stream::DATA_BYTES_MAX;
+use crate::{Config, EdgeStream, NodeAnswer, Ports};
+use bytes::Bytes;
+use kedge_pki::{Authority, ClientAuth, ServerNames, UnixTime};
+use kedge_telemetry::Scope;
+use kedge_telemetry::channel::ask::{self, Question};
+use kedge_telemetry::channel::{latest, queue};
+use kedge_transport::{Acceptance, Limits, Listener, Plug, Receiver, Sender, UpgradeRequest, accept};
+use kedge_wire::NodeName;
+use kedge_wire::tunnel::{Connect, ConnectUrl, Frame, FrameBody, NodeGet};
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::time::Duration;
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+struct World {
+    listener: Listener,
+    tls: Arc<rustls::ServerConfig>,
+    gets: ask::Receiver<NodeGet, NodeAnswer>,
+    scope: Scope,
+    _identity: latest::Sender<kedge_pki::Identity>,
+}
+
+/// The cloud's end of a tunnel.
+struct Tunnel {
+    sender: Sender,
+    receiver: Receiver,
+}
+
+impl World {
+    async fn start() -> Self {
+        let now = UnixTime::now();
+        let authority = Authority::create(now).unwrap();
+        let names = ServerNames {
+            ips: vec![Ipv4Addr::LOCALHOST.into()],
+            dns: Vec::new(),
+        };
+        let server = authority.issue_server(&names, now).unwrap();
+        let edge = authority
+            .issue_client("system:node:edge-1", &["system:nodes"], PATIENCE, now)
+            .unwrap();
+        let listener = Listener::bind((Ipv4Addr::LOCALHOST, 0).into()).await.unwrap();
+        let config = Config {
+            node: NodeName::new("edge-1").unwrap(),
+            internal_ip: "10.1.2.3".to_owned(),
+            server: listener.local_address().to_string(),
+            seed: 0,
+        };
+        let (identity, identity_in) = latest::channel(edge);
+        let (gets_out, gets) = ask::channel("gets", 4);
+        let ports = Ports {
+            identity: identity_in,
+            gets: gets_out,
+            plug: Plug::new(),
+        };
+        let scope = Scope::new();
+        scope.spawn("edgestream", EdgeStream::new(config, ports).run(scope.clone()));
+        let tls = Arc::new(server.server_config(ClientAuth::Required).unwrap());
+        Self {
+            listener,
+            tls,
+            gets,
+            scope,
+            _identity: identity,
+        }
+    }
+
+    async fn accept(&self) -> Tunnel {
+        let accepted = async {
+            let (tcp, _) = self.listener.accept().await;
+            let decide = |request: &UpgradeRequest<'_>| {
+                assert_eq!(request.path, "/v1/kubeedge/connect");
+                assert_eq!(request.header("SessionHostNameOverride"), Some("edge-1"));
+                assert_eq!(request.header("SessionInternalIP"), Some("10.1.2.3"));
+                Ok(Acceptance {
+                    value: (),
+                    headers: Vec::new(),
+                })
+            };
+            accept(tcp, Arc::clone(&self.tls), Limits::TUNNEL, decide)
+                .await
+                .unwrap()
+                .0
+        };
+        let (sender, receiver) = in_time(accepted).await.split();
+        Tunnel { sender, receiver }
+    }
+
+    async fn asked(&mut self) -> Question<NodeGet, NodeAnswer> {
+        in_time(self.gets.recv()).await.unwrap()
+    }
+}
+
+impl Tunnel {
+    async fn say(&mut self, connection: u64, body: FrameBody) {
+        self.sender
+            .send_binary(Bytes::from(Frame { connection, body }.encode()))
+            .await
+            .unwrap();
+    }
+
+    async fn logs(&mut self, id: u64) {
+        let host = "198.51.100.1:80".to_owned();
+        let path = "/containerLogs/default/web/nginx".to_owned();
+        let url = ConnectUrl {
+            host,
+            path,
+            raw_query: "follow=true".to_owned(),
+            ..ConnectUrl::default()
+        };
+        let connect = Connect {
+            id,
+            url,
+            header: Default::default(),
+            method: String::new(),
+        };
+        self.say(id, FrameBody::LogsConnect(connect.encode())).await;
+    }
+
+    async fn next(&mut self) -> Frame {
+        Frame::decode(&in_time(self.receiver.recv_binary()).await.unwrap()).unwrap()
+    }
+
+    /// All data of a stream up to its end.
+    async fn all(&mut self, id: u64) -> Vec<u8> {
+        let mut all = Vec::new();
+        loop {
+            let frame = self.next().await;
+            assert_eq!(frame.connection, id);
+            match frame.body {
+                FrameBody::Data(data) => {
+                    assert!(data.len() <= DATA_BYTES_MAX);
+                    all.extend(data);
+                }
+                FrameBody::Remove => return all,
+                other => panic!("neither data nor end: {other:?}"),
+            }
+        }
+    }
+}
+
+async fn in_time<T>(fact: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, fact).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_log_comes_in_pieces_of_bounded_size_and_ends() {
+    let mut world = World::start().await;
+    let mut tunnel = world.accept().await;
+    tunnel.logs(300).await;
+    let Question { question, reply } = world.asked().await;
+    let path = "/containerLogs/default/web/nginx".to_owned();
+    assert_eq!(
+        question,
+        NodeGet {
+            path,
+            query: "follow=true".to_owned()
+        }
+    );
+    let (bytes, answer) = queue::channel("log", 1);
+    reply.send(Ok(answer));
+    bytes.send(Bytes::from_static(b"first line\n")).await.unwrap();
+    bytes.send(Bytes::from(vec![b'x'; 70_000])).await.unwrap();
+    drop(bytes);
+    let all = tunnel.all(300).await;
+    assert_eq!((all.len(), &all[..11]), (70_011, b"first line\n".as_slice()));
+    assert!(world.scope.drain(PATIENCE).await.left.is_empty());
+}
+
+#[tokio::test]
+async fn what_cannot_be_served_is_said_in_words() {
+    let mut world = World::start().await;
+    let mut tunnel = world.accept().await;
+    tunnel.logs(1).await;
+    world
+        .asked()
+        .await
+        .reply
+        .send(Err("container nginx is not running".to_owned()));
+    assert_eq!(tunnel.all(1).await, b"container nginx is not running\n");
+
+    tunnel.say(2, FrameBody::ExecConnect(b"{}".to_vec())).await;
+    let refused = String::from_utf8(tunnel.all(2).await).unwrap();
+    assert!(
+        refused.starts_with("HTTP/1.1 501 Not Implemented\r\n"),
+        "{refused}"
+    );
+    assert!(
+        refused.ends_with("exec is not available on this edge: it serves logs and metrics\n"),
+        "{refused}"
+    );
+
+    tunnel
+        .say(3, FrameBody::MetricsConnect(b"no json".to_vec()))
+        .await;
+    assert!(
+        String::from_utf8(tunnel.all(3).await)
+            .unwrap()
+            .starts_with("the request is not understood")
+    );
+}
+
+#[tokio::test]
+async fn a_reader_that_leaves_ends_the_stream_on_the_edge() {
+    let mut world = World::start().await;
+    let mut tunnel = world.accept().await;
+    tunnel.logs(1).await;
+    let (bytes, answer) = queue::channel("log", 1);
+    world.asked().await.reply.send(Ok(answer));
+    bytes.send(Bytes::from_static(b"line\n")).await.unwrap();
+    assert_eq!(tunnel.next().await.body, FrameBody::Data(b"line\n".to_vec()));
+    tunnel.say(1, FrameBody::Remove).await;
+    in_time(bytes.closed()).await;
+}
+
+#[tokio::test]
+async fn the_number_of_streams_is_bounded() {
+    let mut world = World::start().await;
+    let mut tunnel = world.accept().await;
+    let mut open = Vec::new();
+    for id in 1..=STREAMS_MAX as u64 {
+        tunnel.logs(id).await;
+        let (bytes, answer) = queue::channel("log", 1);
+        world.asked().await.reply.send(Ok(answer));
+        open.push(bytes);
+    }
+    tunnel.logs(1000).await;
+    let refused = String::from_utf8(tunnel.all(1000).await).unwrap();
+    assert_eq!(
+        refused,
+        "this edge already serves 64 streams; end one and try again\n"
+    );
+    open.remove(0);
+    assert_eq!(
+        tunnel.next().await,
+        Frame {
+            connection: 1,
+            body: FrameBody::Remove
+        }
+    );
+    tunnel.logs(1001).await;
+    world.asked().await;
+}
+
+#[tokio::test]
+async fn a_closed_or_broken_tunnel_is_dialled_again_and_its_streams_end() {
+    let mut world = World::start().await;
+    let mut tunnel = world.accept().await;
+    tunnel.logs(1).await;
+    let (bytes, answer) = queue::channel("log", 1);
+    world.asked().await.reply.send(Ok(answer));
+    tunnel
+        .say(0, FrameBody::Close(b"the node is not known".to_vec()))
+        .await;
+    in_time(bytes.closed()).await;
+
+    let mut tunnel = world.accept().await;
+    // A frame that is none: this end hangs up rather than guess.
+    tunnel
+        .sender
+        .send_binary(Bytes::from_static(&[1, 99]))
+        .await
+        .unwrap();
+    let mut tunnel = world.accept().await;
+    tunnel.logs(2).await;
+    world.asked().await;
+}

@@ -1,0 +1,173 @@
+//! One question of edged, from its arrival to an answer: runs beside all others and owns nothing.
+
+use crate::objects;
+use crate::tokens::{self, Freshness};
+use kedge_link::edge::{CloudRequest, RequestError};
+use kedge_store::meta::{MetaStore, Row};
+use kedge_telemetry::channel::ask::{self, NoAnswer};
+use kedge_telemetry::channel::latest;
+use kedge_telemetry::clock;
+use kedge_wire::{
+    Body, Group, ObjectKey, ObjectResponse, Operation, Reply, Request, Resource, Route, Source, ToCloud,
+};
+use std::time::Duration;
+
+/// Beyond the cloud's own timeout: edgehub answers in time by itself, this only covers its end.
+const ASK_SLACK: Duration = Duration::from_secs(5);
+
+/// What came of a question, and what the owner shall keep of it.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    pub(crate) answer: Result<Reply, RequestError>,
+    pub(crate) keep: Option<Row>,
+}
+
+impl From<Result<Reply, RequestError>> for Outcome {
+    fn from(answer: Result<Reply, RequestError>) -> Self {
+        Self { answer, keep: None }
+    }
+}
+
+/// The hands of a question.
+#[derive(Debug, Clone)]
+pub(crate) struct Asker {
+    pub(crate) store: MetaStore,
+    pub(crate) cloud: ask::Sender<CloudRequest, Result<Reply, RequestError>>,
+    pub(crate) online: latest::Receiver<bool>,
+    pub(crate) timeout: Duration,
+}
+
+impl Asker {
+    /// Asks the cloud; offline it does not wait.
+    pub(crate) async fn cloud(&self, request: Request) -> Result<Reply, RequestError> {
+        if !*self.online.borrow() {
+            return Err(RequestError::Offline);
+        }
+        let question = CloudRequest {
+            message: ToCloud::Request(request),
+            timeout: self.timeout,
+        };
+        match self.cloud.ask(question, self.timeout + ASK_SLACK).await {
+            Ok(answer) => answer,
+            Err(NoAnswer::Closed(_)) => Err(RequestError::Offline),
+            Err(NoAnswer::Timeout { .. }) => Err(RequestError::Timeout),
+        }
+    }
+
+    /// From the store when held, else from the cloud.
+    pub(crate) async fn held_else_cloud(&self, request: Request, keep: bool) -> Outcome {
+        match self.held(&request.key).await {
+            Some(reply) => Ok(reply).into(),
+            None => self.object_from_cloud(request, keep).await,
+        }
+    }
+
+    /// From the cloud, and from the store when the cloud cannot be asked.
+    pub(crate) async fn cloud_else_held(&self, request: Request) -> Outcome {
+        let key = request.key.clone();
+        let outcome = self.object_from_cloud(request, true).await;
+        match &outcome.answer {
+            Err(RequestError::Offline | RequestError::Lost | RequestError::Timeout | RequestError::Full) => {
+                self.held(&key).await.map_or(outcome, |reply| Ok(reply).into())
+            }
+            Ok(_) | Err(RequestError::Refused(_)) => outcome,
+        }
+    }
+
+    async fn object_from_cloud(&self, request: Request, keep: bool) -> Outcome {
+        let key = request.key.clone();
+        let answer = self
+            .cloud(request)
+            .await
+            .and_then(|reply| match objects::read_answer(&reply.body) {
+                Ok(()) => Ok(reply),
+                Err(why) => Err(RequestError::Refused(why)),
+            });
+        let kept = answer.as_ref().ok().filter(|_| keep);
+        Outcome {
+            keep: kept.map(|reply| objects::row(&key, &reply.body)),
+            answer,
+        }
+    }
+
+    /// Cloud only; with `keep_object` the object in a successful answer is kept.
+    pub(crate) async fn cloud_keeping(&self, request: Request, keep_object: bool) -> Outcome {
+        let key = request.key.clone();
+        let answer = self.cloud(request).await;
+        let object = |reply: &Reply| ObjectResponse::read(&reply.body).ok();
+        let keep = answer.as_ref().ok().filter(|_| keep_object).and_then(object);
+        Outcome {
+            keep: keep.map(|object| objects::row(&key, &object)),
+            answer,
+        }
+    }
+
+    /// A kept token while it is fresh; else a new one; else, when none can be had, the kept one while it works.
+    pub(crate) async fn token(&self, request: Request) -> Outcome {
+        let row_key = tokens::row_key(&request);
+        let kept = self.row(&row_key).await;
+        let freshness = kept
+            .as_ref()
+            .map(|kept| tokens::freshness(kept, clock::wall_ms()));
+        let resource = Resource::Object(request.key.clone());
+        let reply = |kept: Body| Ok(local_reply(resource, kept)).into();
+        match (kept, freshness) {
+            (Some(kept), Some(Freshness::Fresh)) => reply(kept),
+            (kept, freshness) => {
+                let answer = self.cloud(request).await;
+                match (&answer, kept, freshness) {
+                    (Err(_), Some(kept), Some(Freshness::Due)) => reply(kept),
+                    (Ok(found), _, _) if tokens::is_token(&found.body) => {
+                        let kind = tokens::KIND.to_owned();
+                        let row = Row {
+                            key: row_key,
+                            kind,
+                            value: found.body.json().to_owned(),
+                        };
+                        Outcome {
+                            answer,
+                            keep: Some(row),
+                        }
+                    }
+                    (Ok(found), _, _) => {
+                        let why = objects::read_answer(&found.body).err();
+                        let why = why.unwrap_or_else(|| "the answer holds no token".to_owned());
+                        Err(RequestError::Refused(why)).into()
+                    }
+                    (Err(_), _, _) => answer.into(),
+                }
+            }
+        }
+    }
+
+    async fn held(&self, key: &ObjectKey) -> Option<Reply> {
+        let body = self.row(&key.to_string()).await?;
+        Some(local_reply(Resource::Object(key.clone()), body))
+    }
+
+    async fn row(&self, key: &str) -> Option<Body> {
+        match self.store.get(key).await {
+            Ok(row) => Body::from_json(row?.value).ok(),
+            Err(error) => {
+                // The cloud may still have it.
+                tracing::error!(%error, "stored object not readable");
+                None
+            }
+        }
+    }
+}
+
+/// An answer that did not come from the cloud.
+pub(crate) fn local_reply(resource: Resource, body: Body) -> Reply {
+    let version = body.object_meta().ok().and_then(|meta| meta.resource_version);
+    Reply {
+        route: Route::new(
+            Source::MetaManager,
+            Group::Resource,
+            Operation::Response,
+            resource,
+        ),
+        version,
+        body,
+    }
+}

@@ -1,0 +1,251 @@
+//! The outbox on its way to the cloud: which reports wait, which are under way, when to try again.
+
+use crate::asks;
+use crate::plan::ReportClass;
+use kedge_link::edge::RequestError;
+use kedge_store::meta::{StoredReport, Written};
+use kedge_telemetry::channel::ask;
+use kedge_wire::{
+    Body, Envelope, Header, Letter, MessageId, ObjectResponse, Reply, Request, Resource, ToCloud,
+};
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// Reports under way at one time: enough to hide the round trip, few enough that leases do not queue behind them.
+pub(crate) const IN_FLIGHT_MAX: usize = 8;
+/// Answers that say "not now" before a report is given up; with the waits below this is several minutes.
+const ATTEMPTS_MAX: u32 = 12;
+/// First wait after a failure; doubles.
+const RETRY_DELAY: Duration = Duration::from_millis(500);
+const RETRY_DELAY_MAX: Duration = Duration::from_secs(60);
+
+type Waiter = ask::Reply<Result<Reply, RequestError>>;
+
+/// What to do after an attempt.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Next {
+    /// The cloud has it, or refuses it for good.
+    Forget,
+    /// Stays in the outbox.
+    Keep,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Reports {
+    /// Under way, with what a newer report of the same state would carry.
+    in_flight: HashMap<u64, Option<String>>,
+    waiters: HashMap<u64, Vec<Waiter>>,
+    attempts: HashMap<u64, u32>,
+    failures: u32,
+    retry_at: Option<Instant>,
+    /// Whether something may have become sendable since the table was read.
+    may_wait: bool,
+    pub(crate) given_up: u64,
+}
+
+impl Reports {
+    pub(crate) fn new() -> Self {
+        Self {
+            may_wait: true,
+            ..Self::default()
+        }
+    }
+
+    /// A report is durable. `waiter` gets the cloud's answer.
+    pub(crate) fn kept(&mut self, written: &Written, waiter: Option<Waiter>) {
+        self.may_wait = true;
+        let mut waiting = Vec::from_iter(waiter);
+        if let Some(replaced) = written.replaced {
+            self.attempts.remove(&replaced);
+            if !self.in_flight.contains_key(&replaced) {
+                waiting.extend(self.waiters.remove(&replaced).unwrap_or_default());
+            }
+        }
+        if let Some(id) = written.report.filter(|_| !waiting.is_empty()) {
+            self.waiters.entry(id).or_default().extend(waiting);
+        }
+        for dropped in &written.dropped {
+            tracing::warn!(
+                report = dropped,
+                "outbox full: oldest report of the lowest priority dropped"
+            );
+            self.attempts.remove(dropped);
+            self.answer(*dropped, Err(RequestError::Full));
+        }
+    }
+
+    /// How many rows to read so that one that can be sent is among them; `None` when nothing may be sent now.
+    /// What becomes sendable from here on is read again.
+    pub(crate) fn wanted(&mut self, online: bool, now: Instant) -> Option<usize> {
+        let ready = online && self.may_wait && self.retry_at.is_none_or(|at| at <= now);
+        if !ready || self.in_flight.len() >= IN_FLIGHT_MAX {
+            return None;
+        }
+        self.may_wait = false;
+        Some(2 * IN_FLIGHT_MAX)
+    }
+
+    /// The rows could not be read.
+    pub(crate) fn unreadable(&mut self, now: Instant) {
+        self.may_wait = true;
+        self.retry_at = Some(now + RETRY_DELAY_MAX);
+    }
+
+    /// Picks from the rows read what is sent now. A state of which an older version is under way has to wait, so that
+    /// the older one cannot overtake it.
+    pub(crate) fn pick(&mut self, rows: Vec<StoredReport>) -> Vec<(u64, Option<Request>)> {
+        let mut picked = Vec::new();
+        let mut busy: HashSet<String> = self.in_flight.values().flatten().cloned().collect();
+        for StoredReport { id, report } in rows {
+            if self.in_flight.contains_key(&id) {
+                continue;
+            }
+            let blocked = report.coalesce.as_ref().is_some_and(|key| busy.contains(key));
+            if blocked || self.in_flight.len() >= IN_FLIGHT_MAX {
+                continue;
+            }
+            busy.extend(report.coalesce.clone());
+            self.in_flight.insert(id, report.coalesce);
+            picked.push((id, decode(&report.value)));
+        }
+        picked
+    }
+
+    /// An attempt ended. After `Forget` the owner removes the row and then calls [`Reports::forgotten`].
+    pub(crate) fn attempted(&mut self, id: u64, answer: Result<Reply, RequestError>, now: Instant) -> Next {
+        let next = match Verdict::of(&answer) {
+            Verdict::Final => Next::Forget,
+            // The connection ended: nothing was said about this report. It goes when the cloud is back.
+            Verdict::NotSaid => Next::Keep,
+            Verdict::NotNow => {
+                let attempts = self.attempts.entry(id).or_default();
+                *attempts += 1;
+                if *attempts < ATTEMPTS_MAX {
+                    Next::Keep
+                } else {
+                    Next::Forget
+                }
+            }
+        };
+        if next == Next::Forget && Verdict::of(&answer) != Verdict::Final {
+            self.given_up += 1;
+            tracing::error!(
+                report = id,
+                ATTEMPTS_MAX,
+                "report given up: the cloud does not take it"
+            );
+        }
+        match next {
+            Next::Forget => {
+                self.attempts.remove(&id);
+                self.failures = 0;
+            }
+            Next::Keep => {
+                self.in_flight.remove(&id);
+                self.may_wait = true;
+                let delay = RETRY_DELAY
+                    .saturating_mul(1 << self.failures.min(16))
+                    .min(RETRY_DELAY_MAX);
+                self.failures = self.failures.saturating_add(1);
+                self.retry_at = Some(now + delay);
+            }
+        }
+        self.answer(id, answer);
+        next
+    }
+
+    /// The row of a delivered report is gone.
+    pub(crate) fn forgotten(&mut self, id: u64) {
+        self.in_flight.remove(&id);
+        self.may_wait = true;
+    }
+
+    /// The cloud is back: no reason to wait longer.
+    pub(crate) fn connected(&mut self) {
+        self.failures = 0;
+        self.retry_at = None;
+    }
+
+    /// The moment at which [`Reports::wanted`] may change its mind.
+    pub(crate) fn wake_at(&self, online: bool) -> Option<Instant> {
+        self.retry_at
+            .filter(|_| online && self.may_wait && self.in_flight.len() < IN_FLIGHT_MAX)
+    }
+
+    /// Answers everybody who waits for this report.
+    pub(crate) fn answer(&mut self, id: u64, answer: Result<Reply, RequestError>) {
+        for waiter in self.waiters.remove(&id).unwrap_or_default() {
+            waiter.send(answer.clone());
+        }
+    }
+
+    /// The cloud is away: nobody waits for an answer any longer, the reports stay.
+    pub(crate) fn disconnected(&mut self) {
+        let idle: Vec<u64> = self
+            .waiters
+            .keys()
+            .filter(|id| !self.in_flight.contains_key(id))
+            .copied()
+            .collect();
+        for id in idle {
+            self.answer(id, Err(RequestError::Offline));
+        }
+    }
+}
+
+/// What an answer says about a report.
+#[derive(Debug, PartialEq, Eq)]
+enum Verdict {
+    Final,
+    NotNow,
+    NotSaid,
+}
+
+impl Verdict {
+    fn of(answer: &Result<Reply, RequestError>) -> Self {
+        match answer {
+            Ok(reply) if is_overloaded(&reply.body) => Self::NotNow,
+            Ok(_) | Err(RequestError::Refused(_)) => Self::Final,
+            Err(RequestError::Timeout) => Self::NotNow,
+            Err(RequestError::Offline | RequestError::Lost | RequestError::Full) => Self::NotSaid,
+        }
+    }
+}
+
+/// A Kubernetes API that fails or is busy (5xx, 429) may take the same report later; any other refusal is for good.
+fn is_overloaded(body: &Body) -> bool {
+    let response: Option<ObjectResponse> = body.parse().ok();
+    response
+        .and_then(|response| response.err)
+        .is_some_and(|err| err.status.code >= 500 || err.status.code == 429)
+}
+
+/// The text of a request in the outbox: the message itself, without an id, because each sending gets its own.
+pub(crate) fn encode(request: Request) -> String {
+    let header = Header::new(MessageId::new(""), 0);
+    Letter {
+        header,
+        message: ToCloud::Request(request),
+    }
+    .seal()
+    .encode()
+}
+
+fn decode(value: &str) -> Option<Request> {
+    match ToCloud::open(Envelope::decode(value.as_bytes()).ok()?).message {
+        ToCloud::Request(request) => Some(request),
+        _not_a_report => None,
+    }
+}
+
+/// Whether edged is answered as soon as the report is durable.
+pub(crate) fn local_answer(class: ReportClass, request: &Request) -> Option<Reply> {
+    match class {
+        ReportClass::Event => Some(asks::local_reply(
+            Resource::Object(request.key.clone()),
+            Body::text("OK"),
+        )),
+        ReportClass::PodStatus | ReportClass::PodDelete => None,
+    }
+}

@@ -1,0 +1,132 @@
+//! What the cloud wants here: orders of edgehub, from their arrival to their answer.
+
+use super::{After, Beside, Worker};
+use crate::objects::{self, Verdict, Version};
+use crate::{plan, tokens};
+use kedge_link::Held;
+use kedge_link::edge::{StoreDone, StoreOrder};
+use kedge_store::meta::{DigestRow, Error as StoreError, MetaStore, Write, Written};
+use kedge_telemetry::channel::ask::{Question, Reply as Way};
+use kedge_wire::{Body, ChangeVerb, ObjectChange, ObjectKind, ToEdge};
+
+impl Worker {
+    pub(super) async fn order(&mut self, Question { question, reply }: Question<StoreOrder, StoreDone>) {
+        match question {
+            StoreOrder::Held => {
+                let done = Ok(Written::default());
+                self.commits
+                    .push_back(Box::pin(async { (After::Digest { done: reply }, done) }));
+            }
+            StoreOrder::Commit(ToEdge::Object(change)) => self.commit(change, reply).await,
+            StoreOrder::Commit(other) => {
+                let why = format!("{} is not a change of an object", other.route());
+                reply.send(StoreDone::Committed(Err(why)));
+            }
+        }
+    }
+
+    async fn commit(&mut self, change: ObjectChange, done: Way<StoreDone>) {
+        if let Some(asked) = self.asked.get_mut(&change.key) {
+            asked.changed = true;
+        }
+        match objects::judge(&change, self.held.get(&change.key)) {
+            Verdict::Refuse(why) => {
+                tracing::warn!(key = %change.key, why, "object refused");
+                done.send(StoreDone::Committed(Err(why)));
+            }
+            Verdict::Stale => {
+                tracing::debug!(key = %change.key, "a newer state of this object is held");
+                done.send(StoreDone::Committed(Ok(())));
+            }
+            Verdict::Write(write) => {
+                self.foresee(&change, &write);
+                self.submit(write, After::Object { change, done }).await;
+            }
+        }
+    }
+
+    /// Notes what a submitted change will lead to.
+    fn foresee(&mut self, change: &ObjectChange, write: &Write) {
+        match write {
+            Write::Put(_) => {
+                self.held.insert(change.key.clone(), Version::of(&change.body));
+            }
+            Write::Delete { uid, .. } => {
+                let other = |held: &Version| uid.is_some() && held.uid != *uid;
+                if !self.held.get(&change.key).is_some_and(other) {
+                    self.held.remove(&change.key);
+                }
+            }
+            Write::Push(_) | Write::Forget { .. } => {}
+        }
+    }
+
+    pub(super) fn object_committed(
+        &mut self,
+        change: ObjectChange,
+        done: Way<StoreDone>,
+        result: Result<Written, StoreError>,
+    ) {
+        let ObjectChange { key, body, verb, .. } = change;
+        let written = match result {
+            Ok(written) => written,
+            Err(error) => {
+                tracing::error!(%error, "object not stored; the cloud is told");
+                self.held.remove(&key);
+                done.send(StoreDone::Committed(Err(error.to_string())));
+                return;
+            }
+        };
+        let gone = verb == ChangeVerb::Delete;
+        // A delete that found another pod of this name must not end that one.
+        let concerns_another = gone && !written.changed && self.held.contains_key(&key);
+        if gone && written.changed && key.kind == ObjectKind::Pod {
+            self.sweep_tokens(&body);
+        }
+        if plan::is_for_edged(&key) && !concerns_another {
+            let value = (!gone).then_some(body);
+            if self.objects.set(key, value).is_err() {
+                tracing::debug!("edged has ended; it will find the object in the store");
+            }
+        }
+        done.send(StoreDone::Committed(Ok(())));
+    }
+
+    /// Removes the tokens of a pod that is gone.
+    fn sweep_tokens(&mut self, pod: &Body) {
+        let Some(uid) = Version::of(pod).uid else { return };
+        let store = self.store.clone();
+        self.beside.push(Box::pin(async move {
+            if let Err(error) = sweep(&store, &uid).await {
+                tracing::warn!(%error, "tokens of a deleted pod not removed");
+            }
+            Beside::Swept
+        }));
+    }
+
+    pub(super) fn held_of(&self, digest: Result<Vec<DigestRow>, StoreError>) -> StoreDone {
+        let rows = digest.unwrap_or_else(|error| {
+            // An empty digest makes the cloud send everything: slower, and right.
+            tracing::error!(%error, "digest not readable; asking the cloud for everything");
+            Vec::new()
+        });
+        let placed = rows
+            .into_iter()
+            .filter(|row| plan::is_placed(&ObjectKind::parse(&row.kind)));
+        let held = placed.map(|row| Held {
+            key: row.key,
+            uid: row.uid,
+            version: row.version,
+        });
+        StoreDone::Held(held.collect())
+    }
+}
+
+async fn sweep(store: &MetaStore, uid: &str) -> Result<(), StoreError> {
+    for row in store.list(tokens::KIND).await? {
+        if tokens::is_bound_to(&row.value, uid) {
+            store.delete(&row.key, None).await?;
+        }
+    }
+    Ok(())
+}

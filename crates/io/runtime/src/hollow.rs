@@ -1,0 +1,398 @@
+//! A runtime without containers: they exist in memory, run until they are stopped, and write one line to their log.
+//!
+//! It is what `--hollow`, tests and load generators use. It stands behind the same trait and the same contract tests as
+//! the embedded runtime.
+
+use crate::cri_log::{Lines, LogFile, Stream};
+use crate::{Error, Runtime};
+use async_trait::async_trait;
+use jiff::Timestamp;
+use kedge_containers::{
+    ContainerConfig, ContainerId, ContainerState, ExitReason, Image, ObservedContainer, ObservedSandbox,
+    RuntimeVersion, SandboxConfig, SandboxId,
+};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard};
+use std::time::Duration;
+use tokio::sync::Notify;
+
+/// Hollow containers write one line; rotation is never reached.
+const LOG_BYTES_MAX: u64 = 1024 * 1024;
+
+/// The exit code of a process that SIGTERM ended, which is how hollow containers end when they are stopped.
+const EXIT_CODE_TERMINATED: i32 = 128 + 15;
+
+/// Sandboxes get addresses from the benchmarking network 198.18.0.0/15, which is routed nowhere.
+const FIRST_ADDRESS: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
+
+/// Which images the hollow node has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Images {
+    /// Whatever is asked for.
+    All,
+    /// Only these references, and what is pulled or imported later.
+    Only(BTreeSet<String>),
+}
+
+impl<const N: usize> From<[String; N]> for Images {
+    fn from(only: [String; N]) -> Self {
+        Self::Only(only.into())
+    }
+}
+
+/// A runtime that keeps its containers in memory.
+#[derive(Debug)]
+pub struct Hollow {
+    state: Mutex<State>,
+    changed: Notify,
+}
+
+#[derive(Debug)]
+struct State {
+    made: u64,
+    images: Images,
+    sandboxes: BTreeMap<SandboxId, Sandbox>,
+}
+
+#[derive(Debug)]
+struct Sandbox {
+    log_dir: PathBuf,
+    observed: ObservedSandbox,
+}
+
+impl Hollow {
+    /// A node with every image and no containers.
+    pub fn new() -> Self {
+        Self::with_images(Images::All)
+    }
+
+    pub fn with_images(images: Images) -> Self {
+        let state = State {
+            made: 0,
+            images,
+            sandboxes: BTreeMap::new(),
+        };
+        Self {
+            state: Mutex::new(state),
+            changed: Notify::new(),
+        }
+    }
+
+    /// Makes a running container end by itself, as its program would.
+    pub fn exit_container(&self, id: &ContainerId, exit_code: i32) -> Result<(), Error> {
+        self.state().container(id)?.exit(exit_code);
+        self.changed.notify_waiters();
+        self.changed.notify_one();
+        Ok(())
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // No code that holds the lock can panic half way through a change.
+        self.state
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Runs a change and tells those who wait for one.
+    fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+        let result = change(&mut self.state());
+        self.changed.notify_one();
+        result
+    }
+}
+
+impl Default for Hollow {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl State {
+    fn sandbox(&mut self, id: &SandboxId) -> Result<&mut Sandbox, Error> {
+        self.sandboxes
+            .get_mut(id)
+            .ok_or_else(|| Error::NoSandbox(id.0.clone()))
+    }
+
+    fn container(&mut self, id: &ContainerId) -> Result<&mut ObservedContainer, Error> {
+        let mut all = self
+            .sandboxes
+            .values_mut()
+            .flat_map(|sandbox| &mut sandbox.observed.containers);
+        all.find(|container| container.id == *id)
+            .ok_or_else(|| Error::NoContainer(id.0.clone()))
+    }
+
+    fn next_id(&mut self, kind: &str) -> String {
+        self.made += 1;
+        format!("hollow-{kind}-{}", self.made)
+    }
+
+    fn has_image(&self, reference: &str) -> bool {
+        match &self.images {
+            Images::All => true,
+            Images::Only(only) => only.contains(reference),
+        }
+    }
+
+    fn add_image(&mut self, reference: &str) {
+        match &mut self.images {
+            Images::All => {}
+            Images::Only(only) => drop(only.insert(reference.to_owned())),
+        }
+    }
+}
+
+/// What the hollow container does, in the middle of the contract's vocabulary.
+trait Exit {
+    fn exit(&mut self, exit_code: i32);
+}
+
+impl Exit for ObservedContainer {
+    fn exit(&mut self, exit_code: i32) {
+        let started_ms = match self.state {
+            ContainerState::Running { started_ms, .. } => started_ms,
+            ContainerState::Created => 0,
+            ContainerState::Exited { .. } | ContainerState::Unknown => return,
+        };
+        let reason = if exit_code == 0 {
+            ExitReason::Completed
+        } else {
+            ExitReason::Error
+        };
+        self.state = ContainerState::Exited {
+            started_ms,
+            finished_ms: now_ms(),
+            exit_code,
+            reason,
+            message: String::new(),
+        };
+    }
+}
+
+#[async_trait]
+impl Runtime for Hollow {
+    async fn version(&self) -> Result<RuntimeVersion, Error> {
+        Ok(RuntimeVersion {
+            name: "hollow".to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        })
+    }
+
+    async fn list(&self) -> Result<Vec<ObservedSandbox>, Error> {
+        Ok(self
+            .state()
+            .sandboxes
+            .values()
+            .map(|sandbox| sandbox.observed.clone())
+            .collect())
+    }
+
+    async fn run_sandbox(&self, config: &SandboxConfig) -> Result<SandboxId, Error> {
+        Ok(self.change(|state| {
+            let id = SandboxId(state.next_id("sandbox"));
+            let number = u32::try_from(state.made).unwrap_or(u32::MAX);
+            let address = Ipv4Addr::from(u32::from(FIRST_ADDRESS).saturating_add(number));
+            let observed = ObservedSandbox {
+                id: id.clone(),
+                pod: config.pod.clone(),
+                attempt: config.attempt,
+                ready: true,
+                created_ms: now_ms(),
+                ips: if config.host_network {
+                    Vec::new()
+                } else {
+                    vec![address.to_string()]
+                },
+                containers: Vec::new(),
+            };
+            state.sandboxes.insert(
+                id.clone(),
+                Sandbox {
+                    log_dir: config.log_dir.clone(),
+                    observed,
+                },
+            );
+            id
+        }))
+    }
+
+    async fn stop_sandbox(&self, id: &SandboxId) -> Result<(), Error> {
+        self.change(|state| {
+            if let Some(sandbox) = state.sandboxes.get_mut(id) {
+                sandbox.observed.ready = false;
+                sandbox
+                    .observed
+                    .containers
+                    .iter_mut()
+                    .for_each(|container| container.exit(EXIT_CODE_TERMINATED));
+            }
+        });
+        Ok(())
+    }
+
+    async fn remove_sandbox(&self, id: &SandboxId) -> Result<(), Error> {
+        self.change(|state| state.sandboxes.remove(id));
+        Ok(())
+    }
+
+    async fn create_container(
+        &self,
+        sandbox: &SandboxId,
+        config: &ContainerConfig,
+    ) -> Result<ContainerId, Error> {
+        self.change(|state| {
+            if !state.has_image(&config.image) {
+                return Err(Error::ImageNotFound {
+                    image: config.image.clone(),
+                });
+            }
+            let id = ContainerId(state.next_id("container"));
+            let sandbox = state.sandbox(sandbox)?;
+            if !sandbox.observed.ready {
+                return Err(Error::failed(
+                    "create container",
+                    &config.name,
+                    "its sandbox is stopped",
+                ));
+            }
+            let log_path = sandbox
+                .log_dir
+                .join(&config.name)
+                .join(format!("{}.log", config.attempt));
+            sandbox.observed.containers.push(ObservedContainer {
+                id: id.clone(),
+                name: config.name.clone(),
+                attempt: config.attempt,
+                image: config.image.clone(),
+                image_ref: image_id(&config.image),
+                spec_hash: config.spec_hash.clone(),
+                created_ms: now_ms(),
+                state: ContainerState::Created,
+                log_path,
+            });
+            Ok(id)
+        })
+    }
+
+    async fn start_container(&self, id: &ContainerId) -> Result<(), Error> {
+        let log_path = self.change(|state| {
+            let container = state.container(id)?;
+            match container.state {
+                ContainerState::Created => {}
+                ContainerState::Running { .. } | ContainerState::Exited { .. } | ContainerState::Unknown => {
+                    return Err(Error::failed("start container", &id.0, "it was started before"));
+                }
+            }
+            container.state = ContainerState::Running {
+                started_ms: now_ms(),
+                pid: 0,
+            };
+            Ok(container.log_path.clone())
+        })?;
+        let written = tokio::task::spawn_blocking(move || write_line(&log_path)).await;
+        written.map_err(|error| Error::failed("log of container", &id.0, error))?
+    }
+
+    async fn stop_container(&self, id: &ContainerId, _grace: Duration) -> Result<(), Error> {
+        self.change(|state| {
+            state
+                .container(id)
+                .map(|container| container.exit(EXIT_CODE_TERMINATED))
+        })
+    }
+
+    async fn remove_container(&self, id: &ContainerId) -> Result<(), Error> {
+        self.change(|state| {
+            for sandbox in state.sandboxes.values_mut() {
+                sandbox
+                    .observed
+                    .containers
+                    .retain(|container| container.id != *id);
+            }
+        });
+        Ok(())
+    }
+
+    async fn image(&self, reference: &str) -> Result<Option<Image>, Error> {
+        Ok(self.state().has_image(reference).then(|| hollow_image(reference)))
+    }
+
+    async fn images(&self) -> Result<Vec<Image>, Error> {
+        Ok(match &self.state().images {
+            Images::All => Vec::new(),
+            Images::Only(only) => only.iter().map(|reference| hollow_image(reference)).collect(),
+        })
+    }
+
+    async fn pull_image(&self, reference: &str) -> Result<Image, Error> {
+        self.state().add_image(reference);
+        Ok(hollow_image(reference))
+    }
+
+    async fn import_image(&self, archive: PathBuf) -> Result<Vec<Image>, Error> {
+        let read = tokio::task::spawn_blocking(move || crate::image::references_in(&archive)).await;
+        let references = read.map_err(|error| Error::failed("import", "image archive", error))??;
+        let mut state = self.state();
+        references.iter().for_each(|reference| state.add_image(reference));
+        Ok(references
+            .iter()
+            .map(|reference| hollow_image(reference))
+            .collect())
+    }
+
+    async fn remove_image(&self, reference: &str) -> Result<(), Error> {
+        let mut state = self.state();
+        let mut containers = state
+            .sandboxes
+            .values()
+            .flat_map(|sandbox| &sandbox.observed.containers);
+        if let Some(user) = containers.find(|container| container.image == reference) {
+            return Err(Error::ImageInUse {
+                image: reference.to_owned(),
+                container: user.id.0.clone(),
+            });
+        }
+        match &mut state.images {
+            Images::All => Ok(()),
+            Images::Only(only) => match only.remove(reference) {
+                true => Ok(()),
+                false => Err(Error::ImageNotFound {
+                    image: reference.to_owned(),
+                }),
+            },
+        }
+    }
+
+    async fn changed(&self) {
+        self.changed.notified().await;
+    }
+}
+
+fn write_line(path: &Path) -> Result<(), Error> {
+    let mut record = Vec::new();
+    Lines::new(Stream::Stdout).push(b"hollow container started\n", Timestamp::now(), &mut record);
+    LogFile::open(path, LOG_BYTES_MAX)
+        .and_then(|mut file| file.write(&record))
+        .map_err(|source| Error::io("write", path, source))
+}
+
+fn hollow_image(reference: &str) -> Image {
+    Image {
+        id: image_id(reference),
+        tags: vec![reference.to_owned()],
+        digests: Vec::new(),
+        size_bytes: 0,
+        user: None,
+    }
+}
+
+fn image_id(reference: &str) -> String {
+    crate::image::digest_of(reference.as_bytes())
+}
+
+fn now_ms() -> u64 {
+    u64::try_from(Timestamp::now().as_millisecond()).unwrap_or(0)
+}

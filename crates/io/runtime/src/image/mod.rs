@@ -1,0 +1,38 @@
+//! Images: their names, the archives they come in, and the store that holds them unpacked.
+
+mod archive;
+mod build;
+mod document;
+mod layer;
+mod reference;
+pub(crate) use layer::OPAQUE_ATTRIBUTE;
+pub(crate) mod store;
+
+pub use build::{Blueprint, FileInImage, build_archive};
+pub use reference::Reference;
+
+use crate::Error;
+use sha2::{Digest, Sha256};
+use std::path::Path;
+
+/// The normalised names of the images in an archive, without importing it.
+pub fn references_in(archive: &Path) -> Result<Vec<String>, Error> {
+    let mut opened = archive::Archive::open(archive, &std::env::temp_dir())?;
+    let mut names: Vec<String> = opened
+        .images()?
+        .into_iter()
+        .flat_map(|image| image.references)
+        .collect();
+    names.sort();
+    names.dedup();
+    Ok(names)
+}
+
+/// `sha256:…` of some bytes.
+pub(crate) fn digest_of(bytes: &[u8]) -> String {
+    format!("sha256:{}", hex(&Sha256::digest(bytes)))
+}
+
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -1,0 +1,406 @@
+//! The images of this node: unpacked layers shared between images, and one index that names them.
+//!
+//! ```text
+//!   images/index.json           what there is; written last, so an interrupted import leaves nothing visible
+//!   images/layers/<32 hex>/     one unpacked layer, named by the digest of its tar
+//!   images/blobs/sha256/<hex>   configurations
+//! ```
+
+use super::archive::{Archive, ArchivedImage, ArchivedLayer, GZIP_MAGIC, ZSTD_MAGIC, read_some};
+use super::document::Execution;
+use super::layer::{self, LayerError};
+use super::{Reference, hex};
+use crate::{Error, durable};
+use flate2::read::GzDecoder;
+use kedge_containers::Image;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard};
+
+/// Layer directories are named by this much of their digest: overlayfs takes one page of mount options, and 127 layers
+/// have to fit. 128 bits do not collide.
+const LAYER_NAME_HEX: usize = 32;
+
+/// The store; one owner per directory.
+#[derive(Debug)]
+pub(crate) struct ImageStore {
+    directory: PathBuf,
+    /// Held briefly: containers are made of images while another image is being unpacked.
+    index: Mutex<StoredIndex>,
+    /// Held while layers come and go: two imports that share a layer would both unpack it.
+    changing: Mutex<()>,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+struct StoredIndex {
+    /// By id.
+    images: BTreeMap<String, StoredImage>,
+}
+
+/// An image that containers can be made of.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct StoredImage {
+    /// `sha256:…` of the configuration.
+    pub(crate) id: String,
+    tags: BTreeSet<String>,
+    digests: BTreeSet<String>,
+    /// Directories below `layers`, lowest first.
+    pub(crate) layers: Vec<String>,
+    layer_bytes: Vec<u64>,
+    pub(crate) execution: Execution,
+}
+
+impl StoredImage {
+    fn to_image(&self) -> Image {
+        Image {
+            id: self.id.clone(),
+            tags: self.tags.iter().cloned().collect(),
+            digests: self.digests.iter().cloned().collect(),
+            size_bytes: self.layer_bytes.iter().sum(),
+            user: self
+                .execution
+                .user
+                .as_deref()
+                .and_then(|user| user.split(':').next()?.parse().ok()),
+        }
+    }
+
+    /// `repository@sha256:…`, or the id of an image that came without a name.
+    pub(crate) fn image_ref(&self) -> String {
+        self.digests.first().unwrap_or(&self.id).clone()
+    }
+}
+
+impl ImageStore {
+    /// Opens the store and removes what an interrupted import left behind.
+    pub(crate) fn open(directory: PathBuf) -> Result<Self, Error> {
+        durable::make_directory(&directory.join("layers"))?;
+        durable::make_directory(&directory.join("blobs/sha256"))?;
+        let index: StoredIndex = durable::read_record(&directory.join("index.json"))?.unwrap_or_default();
+        let store = Self {
+            directory,
+            index: Mutex::new(index),
+            changing: Mutex::new(()),
+        };
+        store.remove_leftovers()?;
+        Ok(store)
+    }
+
+    pub(crate) fn layers_directory(&self) -> PathBuf {
+        self.directory.join("layers")
+    }
+
+    pub(crate) fn images(&self) -> Vec<Image> {
+        self.lock().images.values().map(StoredImage::to_image).collect()
+    }
+
+    pub(crate) fn image(&self, reference: &str) -> Option<Image> {
+        self.find(reference).map(|image| image.to_image())
+    }
+
+    /// Finds an image by name, by digest, or by id.
+    pub(crate) fn find(&self, reference: &str) -> Option<StoredImage> {
+        self.lock().find(reference).cloned()
+    }
+
+    /// Imports every image of an archive that this node can run.
+    pub(crate) fn import(&self, archive: &Path) -> Result<Vec<Image>, Error> {
+        let mut archive = Archive::open(archive, &self.directory)?;
+        let _changing = locked(&self.changing);
+        let mut imported = Vec::new();
+        for image in archive.images()? {
+            let mut next = self.lock().clone();
+            let stored = self.import_image(&mut archive, image, &next)?;
+            let id = stored.id.clone();
+            next.insert(stored);
+            imported.extend(next.images.get(&id).map(StoredImage::to_image));
+            self.write_index(&next)?;
+            *self.lock() = next;
+        }
+        Ok(imported)
+    }
+
+    /// Takes a name away from an image; the image goes with its last name. `in_use` says which container needs an id.
+    pub(crate) fn remove(
+        &self,
+        reference: &str,
+        in_use: impl Fn(&str) -> Option<String>,
+        layers_in_use: &BTreeSet<String>,
+    ) -> Result<(), Error> {
+        let _changing = locked(&self.changing);
+        let mut next = self.lock().clone();
+        let Some(found) = next.find(reference).cloned() else {
+            return Err(Error::ImageNotFound {
+                image: reference.to_owned(),
+            });
+        };
+        let tag = reference
+            .parse::<Reference>()
+            .ok()
+            .and_then(|reference| reference.tagged());
+        let other_names = found
+            .tags
+            .iter()
+            .filter(|name| Some(*name) != tag.as_ref())
+            .count();
+        if let (Some(tag), 1..) = (tag.filter(|tag| found.tags.contains(tag)), other_names) {
+            if let Some(image) = next.images.get_mut(&found.id) {
+                image.tags.remove(&tag);
+            }
+            self.write_index(&next)?;
+            *self.lock() = next;
+            return Ok(());
+        }
+        if let Some(container) = in_use(&found.id) {
+            return Err(Error::ImageInUse {
+                image: reference.to_owned(),
+                container,
+            });
+        }
+        next.images.remove(&found.id);
+        self.write_index(&next)?;
+        *self.lock() = next.clone();
+        let needed = next.layers();
+        for layer in found
+            .layers
+            .iter()
+            .filter(|name| !needed.contains(*name) && !layers_in_use.contains(*name))
+        {
+            durable::remove_directory(&self.layers_directory().join(layer))?;
+        }
+        durable::remove_file(&self.directory.join("blobs").join(found.id.replacen(':', "/", 1)))
+    }
+
+    fn import_image(
+        &self,
+        archive: &mut Archive,
+        image: ArchivedImage,
+        index: &StoredIndex,
+    ) -> Result<StoredImage, Error> {
+        let mut layers = Vec::new();
+        let mut layer_bytes = Vec::new();
+        for layer in &image.layers {
+            let name = layer_name(&layer.diff_id);
+            let bytes = match index.layer_bytes(&name) {
+                Some(known) => known,
+                None => self.import_layer(archive, layer, &name)?,
+            };
+            layers.push(name);
+            layer_bytes.push(bytes);
+        }
+        let configuration = serde_json::to_vec(&image.configuration)
+            .map_err(|error| Error::failed("keep the configuration of image", &image.id, error))?;
+        durable::write(
+            &self.directory.join("blobs").join(image.id.replacen(':', "/", 1)),
+            &configuration,
+        )?;
+        let references: Vec<Reference> = image
+            .references
+            .iter()
+            .filter_map(|name| name.parse().ok())
+            .collect();
+        let digests = image.manifest_digest.iter().flat_map(|digest| {
+            references
+                .iter()
+                .map(move |reference| format!("{}@{digest}", reference.repository))
+        });
+        Ok(StoredImage {
+            tags: references.iter().filter_map(Reference::tagged).collect(),
+            digests: digests.collect(),
+            layers,
+            layer_bytes,
+            execution: image.configuration.config.unwrap_or_default(),
+            id: image.id,
+        })
+    }
+
+    /// Unpacks a layer beside its place, verifies both its digests, and only then moves it in.
+    fn import_layer(&self, archive: &mut Archive, layer: &ArchivedLayer, name: &str) -> Result<u64, Error> {
+        let place = self.layers_directory().join(name);
+        let beside = self.layers_directory().join(format!(".{name}"));
+        durable::remove_directory(&beside)?;
+        durable::remove_directory(&place)?;
+        std::fs::create_dir(&beside).map_err(|source| Error::io("make directory", &beside, source))?;
+        let unpacked = unpack_verified(archive, layer, &beside)
+            .inspect_err(|_| drop(std::fs::remove_dir_all(&beside)))?;
+        let flushed = File::open(&beside).and_then(|directory| {
+            rustix::fs::syncfs(&directory)?;
+            Ok(())
+        });
+        flushed.map_err(|source| Error::io("flush", &beside, source))?;
+        std::fs::rename(&beside, &place).map_err(|source| Error::io("move layer to", &place, source))?;
+        durable::sync_directory(&self.layers_directory())?;
+        Ok(unpacked)
+    }
+
+    fn remove_leftovers(&self) -> Result<(), Error> {
+        let directory = self.layers_directory();
+        let entries =
+            std::fs::read_dir(&directory).map_err(|source| Error::io("list", &directory, source))?;
+        for entry in entries {
+            let entry = entry.map_err(|source| Error::io("list", &directory, source))?;
+            if entry.file_name().to_string_lossy().starts_with('.') {
+                durable::remove_directory(&entry.path())?;
+            }
+        }
+        Ok(())
+    }
+
+    fn write_index(&self, index: &StoredIndex) -> Result<(), Error> {
+        durable::write_record(&self.directory.join("index.json"), index)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, StoredIndex> {
+        locked(&self.index)
+    }
+}
+
+/// A change is made on a copy and put in whole, so a panic under a lock leaves nothing half done.
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+impl StoredIndex {
+    fn find(&self, reference: &str) -> Option<&StoredImage> {
+        if let Some(image) = self.images.get(reference) {
+            return Some(image);
+        }
+        let reference: Reference = reference.parse().ok()?;
+        let digest = reference
+            .digest
+            .as_ref()
+            .map(|digest| format!("{}@{digest}", reference.repository));
+        self.images.values().find(|image| match &digest {
+            Some(digest) => image.digests.contains(digest) || Some(&image.id) == reference.digest.as_ref(),
+            None => reference.tagged().is_some_and(|tag| image.tags.contains(&tag)),
+        })
+    }
+
+    /// A name belongs to the image that was imported last.
+    fn insert(&mut self, mut image: StoredImage) {
+        for other in self.images.values_mut() {
+            other.tags.retain(|tag| !image.tags.contains(tag));
+        }
+        if let Some(known) = self.images.remove(&image.id) {
+            image.tags.extend(known.tags);
+            image.digests.extend(known.digests);
+        }
+        self.images.insert(image.id.clone(), image);
+    }
+
+    fn layers(&self) -> BTreeSet<&String> {
+        self.images.values().flat_map(|image| &image.layers).collect()
+    }
+
+    fn layer_bytes(&self, name: &str) -> Option<u64> {
+        let mut all = self
+            .images
+            .values()
+            .flat_map(|image| image.layers.iter().zip(&image.layer_bytes));
+        all.find(|(layer, _)| *layer == name).map(|(_, bytes)| *bytes)
+    }
+}
+
+fn layer_name(diff_id: &str) -> String {
+    diff_id
+        .trim_start_matches("sha256:")
+        .chars()
+        .take(LAYER_NAME_HEX)
+        .collect()
+}
+
+fn unpack_verified(archive: &mut Archive, layer: &ArchivedLayer, into: &Path) -> Result<u64, Error> {
+    let opened = archive.open_layer(layer)?;
+    let outcome = unpack_hashed(opened, into);
+    let Hashed {
+        unpacked,
+        packed_digest,
+        plain_digest,
+    } = outcome.map_err(|error| match error {
+        LayerError::Write { path, source } => Error::Io {
+            act: "unpack into the image store",
+            object: path,
+            source,
+        },
+        LayerError::Refused { .. } | LayerError::Tar(_) => {
+            archive.bad(format!("layer {}: {error}", layer.diff_id))
+        }
+    })?;
+    if layer
+        .digest
+        .as_ref()
+        .is_some_and(|expected| *expected != packed_digest)
+        || plain_digest != layer.diff_id
+    {
+        return Err(archive.bad(format!(
+            "layer {} does not have the digest it is filed under",
+            layer.diff_id
+        )));
+    }
+    Ok(unpacked)
+}
+
+struct Hashed {
+    unpacked: u64,
+    packed_digest: String,
+    plain_digest: String,
+}
+
+fn unpack_hashed(from: impl Read, into: &Path) -> Result<Hashed, LayerError> {
+    let mut packed = Hashing::new(from);
+    let mut magic = [0; 4];
+    let read = read_some(&mut packed, &mut magic).map_err(LayerError::Tar)?;
+    let magic = &magic[..read];
+    if magic.starts_with(&ZSTD_MAGIC) {
+        let reason = "it is compressed with zstd, which is not supported; make the image with gzip layers";
+        return Err(LayerError::Tar(std::io::Error::other(reason)));
+    }
+    let whole = magic.chain(&mut packed);
+    let (unpacked, plain_digest) = if magic.starts_with(&GZIP_MAGIC) {
+        let mut plain = Hashing::new(GzDecoder::new(whole));
+        let unpacked = layer::unpack(&mut plain, into)?;
+        (unpacked, plain.digest())
+    } else {
+        let mut plain = Hashing::new(whole);
+        let unpacked = layer::unpack(&mut plain, into)?;
+        (unpacked, plain.digest())
+    };
+    // What follows the compressed stream belongs to the blob's digest too.
+    std::io::copy(&mut packed, &mut std::io::sink()).map_err(LayerError::Tar)?;
+    Ok(Hashed {
+        unpacked: unpacked.size_bytes,
+        packed_digest: packed.digest(),
+        plain_digest,
+    })
+}
+
+/// Hashes what is read through it.
+struct Hashing<R> {
+    inner: R,
+    hash: Sha256,
+}
+
+impl<R> Hashing<R> {
+    fn new(inner: R) -> Self {
+        Self {
+            inner,
+            hash: Sha256::new(),
+        }
+    }
+
+    fn digest(self) -> String {
+        format!("sha256:{}", hex(&self.hash.finalize()))
+    }
+}
+
+impl<R: Read> Read for Hashing<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let read = self.inner.read(buffer)?;
+        self.hash.update(&buffer[..read]);
+        Ok(read)
+    }
+}

@@ -1,0 +1,314 @@
+//! A node for tests: a directory, an image, a bridge and a control group of its own, so that tests run side by side.
+
+#![allow(dead_code, reason = "each test program uses another part")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+use kedge_containers::{
+    ContainerConfig, ContainerId, ContainerState, DnsConfig, ObservedContainer, PodIdentity, Resources,
+    SandboxConfig, SandboxId, Security,
+};
+use kedge_runtime::embedded::{Config, HelperProgram, NetworkConfig, RootfsChoice};
+use kedge_runtime::image::{Blueprint, FileInImage, build_archive};
+use kedge_runtime::{Embedded, Runtime};
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+pub(crate) const IMAGE: &str = "kedge.test/busybox:1";
+const BUSYBOX: &str = "/usr/bin/busybox";
+
+/// No fact that a test waits for takes this long on a working machine.
+const FACT_WAIT_MAX: Duration = Duration::from_secs(60);
+
+static NODES: AtomicU32 = AtomicU32::new(0);
+
+pub(crate) struct Node {
+    pub(crate) directory: PathBuf,
+    pub(crate) number: u32,
+}
+
+impl Node {
+    pub(crate) fn new() -> Self {
+        let number = NODES.fetch_add(1, Ordering::Relaxed);
+        let directory = std::env::temp_dir().join(format!("kedge-runtime-{}-{number}", std::process::id()));
+        std::fs::create_dir_all(&directory).unwrap();
+        Self { directory, number }
+    }
+
+    /// Whether containers can be made here; says why not.
+    pub(crate) fn can_run_containers() -> bool {
+        if !kedge_host::is_root() {
+            eprintln!("skipped: the embedded runtime needs root");
+            return false;
+        }
+        assert!(
+            Path::new(BUSYBOX).exists(),
+            "{BUSYBOX} is missing: install busybox-static"
+        );
+        true
+    }
+
+    pub(crate) fn bridge(&self) -> String {
+        format!("kt{}n{}", std::process::id() % 1_000_000, self.number)
+    }
+
+    pub(crate) fn cgroup_root(&self) -> String {
+        format!("/kedge-test-{}-{}", std::process::id(), self.number)
+    }
+
+    pub(crate) fn config(&self) -> Config {
+        let third = u8::try_from((std::process::id().wrapping_mul(16) + self.number) % 250).unwrap();
+        Config {
+            root: self.directory.join("runtime"),
+            helper: HelperProgram {
+                executable: Some(env!("CARGO_BIN_EXE_kedge-oci-helper").into()),
+                word: "oci-helper".to_owned(),
+            },
+            cgroup_root: self.cgroup_root(),
+            network: Some(NetworkConfig {
+                bridge: self.bridge(),
+                pod_cidr: (Ipv4Addr::new(10, 213, third, 0), 24),
+            }),
+            rootfs: RootfsChoice::Automatic,
+            log_bytes_max: 1024 * 1024,
+        }
+    }
+
+    pub(crate) async fn runtime(&self) -> Embedded {
+        Embedded::open(self.config()).await.unwrap()
+    }
+
+    /// A runtime that has [`IMAGE`].
+    pub(crate) async fn runtime_with_image(&self) -> Embedded {
+        let runtime = self.runtime().await;
+        runtime.import_image(self.archive()).await.unwrap();
+        runtime
+    }
+
+    pub(crate) fn archive(&self) -> PathBuf {
+        let path = self.directory.join("busybox.tar");
+        std::fs::write(&path, build_archive(&busybox()).unwrap()).unwrap();
+        path
+    }
+
+    pub(crate) fn write(&self, name: &str, bytes: &[u8]) -> PathBuf {
+        let path = self.directory.join(name);
+        std::fs::write(&path, bytes).unwrap();
+        path
+    }
+
+    pub(crate) fn sandbox(&self, name: &str) -> SandboxConfig {
+        SandboxConfig {
+            pod: PodIdentity {
+                namespace: "default".into(),
+                name: name.into(),
+                uid: format!("uid-{name}"),
+            },
+            attempt: 0,
+            hostname: name.to_owned(),
+            host_network: false,
+            host_pid: false,
+            host_ipc: false,
+            dns: DnsConfig {
+                servers: vec!["10.0.0.10".into()],
+                ..DnsConfig::default()
+            },
+            host_aliases: vec![],
+            cgroup_parent: format!("burstable/pod-{name}"),
+            resources: Resources::default(),
+            log_dir: self.directory.join("logs").join(name),
+            labels: BTreeMap::new(),
+        }
+    }
+
+    /// Ends the node and proves that nothing of it is left on the machine.
+    pub(crate) async fn end(self, runtime: Embedded) {
+        runtime.purge().await.unwrap();
+        assert_eq!(runtime.list().await.unwrap(), []);
+        drop(runtime);
+        self.assert_nothing_left();
+    }
+
+    pub(crate) fn assert_nothing_left(&self) {
+        let directory = self.directory.to_string_lossy().into_owned();
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        assert!(!mounts.contains(&directory), "mounts left: {mounts}");
+        assert!(
+            !Path::new("/sys/class/net").join(self.bridge()).exists(),
+            "bridge left"
+        );
+        let commands = processes_with(&directory);
+        assert_eq!(commands, Vec::<String>::new(), "processes left");
+        for tree in kedge_host::cgroups::layout().unwrap().trees() {
+            let group = tree.join(self.cgroup_root().trim_start_matches('/'));
+            assert!(!group.exists(), "control group left: {}", group.display());
+        }
+        for kept in ["sandboxes", "containers", "states"] {
+            let left = std::fs::read_dir(self.directory.join("runtime").join(kept))
+                .unwrap()
+                .count();
+            assert_eq!(left, 0, "{kept} left");
+        }
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        drop(std::fs::remove_dir_all(&self.directory));
+    }
+}
+
+pub(crate) fn busybox() -> Blueprint {
+    Blueprint {
+        reference: IMAGE.to_owned(),
+        entrypoint: vec!["/bin/busybox".into(), "sh".into(), "-c".into()],
+        env: vec![("FROM_IMAGE".into(), "yes".into())],
+        files: vec![
+            FileInImage {
+                path: "/bin/busybox".into(),
+                mode: 0o755,
+                bytes: std::fs::read(BUSYBOX).unwrap_or_default(),
+            },
+            FileInImage {
+                path: "/etc/passwd".into(),
+                mode: 0o644,
+                bytes: b"app:x:1000:100::/:/bin/sh\n".to_vec(),
+            },
+            FileInImage {
+                path: "/etc/group".into(),
+                mode: 0o644,
+                bytes: b"dialout:x:20:app\n".to_vec(),
+            },
+            FileInImage {
+                path: "/tmp/here".into(),
+                mode: 0o644,
+                bytes: vec![],
+            },
+        ],
+        ..Blueprint::default()
+    }
+}
+
+/// A container that runs a line of shell.
+pub(crate) fn container(name: &str, script: &str) -> ContainerConfig {
+    ContainerConfig {
+        name: name.to_owned(),
+        attempt: 0,
+        image: IMAGE.to_owned(),
+        command: vec![],
+        args: vec![script.to_owned()],
+        working_dir: None,
+        env: vec![],
+        mounts: vec![],
+        resources: Resources::default(),
+        security: Security {
+            allow_privilege_escalation: true,
+            ..Security::default()
+        },
+        stop_signal: None,
+        spec_hash: "hash".to_owned(),
+        tty: false,
+        stdin: false,
+    }
+}
+
+/// A script that runs until it is asked to stop, and then ends well.
+pub(crate) const UNTIL_TERM: &str = "trap 'exit 0' TERM; echo up; while :; do sleep 0.1; done";
+
+pub(crate) async fn run(runtime: &dyn Runtime, sandbox: &SandboxId, config: &ContainerConfig) -> ContainerId {
+    let id = runtime.create_container(sandbox, config).await.unwrap();
+    runtime.start_container(&id).await.unwrap();
+    id
+}
+
+pub(crate) async fn find(runtime: &dyn Runtime, id: &ContainerId) -> Option<ObservedContainer> {
+    let all = runtime
+        .list()
+        .await
+        .unwrap()
+        .into_iter()
+        .flat_map(|sandbox| sandbox.containers);
+    all.into_iter().find(|container| container.id == *id)
+}
+
+/// Waits until the container's state is as wanted: by the runtime's own hint, with a late look in case one was missed.
+pub(crate) async fn wait_for(
+    runtime: &dyn Runtime,
+    id: &ContainerId,
+    wanted: impl Fn(&ContainerState) -> bool,
+) -> ContainerState {
+    let fact = async {
+        loop {
+            let found = find(runtime, id).await.expect("the container exists");
+            if wanted(&found.state) {
+                return found.state;
+            }
+            drop(tokio::time::timeout(Duration::from_millis(500), runtime.changed()).await);
+        }
+    };
+    match tokio::time::timeout(FACT_WAIT_MAX, fact).await {
+        Ok(state) => state,
+        Err(_) => panic!("state of {id:?} is {:?}", find(runtime, id).await),
+    }
+}
+
+pub(crate) async fn exit_of(runtime: &dyn Runtime, id: &ContainerId) -> (i32, kedge_containers::ExitReason) {
+    match wait_for(runtime, id, |state| {
+        matches!(state, ContainerState::Exited { .. })
+    })
+    .await
+    {
+        ContainerState::Exited {
+            exit_code, reason, ..
+        } => (exit_code, reason),
+        other => panic!("not exited: {other:?}"),
+    }
+}
+
+/// The texts of a container's log lines.
+pub(crate) async fn log(runtime: &dyn Runtime, id: &ContainerId) -> Vec<String> {
+    let path = find(runtime, id).await.unwrap().log_path;
+    let text = std::fs::read_to_string(path).unwrap();
+    text.lines()
+        .map(|line| line.splitn(4, ' ').nth(3).unwrap_or_default().to_owned())
+        .collect()
+}
+
+/// Waits for a line in a container's log.
+pub(crate) async fn wait_for_line(runtime: &dyn Runtime, id: &ContainerId, line: &str) {
+    let fact = async {
+        while !log(runtime, id).await.iter().any(|found| found == line) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    if tokio::time::timeout(FACT_WAIT_MAX, fact).await.is_err() {
+        panic!("no line {line:?} in {:?}", log(runtime, id).await);
+    }
+}
+
+/// Runs a container to its end and gives its exit code and log.
+pub(crate) async fn outcome(
+    runtime: &dyn Runtime,
+    sandbox: &SandboxId,
+    config: &ContainerConfig,
+) -> (i32, Vec<String>) {
+    let id = run(runtime, sandbox, config).await;
+    let (code, _) = exit_of(runtime, &id).await;
+    let lines = log(runtime, &id).await;
+    runtime.remove_container(&id).await.unwrap();
+    (code, lines)
+}
+
+/// Processes whose command line mentions a text.
+pub(crate) fn processes_with(text: &str) -> Vec<String> {
+    let own = std::process::id().to_string();
+    let entries = std::fs::read_dir("/proc").unwrap().flatten();
+    entries
+        .filter(|entry| entry.file_name().to_string_lossy() != own)
+        .filter_map(|entry| std::fs::read(entry.path().join("cmdline")).ok())
+        .map(|command| String::from_utf8_lossy(&command).replace('\0', " "))
+        .filter(|command| command.contains(text))
+        .collect()
+}

@@ -1,0 +1,521 @@
+//! Stories of the edge's end: what is said to it, and what it says.
+
+// Every line here is test code, where a panic is the report.
+#![allow(clippy::unwrap_used)]
+
+use expect_test::{Expect, expect};
+use kedge_link::edge::{Config, DeliveryId, EdgeLink, Event, RequestError, RequestId};
+use kedge_link::{Held, Peer};
+use kedge_wire::{
+    Body, ChangeVerb, Header, Letter, MessageId, NodeName, ObjectChange, ObjectKey, ObjectKind, Reply,
+};
+use kedge_wire::{Request, Resource, ResourceVersion, Time, ToCloud, ToEdge};
+use std::time::Duration;
+
+struct Story {
+    link: EdgeLink,
+    now: Time,
+    lines: Vec<String>,
+    asked: Vec<MessageId>,
+}
+
+impl Story {
+    fn new() -> Self {
+        let config = Config {
+            keepalive_interval: Duration::from_secs(15),
+            silence_max: Duration::from_secs(20),
+            requests_max: 2,
+        };
+        let link = EdgeLink::new(config, 7);
+        Self {
+            link,
+            now: Time::from_ms(1_000_000),
+            lines: Vec::new(),
+            asked: Vec::new(),
+        }
+    }
+
+    fn tell(&mut self, line: &str) {
+        self.lines.push(format!("> {line}"));
+        let words: Vec<&str> = line.split_whitespace().collect();
+        match words.as_slice() {
+            ["connect", peer, held @ ..] => {
+                let peer = if *peer == "kedge" {
+                    Peer::Kedge
+                } else {
+                    Peer::Official
+                };
+                let held: Vec<Held> = held.iter().map(|text| read_held(text)).collect();
+                self.link.handle_connected(peer, &held, self.now);
+            }
+            ["disconnect"] => self.link.handle_disconnected(self.now),
+            [verb @ ("insert" | "update"), id, name, uid, version] => {
+                let verb = if *verb == "insert" {
+                    ChangeVerb::Insert
+                } else {
+                    ChangeVerb::Update
+                };
+                self.hear(id, verb, name, uid, Some(ResourceVersion::new(*version)));
+            }
+            ["delete", id, name, uid] => self.hear(id, ChangeVerb::Delete, name, uid, None),
+            ["commit", number] => {
+                self.link
+                    .committed(DeliveryId(number.parse().unwrap()), Ok(()), self.now);
+            }
+            ["fail", number] => {
+                let id = DeliveryId(number.parse().unwrap());
+                self.link.committed(id, Err("disk full".into()), self.now);
+            }
+            ["lease"] => {
+                let key = ObjectKey::lease(&NodeName::new("edge-1").unwrap());
+                self.request(Request::update(key, Body::null()));
+            }
+            ["query", name] => {
+                let key = ObjectKey::namespaced(ObjectKind::ConfigMap, "default", name);
+                self.request(Request::query(key));
+            }
+            ["event", name] => {
+                let key = ObjectKey::namespaced(ObjectKind::Event, "default", name);
+                self.request(Request::insert(key, Body::null()));
+            }
+            ["answer", number, body] => {
+                let parent = self.asked[number.parse::<usize>().unwrap() - 1].clone();
+                let key = ObjectKey::namespaced(ObjectKind::ConfigMap, "default", "app");
+                let body = Body::from_json((*body).to_owned()).unwrap();
+                let reply = Reply::response(Resource::Object(key), None, body);
+                self.receive("reply", Some(parent), None, ToEdge::Reply(reply));
+            }
+            ["error", number, text] => {
+                let parent = self.asked[number.parse::<usize>().unwrap() - 1].clone();
+                let key = ObjectKey::namespaced(ObjectKind::ConfigMap, "default", "app");
+                let reply = Reply::error(Resource::Object(key), text);
+                self.receive("reply", Some(parent), None, ToEdge::Reply(reply));
+            }
+            ["after", seconds] => {
+                self.now = self.now + Duration::from_secs(seconds.parse().unwrap());
+                self.link.handle_timeout(self.now);
+            }
+            other => panic!("the story has no word {other:?}"),
+        }
+        self.drain();
+    }
+
+    fn hear(&mut self, id: &str, verb: ChangeVerb, name: &str, uid: &str, version: Option<ResourceVersion>) {
+        let key = pod(name);
+        let body = format!(r#"{{"metadata":{{"name":"{name}","uid":"{uid}"}}}}"#);
+        let body = Body::from_json(body).unwrap();
+        let change = ObjectChange::from_edge_controller(verb, key, version.clone(), body);
+        self.receive(id, None, version, ToEdge::Object(change));
+    }
+
+    fn receive(
+        &mut self,
+        id: &str,
+        parent: Option<MessageId>,
+        resource_version: Option<ResourceVersion>,
+        message: ToEdge,
+    ) {
+        let id = MessageId::new(id);
+        let header = Header {
+            id,
+            parent,
+            timestamp_ms: 0,
+            resource_version,
+            sync: false,
+            kind: None,
+        };
+        self.link
+            .handle_envelope(Letter { header, message }.seal(), self.now);
+    }
+
+    fn request(&mut self, request: Request) {
+        let asked = self
+            .link
+            .request(ToCloud::Request(request), Duration::from_secs(10), self.now);
+        self.lines.push(match asked {
+            Ok(RequestId(id)) => format!("request {id}"),
+            Err(problem) => format!("no request: {problem}"),
+        });
+    }
+
+    fn drain(&mut self) {
+        loop {
+            while let Some(event) = self.link.poll_event() {
+                self.lines.push(describe(event));
+            }
+            let Some(envelope) = self.link.poll_transmit(self.now) else {
+                return;
+            };
+            let (operation, resource) = (&envelope.route.operation, &envelope.route.resource);
+            let parent = envelope
+                .header
+                .parent
+                .as_ref()
+                .map_or(String::new(), |id| format!(" to {id}"));
+            let content = envelope.content.json();
+            self.lines.push(format!(
+                "sent: {} {operation} {resource}{parent} {content}",
+                envelope.route.source
+            ));
+            if envelope.route.source == "edged" {
+                self.asked.push(envelope.header.id);
+            }
+        }
+    }
+}
+
+fn describe(event: Event) -> String {
+    match event {
+        Event::Deliver {
+            id: DeliveryId(id),
+            message: ToEdge::Object(change),
+        } => {
+            let uid = change.body.object_meta().unwrap().uid.unwrap();
+            format!("deliver {id}: {:?} {} {uid}", change.verb, change.key)
+        }
+        Event::Deliver {
+            id: DeliveryId(id),
+            message,
+        } => format!("deliver {id}: {}", message.route()),
+        Event::Answer {
+            id: RequestId(id),
+            answer: Ok(reply),
+        } => format!("answer {id}: {}", reply.body.json()),
+        Event::Answer {
+            id: RequestId(id),
+            answer: Err(RequestError::Refused(text)),
+        } => {
+            format!("answer {id}: refused, {text}")
+        }
+        Event::Answer {
+            id: RequestId(id),
+            answer: Err(problem),
+        } => format!("answer {id}: {problem}"),
+        Event::Close { reason } => format!("close: {reason}"),
+    }
+}
+
+fn pod(name: &str) -> ObjectKey {
+    ObjectKey::namespaced(ObjectKind::Pod, "default", name)
+}
+
+/// `name=uid@version`
+fn read_held(text: &str) -> Held {
+    let (name, rest) = text.split_once('=').unwrap();
+    let (uid, version) = rest.split_once('@').unwrap();
+    Held {
+        key: pod(name).to_string(),
+        uid: uid.into(),
+        version: version.into(),
+    }
+}
+
+fn check(story: &str, expect: Expect) {
+    let mut told = Story::new();
+    story
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty())
+        .for_each(|line| told.tell(line));
+    expect.assert_eq(&(told.lines.join("\n") + "\n"));
+}
+
+#[test]
+fn hello_to_one_of_ours_and_to_an_official_cloud() {
+    check(
+        "connect kedge web=a@5 db=b@2",
+        expect![[r#"
+        > connect kedge web=a@5 db=b@2
+        sent: kedge resume  [{"key":"default/pod/web","uid":"a","version":"5"},{"key":"default/pod/db","uid":"b","version":"2"}]
+        sent: websocket keepalive node "ping"
+    "#]],
+    );
+    check(
+        "connect official web=a@5",
+        expect![[r#"
+        > connect official web=a@5
+        sent: websocket keepalive node "ping"
+    "#]],
+    );
+}
+
+#[test]
+fn acknowledged_only_after_the_commit_and_again_when_repeated() {
+    check(
+        "connect official
+         insert m1 web a 1
+         insert m1 web a 1
+         commit 1
+         insert m1 web a 1
+         insert m2 web a 1
+         update m3 web a 2
+         fail 2
+         update m3 web a 2
+         commit 3",
+        expect![[r#"
+            > connect official
+            sent: websocket keepalive node "ping"
+            > insert m1 web a 1
+            deliver 1: Insert default/pod/web a
+            > insert m1 web a 1
+            > commit 1
+            sent: edgecontroller response default/pod/web to m1 "OK"
+            > insert m1 web a 1
+            sent: edgecontroller response default/pod/web to m1 "OK"
+            > insert m2 web a 1
+            sent: edgecontroller response default/pod/web to m2 "OK"
+            > update m3 web a 2
+            deliver 2: Update default/pod/web a
+            > fail 2
+            sent: metamanager error default/pod/web to m3 "disk full"
+            > update m3 web a 2
+            deliver 3: Update default/pod/web a
+            > commit 3
+            sent: edgecontroller response default/pod/web to m3 "OK"
+        "#]],
+    );
+}
+
+#[test]
+fn changes_of_one_key_wait_for_each_other() {
+    check(
+        "connect official
+         insert m1 web a 1
+         update m2 web a 2
+         delete m3 web a
+         insert m4 db b 1
+         commit 1
+         commit 3
+         commit 2
+         commit 4",
+        expect![[r#"
+            > connect official
+            sent: websocket keepalive node "ping"
+            > insert m1 web a 1
+            deliver 1: Insert default/pod/web a
+            > update m2 web a 2
+            > delete m3 web a
+            > insert m4 db b 1
+            deliver 2: Insert default/pod/db b
+            > commit 1
+            deliver 3: Update default/pod/web a
+            sent: edgecontroller response default/pod/web to m1 "OK"
+            > commit 3
+            deliver 4: Delete default/pod/web a
+            sent: edgecontroller response default/pod/web to m2 "OK"
+            > commit 2
+            sent: edgecontroller response default/pod/db to m4 "OK"
+            > commit 4
+            sent: edgecontroller response default/pod/web to m3 "OK"
+        "#]],
+    );
+}
+
+#[test]
+fn versions_only_grow() {
+    check(
+        "connect kedge web=a@5
+         update m1 web a 4
+         update m2 web a 5
+         update m3 web a 6
+         commit 1
+         update m4 web a 5
+         update m5 web a later",
+        expect![[r#"
+            > connect kedge web=a@5
+            sent: kedge resume  [{"key":"default/pod/web","uid":"a","version":"5"}]
+            sent: websocket keepalive node "ping"
+            > update m1 web a 4
+            sent: edgecontroller response default/pod/web to m1 "OK"
+            > update m2 web a 5
+            sent: edgecontroller response default/pod/web to m2 "OK"
+            > update m3 web a 6
+            deliver 1: Update default/pod/web a
+            > commit 1
+            sent: edgecontroller response default/pod/web to m3 "OK"
+            > update m4 web a 5
+            sent: edgecontroller response default/pod/web to m4 "OK"
+            > update m5 web a later
+            deliver 2: Update default/pod/web a
+        "#]],
+    );
+}
+
+#[test]
+fn a_new_uid_comes_after_the_old_one_is_gone_whatever_the_cloud_knows() {
+    check(
+        "connect official web=a@5
+         delete m0 web other
+         insert m1 web b 9
+         commit 1
+         commit 2
+         insert m2 web c 12
+         fail 3
+         insert m2 web c 12
+         commit 4
+         commit 5",
+        expect![[r#"
+            > connect official web=a@5
+            sent: websocket keepalive node "ping"
+            > delete m0 web other
+            sent: edgecontroller response default/pod/web to m0 "OK"
+            > insert m1 web b 9
+            deliver 1: Delete default/pod/web a
+            > commit 1
+            deliver 2: Insert default/pod/web b
+            > commit 2
+            sent: edgecontroller response default/pod/web to m1 "OK"
+            > insert m2 web c 12
+            deliver 3: Delete default/pod/web b
+            > fail 3
+            sent: metamanager error default/pod/web to m2 "disk full"
+            > insert m2 web c 12
+            deliver 4: Delete default/pod/web b
+            > commit 4
+            deliver 5: Insert default/pod/web c
+            > commit 5
+            sent: edgecontroller response default/pod/web to m2 "OK"
+        "#]],
+    );
+}
+
+#[test]
+fn a_commit_that_outlives_its_connection_is_not_acknowledged_on_the_next() {
+    check(
+        "connect official
+         insert m1 web a 1
+         update m2 web a 2
+         disconnect
+         connect official
+         insert n1 web a 2
+         commit 1
+         commit 2",
+        expect![[r#"
+            > connect official
+            sent: websocket keepalive node "ping"
+            > insert m1 web a 1
+            deliver 1: Insert default/pod/web a
+            > update m2 web a 2
+            > disconnect
+            > connect official
+            sent: websocket keepalive node "ping"
+            > insert n1 web a 2
+            > commit 1
+            deliver 2: Insert default/pod/web a
+            > commit 2
+            sent: edgecontroller response default/pod/web to n1 "OK"
+        "#]],
+    );
+}
+
+#[test]
+fn each_request_ends_once() {
+    check(
+        r#"lease
+         connect official
+         lease
+         query app
+         query more
+         answer 2 {"metadata":{"name":"app"}}
+         answer 1 {"Object":null,"Err":null}
+         answer 1 {"Object":null,"Err":null}
+         query gone
+         answer 3 {"ErrStatus":{"status":"Failure","message":"not-found","code":404}}
+         query gone
+         error 4 not-found
+         event started
+         lease
+         after 10
+         lease
+         disconnect"#,
+        expect![[r#"
+            > lease
+            no request: the cloud is not connected
+            > connect official
+            sent: websocket keepalive node "ping"
+            > lease
+            request 1
+            sent: edged update kube-node-lease/lease/edge-1 null
+            > query app
+            request 2
+            sent: edged query default/configmap/app null
+            > query more
+            no request: too many requests wait for the cloud
+            > answer 2 {"metadata":{"name":"app"}}
+            answer 2: {"metadata":{"name":"app"}}
+            sent: edgecontroller response default/configmap/app to reply "OK"
+            > answer 1 {"Object":null,"Err":null}
+            answer 1: {"Object":null,"Err":null}
+            > answer 1 {"Object":null,"Err":null}
+            > query gone
+            request 3
+            sent: edged query default/configmap/gone null
+            > answer 3 {"ErrStatus":{"status":"Failure","message":"not-found","code":404}}
+            answer 3: refused, not-found
+            sent: edgecontroller response default/configmap/app to reply "OK"
+            > query gone
+            request 4
+            sent: edged query default/configmap/gone null
+            > error 4 not-found
+            answer 4: refused, not-found
+            > event started
+            request 5
+            sent: edged insert default/event/started null
+            answer 5: "OK"
+            > lease
+            request 6
+            sent: edged update kube-node-lease/lease/edge-1 null
+            > after 10
+            answer 6: the cloud did not answer in time
+            > lease
+            request 7
+            sent: edged update kube-node-lease/lease/edge-1 null
+            > disconnect
+            answer 7: the connection to the cloud was lost before the answer came
+        "#]],
+    );
+}
+
+#[test]
+fn a_half_open_connection_is_noticed_when_an_answer_is_due() {
+    check(
+        "connect official
+         after 15
+         after 15
+         lease
+         after 10
+         after 10
+         lease",
+        expect![[r#"
+            > connect official
+            sent: websocket keepalive node "ping"
+            > after 15
+            sent: websocket keepalive node "ping"
+            > after 15
+            sent: websocket keepalive node "ping"
+            > lease
+            request 1
+            sent: edged update kube-node-lease/lease/edge-1 null
+            > after 10
+            answer 1: the cloud did not answer in time
+            > after 10
+            close: the cloud said nothing for 20 s although an answer is due
+            > lease
+            no request: the cloud is not connected
+        "#]],
+    );
+    check(
+        "connect kedge
+         after 15
+         after 5",
+        expect![[r#"
+            > connect kedge
+            sent: kedge resume  []
+            sent: websocket keepalive node "ping"
+            > after 15
+            sent: websocket keepalive node "ping"
+            > after 5
+            close: the cloud said nothing for 20 s although an answer is due
+        "#]],
+    );
+}

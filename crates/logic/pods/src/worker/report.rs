@@ -1,0 +1,106 @@
+//! What the cloud is told about one pod.
+
+use super::{DELETED_REPEAT, REPORT_RETRY, Wish, Worker};
+use crate::status::{self, Facts};
+use crate::{Config, Effect, patch};
+use kedge_wire::Time;
+use std::collections::VecDeque;
+
+impl Worker {
+    /// Computes the status anew and reports it when it differs from the last report.
+    pub(crate) fn refresh_status(&mut self, config: &Config, now: Time, out: &mut VecDeque<Effect>) {
+        if self.seen.is_none() || self.deleted_said.is_some() || self.finished {
+            return;
+        }
+        let stopping = self.wish != Wish::Run;
+        // After the records are gone there is nothing to compute the last status from: it stays as it was.
+        let frozen = stopping && self.instances.sandboxes().is_empty() && self.reported.is_some();
+        if !frozen {
+            self.status = status::compute(&Facts {
+                config,
+                prefix: &config.container_id_prefix,
+                pod: &self.pod,
+                instances: &self.instances,
+                probes: &self.probes,
+                start_time: self.start_time,
+                pod_trouble: self.pod_trouble.as_ref(),
+                trouble: &self.trouble,
+                crash_waits: &self.crash_waits,
+                terminal: self.terminal.as_ref(),
+                initialized: self.initialized() || self.was_initialized(),
+                stopping,
+                before: &self.status,
+                now,
+            });
+        }
+        self.report(now, out);
+    }
+
+    /// A finished or stopping pod does not lose its initialisation when its sandbox ends.
+    fn was_initialized(&self) -> bool {
+        let over = self.terminal.is_some() || self.wish != Wish::Run;
+        over && self
+            .status
+            .conditions
+            .iter()
+            .any(|c| c.type_ == "Initialized" && c.status == "True")
+    }
+
+    /// Sends the status as it is.
+    pub(super) fn report(&mut self, now: Time, out: &mut VecDeque<Effect>) {
+        if matches!(self.wish, Wish::Forget { .. }) || self.report_retry_at.is_some_and(|at| at > now) {
+            return;
+        }
+        self.report_retry_at = None;
+        if self.reported.as_ref() == Some(&self.status) {
+            return;
+        }
+        let before = self.reported.as_ref().unwrap_or(&self.pod.status);
+        match patch::status_patch(self.uid(), before, &self.status) {
+            Ok(patch) => {
+                let uid = self.uid().to_owned();
+                out.push_back(Effect::Report {
+                    key: self.key.clone(),
+                    uid,
+                    patch,
+                });
+                self.reported = Some(self.status.clone());
+            }
+            // A status has only text, numbers and lists, which always become JSON.
+            Err(_) => self.report_retry_at = Some(now + REPORT_RETRY),
+        }
+    }
+
+    pub(super) fn say_deleted(&mut self, now: Time, out: &mut VecDeque<Effect>) {
+        if self.deleted_said.is_some_and(|at| now < at + DELETED_REPEAT) {
+            return;
+        }
+        if self.report_retry_at.is_some_and(|at| at > now) {
+            return;
+        }
+        self.deleted_said = Some(now);
+        out.push_back(Effect::ReportDeleted {
+            key: self.key.clone(),
+            uid: self.uid().to_owned(),
+        });
+    }
+
+    /// The cloud did not take the last report.
+    pub(crate) fn report_failed(&mut self, now: Time) {
+        self.reported = None;
+        self.deleted_said = None;
+        self.report_retry_at = Some(now + REPORT_RETRY);
+    }
+
+    /// The cloud may have missed anything: everything is said again.
+    pub(crate) fn say_again(&mut self) {
+        self.reported = None;
+        self.deleted_said = None;
+        self.report_retry_at = None;
+    }
+
+    /// Everything is gone from this node, whatever the cloud knows.
+    pub(crate) fn is_clean(&self) -> bool {
+        self.finished || self.deleted_said.is_some()
+    }
+}

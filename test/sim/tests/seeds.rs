@@ -1,0 +1,62 @@
+//! Many seeds, the remembered ones, and the one to replay.
+
+use kedge_sim::{Violation, run};
+
+/// Seeds of an ordinary run. Each is some hundred faults and changes; together they take a few seconds.
+/// `KEDGE_SIM_SEEDS=<n>` runs more.
+const SEEDS: u64 = 300;
+const THREADS: u64 = 2;
+
+/// Seeds that once showed a mistake, with what it was.
+const REMEMBERED: [(u64, &str); 0] = [];
+
+#[test]
+fn many_seeds_keep_the_contract() {
+    let seeds =
+        std::env::var("KEDGE_SIM_SEEDS").map_or(SEEDS, |n| n.parse().expect("KEDGE_SIM_SEEDS is a number"));
+    let first_violation = |thread: u64| {
+        (thread..seeds)
+            .step_by(THREADS as usize)
+            .find_map(|seed| run(seed).err())
+    };
+    let violations: Vec<Violation> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..THREADS)
+            .map(|thread| scope.spawn(move || first_violation(thread)))
+            .collect();
+        threads
+            .into_iter()
+            .filter_map(|thread| thread.join().expect("a run does not panic"))
+            .collect()
+    });
+    if let Some(violation) = violations.first() {
+        panic!("\n{violation}");
+    }
+}
+
+#[test]
+fn remembered_seeds_keep_the_contract() {
+    for (seed, lesson) in REMEMBERED {
+        if let Err(violation) = run(seed) {
+            panic!("\n{violation}\nthis seed is remembered because: {lesson}");
+        }
+    }
+}
+
+#[test]
+fn a_seed_always_gives_the_same_run() {
+    let (one, other) = (run(7), run(7));
+    assert_eq!(one.ok(), other.ok());
+}
+
+/// Does nothing unless a seed is named in the environment.
+#[test]
+fn replay() {
+    let Ok(seed) = std::env::var("KEDGE_SIM_SEED") else {
+        return;
+    };
+    let seed = seed.parse().expect("KEDGE_SIM_SEED is a number");
+    match run(seed) {
+        Ok(report) => println!("seed {seed} keeps the contract: {report:?}"),
+        Err(violation) => panic!("\n{violation}"),
+    }
+}
