@@ -27,13 +27,15 @@ pub(crate) struct Api {
     version: u64,
     /// Which object a version belonged to.
     pub(crate) versions: BTreeMap<u64, (ObjectKey, String)>,
-    /// Uids that were deleted and never come back.
-    pub(crate) dead: BTreeSet<String>,
+    /// Uids that were deleted and never come back, and when that was.
+    pub(crate) dead: BTreeMap<String, u64>,
+    now: u64,
 }
 
 impl Api {
     /// One random change; what the watch sees of it.
-    pub(crate) fn mutate(&mut self, chance: &mut Chance, nodes: usize) -> Vec<(ObjectKey, Seen)> {
+    pub(crate) fn mutate(&mut self, chance: &mut Chance, nodes: usize, now: u64) -> Vec<(ObjectKey, Seen)> {
+        self.now = now;
         if chance.percent(60) {
             let name = format!("pod-{}", chance.index(POD_NAMES));
             self.mutate_pod(
@@ -124,7 +126,7 @@ impl Api {
 
     fn delete(&mut self, key: &ObjectKey) -> Option<(ObjectKey, Seen)> {
         let object = self.objects.remove(key)?;
-        self.dead.insert(object.uid.clone());
+        self.dead.insert(object.uid.clone(), self.now);
         Some((key.clone(), Seen::Deleted(print(key, &object))))
     }
 

@@ -51,7 +51,11 @@ pub(crate) fn wrote(edge: &mut Edge, api: &Api, wrote: &Wrote) -> Result<(), Str
     match wrote {
         Wrote::Nothing => Ok(()),
         Wrote::Deleted { gone, .. } => {
-            if api.dead.contains(&gone.uid) {
+            // A delete from before the object died may have been one of something not needed for a while, with an
+            // update behind it that is as old.
+            if let Some(died) = api.dead.get(&gone.uid)
+                && edge.first_delete.get(&gone.uid).is_none_or(|told| told >= died)
+            {
                 edge.buried.insert(gone.uid.clone());
             }
             Ok(())

@@ -50,6 +50,9 @@ pub(crate) struct Edge {
     pub(crate) brain: Brain,
     pub(crate) store: Store,
     pub(crate) open: BTreeMap<RequestId, u64>,
+    /// When the cloud first told this edge to delete a uid.
+    pub(crate) first_delete: BTreeMap<String, u64>,
+    /// Uids that must never be held again.
     pub(crate) buried: BTreeSet<String>,
     pub(crate) excused: BTreeSet<String>,
 }
@@ -66,6 +69,7 @@ impl Edge {
             brain: Brain::Official(Official::default()),
             store: Store::default(),
             open: BTreeMap::new(),
+            first_delete: BTreeMap::new(),
             buried: BTreeSet::new(),
             excused: BTreeSet::new(),
         };

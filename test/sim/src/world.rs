@@ -245,7 +245,7 @@ impl World {
     }
 
     fn mutate(&mut self) {
-        for (key, seen) in self.api.mutate(&mut self.chance, EDGES) {
+        for (key, seen) in self.api.mutate(&mut self.chance, EDGES, self.now) {
             self.note(|| {
                 format!(
                     "api: {key} {}",
@@ -716,9 +716,20 @@ impl World {
 
     fn send(&mut self, conn: ConnId, way: Way, envelopes: Vec<Envelope>) {
         for envelope in envelopes {
+            if way == Way::Down && envelope.route.operation == "delete" {
+                self.note_delete(conn, &envelope);
+            }
             if let Some(at) = self.network.arrival(conn, way, self.now, &mut self.chance) {
                 self.arrange(at - self.now, Happening::Frame(Frame { conn, way, envelope }));
             }
+        }
+    }
+
+    fn note_delete(&mut self, conn: ConnId, envelope: &Envelope) {
+        let uid = envelope.content.object_meta().ok().and_then(|meta| meta.uid);
+        if let (Some(conn), Some(uid)) = (self.network.conns.get(&conn), uid) {
+            let first = self.edges[conn.edge].first_delete.entry(uid.as_str().to_owned());
+            first.or_insert(self.now);
         }
     }
 

@@ -7,8 +7,29 @@ use kedge_sim::{Violation, run};
 const SEEDS: u64 = 300;
 const THREADS: u64 = 2;
 
-/// Seeds that once showed a mistake, with what it was.
-const REMEMBERED: [(u64, &str); 0] = [];
+/// Seeds that found something: a mistake put in on purpose to see whether it is found, or one of the simulation.
+const REMEMBERED: [(u64, &str); 5] = [
+    (
+        2,
+        "two changes of one key given to the store at a time: the second is acknowledged while the first fails",
+    ),
+    (
+        8,
+        "a cloud without memory sends a new uid over an old one; the edge must make the delete itself",
+    ),
+    (
+        22,
+        "a refusal taken for an acknowledgement leaves a pod on the node for good",
+    ),
+    (
+        80,
+        "without retries an official edge that dropped a message from its full queue stays behind for good",
+    ),
+    (
+        1828,
+        "a config map dropped, needed again and then deleted: the first delete does not bury it (the check was wrong)",
+    ),
+];
 
 #[test]
 fn many_seeds_keep_the_contract() {

@@ -51,6 +51,7 @@ async fn run(server: Arc<Server>, scope: Scope) {
         let began = std::time::Instant::now();
         mirror.follow(&server.storage, &server.registry());
         let now = Timestamp::now();
+        mirror.world().observe(now);
         let Decision { writes, wake_at } = match acts::random() {
             Ok(seed) => decisions::decide(mirror.world(), &settings, now, seed),
             Err(status) => {
