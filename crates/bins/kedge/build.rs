@@ -12,8 +12,24 @@ fn main() {
     let rustc = env::var_os("RUSTC").expect("cargo sets RUSTC");
     let target = env::var("TARGET").expect("cargo sets TARGET");
     let status = Command::new(rustc)
-        .args(["--edition", "2024", "--crate-name", "thermometer", "--target", &target])
-        .args(["-C", "opt-level=s", "-C", "panic=abort", "-C", "strip=symbols", "-C", "target-feature=+crt-static"])
+        .args([
+            "--edition",
+            "2024",
+            "--crate-name",
+            "thermometer",
+            "--target",
+            &target,
+        ])
+        .args([
+            "-C",
+            "opt-level=s",
+            "-C",
+            "panic=abort",
+            "-C",
+            "strip=symbols",
+            "-C",
+            "target-feature=+crt-static",
+        ])
         .arg("-o")
         .arg(&out)
         .arg(&source)

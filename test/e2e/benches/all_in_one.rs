@@ -35,7 +35,9 @@ fn main() {
 }
 
 fn total_ms(kedge: &mut Kedge) -> f64 {
-    kedge.wait_ready()["total_ms"].as_f64().expect("a step has its time")
+    kedge.wait_ready()["total_ms"]
+        .as_f64()
+        .expect("a step has its time")
 }
 
 fn megabytes(bytes: u64) -> f64 {

@@ -32,7 +32,11 @@ fn main() {
         let since = |count: usize| {
             wait_for(&format!("{count} pods"), || {
                 let new = lines(&marks) - before;
-                if new >= count { Ok(began.elapsed().as_secs_f64() * 1e3) } else { Err(format!("{new}")) }
+                if new >= count {
+                    Ok(began.elapsed().as_secs_f64() * 1e3)
+                } else {
+                    Err(format!("{new}"))
+                }
             })
         };
         first_ms.push(since(1));
@@ -56,13 +60,20 @@ fn power_cut(kedge: &Kedge, edge: Option<Child>) {
             return Ok(());
         }
         let pids = left.iter().map(ToString::to_string);
-        let _ = Command::new("kill").arg("-KILL").args(pids).stderr(Stdio::null()).status();
+        let _ = Command::new("kill")
+            .arg("-KILL")
+            .args(pids)
+            .stderr(Stdio::null())
+            .status();
         Err(format!("{left:?}"))
     });
 }
 
 fn edgecore(data_dir: &Path) -> Child {
-    let log = std::fs::OpenOptions::new().create(true).append(true).open(data_dir.join("edgecore.log"));
+    let log = std::fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(data_dir.join("edgecore.log"));
     Command::new(binary("edgecore"))
         .arg("--config")
         .arg(data_dir.join("edge/edgecore.yaml"))
@@ -73,6 +84,15 @@ fn edgecore(data_dir: &Path) -> Child {
 }
 
 fn lines(marks: &Path) -> usize {
-    let files = std::fs::read_dir(marks).expect("the folder is there").filter_map(Result::ok);
-    files.map(|file| std::fs::read_to_string(file.path()).unwrap_or_default().lines().count()).sum()
+    let files = std::fs::read_dir(marks)
+        .expect("the folder is there")
+        .filter_map(Result::ok);
+    files
+        .map(|file| {
+            std::fs::read_to_string(file.path())
+                .unwrap_or_default()
+                .lines()
+                .count()
+        })
+        .sum()
 }

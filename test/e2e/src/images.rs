@@ -31,7 +31,11 @@ pub fn write_foreign(archive: &Path) {
 
 fn write(archive: &Path, architecture: &str) {
     let program = std::fs::read(BUSYBOX_PROGRAM).expect("Debian's busybox-static is installed");
-    let file = |name: &&str| FileInImage { path: Path::new("/bin").join(name), mode: 0o755, bytes: program.clone() };
+    let file = |name: &&str| FileInImage {
+        path: Path::new("/bin").join(name),
+        mode: 0o755,
+        bytes: program.clone(),
+    };
     let blueprint = Blueprint {
         reference: BUSYBOX.to_owned(),
         architecture: architecture.to_owned(),
@@ -46,6 +50,8 @@ fn write(archive: &Path, architecture: &str) {
 
 /// The text in a base64 field of a secret.
 pub fn base64_decode(text: &str) -> String {
-    let bytes = base64::engine::general_purpose::STANDARD.decode(text.trim()).expect("a secret's data is base64");
+    let bytes = base64::engine::general_purpose::STANDARD
+        .decode(text.trim())
+        .expect("a secret's data is base64");
     String::from_utf8(bytes).expect("a token is text")
 }

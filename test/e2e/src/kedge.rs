@@ -18,7 +18,11 @@ pub fn binary(name: &str) -> PathBuf {
         PathBuf::from,
     );
     let path = target.join("release").join(name);
-    assert!(path.exists(), "{} is missing; run `cargo build --release -p {name}` first", path.display());
+    assert!(
+        path.exists(),
+        "{} is missing; run `cargo build --release -p {name}` first",
+        path.display()
+    );
     path
 }
 
@@ -51,8 +55,16 @@ impl Kedge {
         let (api_port, hub_port) = free_ports();
         let (_, lines) = mpsc::channel();
         let node_name = format!("edge-{name}");
-        let mut kedge =
-            Self { data_dir, api_port, hub_port, node_name, options, child: None, lines, seen: Vec::new() };
+        let mut kedge = Self {
+            data_dir,
+            api_port,
+            hub_port,
+            node_name,
+            options,
+            child: None,
+            lines,
+            seen: Vec::new(),
+        };
         kedge.start();
         kedge.wait_ready();
         kedge
@@ -62,16 +74,28 @@ impl Kedge {
     pub fn start(&mut self) {
         assert!(self.child.is_none(), "it runs already");
         let mut command = Command::new(binary("kedge"));
-        command.args(["--json", "--data-dir"]).arg(&self.data_dir).arg("up");
+        command
+            .args(["--json", "--data-dir"])
+            .arg(&self.data_dir)
+            .arg("up");
         command.args(["--node-name", &self.node_name]);
-        command.args(["--api-port", &self.api_port.to_string(), "--hub-port", &self.hub_port.to_string()]);
+        command.args([
+            "--api-port",
+            &self.api_port.to_string(),
+            "--hub-port",
+            &self.hub_port.to_string(),
+        ]);
         if self.options.demo {
             command.arg("--demo");
         }
         if self.options.hollow {
             command.arg("--hollow");
         }
-        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("kedge starts");
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("kedge starts");
         let stdout = child.stdout.take().expect("stdout was piped");
         let (tx, rx) = mpsc::channel();
         std::thread::spawn(move || {
@@ -98,7 +122,10 @@ impl Kedge {
         }
         let deadline = Instant::now() + Duration::from_secs(90);
         loop {
-            match self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            match self
+                .lines
+                .recv_timeout(deadline.saturating_duration_since(Instant::now()))
+            {
                 Ok(line) => {
                     eprintln!("kedge: {line}");
                     let value = serde_json::from_str(&line).unwrap_or(Value::String(line));
@@ -107,8 +134,12 @@ impl Kedge {
                         return value;
                     }
                 }
-                Err(RecvTimeoutError::Timeout) => panic!("waited in vain for {what}; log:\n{}", self.log_tail()),
-                Err(RecvTimeoutError::Disconnected) => panic!("kedge ended before {what}; log:\n{}", self.log_tail()),
+                Err(RecvTimeoutError::Timeout) => {
+                    panic!("waited in vain for {what}; log:\n{}", self.log_tail())
+                }
+                Err(RecvTimeoutError::Disconnected) => {
+                    panic!("kedge ended before {what}; log:\n{}", self.log_tail())
+                }
             }
         }
     }
@@ -139,7 +170,11 @@ impl Kedge {
 
     /// `kedge` itself on this data directory.
     pub fn kedge(&self, args: &[&str]) -> Output {
-        let output = Command::new(binary("kedge")).arg("--data-dir").arg(&self.data_dir).args(args).output();
+        let output = Command::new(binary("kedge"))
+            .arg("--data-dir")
+            .arg(&self.data_dir)
+            .args(args)
+            .output();
         Output::from(output.expect("kedge starts"))
     }
 
@@ -153,7 +188,10 @@ impl Kedge {
     /// SIGINT, as Ctrl-C would; waits until it has drained.
     pub fn interrupt(&mut self) -> Option<i32> {
         let mut child = self.child.take().expect("it runs");
-        let sent = Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill runs");
+        let sent = Command::new("kill")
+            .args(["-INT", &child.id().to_string()])
+            .status()
+            .expect("kill runs");
         assert!(sent.success());
         child.wait().expect("our own child can be waited for").code()
     }
@@ -162,11 +200,20 @@ impl Kedge {
     pub fn wait_running(&self, selector: &str, count: usize) -> Vec<String> {
         wait_for(&format!("{count} running pods of {selector}"), || {
             let output = self.kubectl(&[
-                "get", "pods", "-l", selector, "--field-selector=status.phase=Running", "-o",
+                "get",
+                "pods",
+                "-l",
+                selector,
+                "--field-selector=status.phase=Running",
+                "-o",
                 "jsonpath={range .items[*]}{.metadata.name}{\"\\n\"}{end}",
             ]);
             let names: Vec<String> = output.stdout.lines().map(str::to_owned).collect();
-            if names.len() == count { Ok(names) } else { Err(format!("{names:?} {}", output.stderr)) }
+            if names.len() == count {
+                Ok(names)
+            } else {
+                Err(format!("{names:?} {}", output.stderr))
+            }
         })
     }
 
@@ -179,10 +226,16 @@ impl Kedge {
 impl Drop for Kedge {
     fn drop(&mut self) {
         if let Some(mut child) = self.child.take() {
-            let _ = Command::new("kill").args(["-TERM", &child.id().to_string()]).status();
+            let _ = Command::new("kill")
+                .args(["-TERM", &child.id().to_string()])
+                .status();
             let _ = child.wait();
         }
-        let down = Command::new(binary("kedge")).arg("--data-dir").arg(&self.data_dir).arg("down").output();
+        let down = Command::new(binary("kedge"))
+            .arg("--data-dir")
+            .arg(&self.data_dir)
+            .arg("down")
+            .output();
         if let Ok(output) = down
             && !output.status.success()
         {

@@ -3,8 +3,8 @@
 //! Every [`Kedge`] has a data directory and ports of its own, and takes its process, containers and network down when
 //! it is dropped. Only processes that a test started are ended, by pid.
 
-mod kedge;
 pub mod images;
+mod kedge;
 mod kubectl;
 pub mod pods;
 pub mod proc;
@@ -29,7 +29,9 @@ pub fn wait_for<T>(fact: &str, mut look: impl FnMut() -> Result<T, String>) -> T
     loop {
         match look() {
             Ok(seen) => return seen,
-            Err(last) if began.elapsed() > FACT_DEADLINE => panic!("waited in vain for {fact}; last seen: {last}"),
+            Err(last) if began.elapsed() > FACT_DEADLINE => {
+                panic!("waited in vain for {fact}; last seen: {last}")
+            }
             Err(_) => std::thread::park_timeout(LOOK_INTERVAL),
         }
     }

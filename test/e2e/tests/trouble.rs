@@ -1,5 +1,8 @@
 //! Every refusal is one clear sentence with the way out, and an exit code that is not 0.
 
+// A test fails where it stands.
+#![allow(clippy::unwrap_used)]
+
 use kedge_e2e::{Kedge, Options, binary, images, wait_for};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -26,7 +29,12 @@ impl Drop for Folder {
 #[track_caller]
 fn refusal(command: &mut Command) -> String {
     let output = command.output().unwrap();
-    assert_ne!(output.status.code(), Some(0), "it must refuse; stdout: {}", String::from_utf8_lossy(&output.stdout));
+    assert_ne!(
+        output.status.code(),
+        Some(0),
+        "it must refuse; stdout: {}",
+        String::from_utf8_lossy(&output.stdout)
+    );
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
@@ -42,14 +50,26 @@ fn a_port_in_use_is_named() {
     let taken = TcpListener::bind(("127.0.0.1", 0)).unwrap();
     let port = taken.local_addr().unwrap().port().to_string();
     let told = refusal(&mut kedge(&folder.0, &["up", "--hollow", "--api-port", &port]));
-    assert!(told.contains(&port) && told.contains("in use") && told.contains("--api-port"), "{told}");
+    assert!(
+        told.contains(&port) && told.contains("in use") && told.contains("--api-port"),
+        "{told}"
+    );
 }
 
 #[test]
 fn a_second_up_and_a_down_without_up() {
-    let kedge_up = Kedge::up("second", Options { demo: false, hollow: true });
+    let kedge_up = Kedge::up(
+        "second",
+        Options {
+            demo: false,
+            hollow: true,
+        },
+    );
     let told = refusal(&mut kedge(&kedge_up.data_dir, &["up", "--hollow"]));
-    assert!(told.contains("already runs") && told.contains("kedge down"), "{told}");
+    assert!(
+        told.contains("already runs") && told.contains("kedge down"),
+        "{told}"
+    );
 
     let folder = Folder::new("nobody");
     let told = refusal(&mut kedge(&folder.0, &["status"]));
@@ -61,7 +81,10 @@ fn images_that_cannot_be_used() {
     let folder = Folder::new("image");
     let broken = folder.0.join("broken.tar");
     std::fs::write(&broken, b"this is not a tar archive").unwrap();
-    let told = refusal(&mut kedge(&folder.0, &["image", "import", &broken.to_string_lossy()]));
+    let told = refusal(&mut kedge(
+        &folder.0,
+        &["image", "import", &broken.to_string_lossy()],
+    ));
     assert!(told.contains("broken.tar"), "{told}");
 
     let told = refusal(&mut kedge(&folder.0, &["image", "import", "/nowhere/app.tar"]));
@@ -69,13 +92,22 @@ fn images_that_cannot_be_used() {
 
     let foreign = folder.0.join("foreign.tar");
     images::write_foreign(&foreign);
-    let told = refusal(&mut kedge(&folder.0, &["image", "import", &foreign.to_string_lossy()]));
+    let told = refusal(&mut kedge(
+        &folder.0,
+        &["image", "import", &foreign.to_string_lossy()],
+    ));
     assert!(told.contains("s390x") && told.contains("this node"), "{told}");
 }
 
 #[test]
 fn every_mistake_of_a_manifest_is_told_at_once() {
-    let kedge = Kedge::up("yaml", Options { demo: false, hollow: true });
+    let kedge = Kedge::up(
+        "yaml",
+        Options {
+            demo: false,
+            hollow: true,
+        },
+    );
     let output = kedge.apply(
         r#"
 apiVersion: apps/v1
@@ -95,7 +127,11 @@ spec:
     );
     assert_ne!(output.code, Some(0));
     for path in ["spec.replica", "spec.template.spec.containers[0].comand"] {
-        assert!(output.stderr.contains(path), "{path} is not told:\n{}", output.stderr);
+        assert!(
+            output.stderr.contains(path),
+            "{path} is not told:\n{}",
+            output.stderr
+        );
     }
 
     let output = kedge.apply(
@@ -110,15 +146,37 @@ spec:
 "#,
     );
     assert_ne!(output.code, Some(0));
-    for path in ["spec.restartPolicy", "spec.containers[0].name", "spec.containers[0].ports[0].containerPort"] {
-        assert!(output.stderr.contains(path), "{path} is not told:\n{}", output.stderr);
+    for path in [
+        "spec.restartPolicy",
+        "spec.containers[0].name",
+        "spec.containers[0].ports[0].containerPort",
+    ] {
+        assert!(
+            output.stderr.contains(path),
+            "{path} is not told:\n{}",
+            output.stderr
+        );
     }
 }
 
 #[test]
 fn join_tokens_that_are_wrong() {
-    let kedge = Kedge::up("token", Options { demo: false, hollow: true });
-    let token = kedge.kubectl(&["get", "secret", "-n", "kubeedge", "tokensecret", "-o", "jsonpath={.data.tokendata}"]);
+    let kedge = Kedge::up(
+        "token",
+        Options {
+            demo: false,
+            hollow: true,
+        },
+    );
+    let token = kedge.kubectl(&[
+        "get",
+        "secret",
+        "-n",
+        "kubeedge",
+        "tokensecret",
+        "-o",
+        "jsonpath={.data.tokendata}",
+    ]);
     let token = images::base64_decode(&token.ok());
     let folder = Folder::new("join");
     let edgecore = |name: &str, token: &str| {
@@ -158,7 +216,9 @@ fn join_tokens_that_are_wrong() {
     let mut child = edgecore("second-edge", &token).spawn().unwrap();
     wait_for("the second node", || {
         let nodes = kedge.kubectl(&["get", "nodes"]).ok();
-        let ready = nodes.lines().any(|line| line.starts_with("second-edge") && line.contains(" Ready "));
+        let ready = nodes
+            .lines()
+            .any(|line| line.starts_with("second-edge") && line.contains(" Ready "));
         if ready { Ok(()) } else { Err(nodes) }
     });
     child.kill().unwrap();
@@ -168,11 +228,21 @@ fn join_tokens_that_are_wrong() {
 #[test]
 fn a_full_disk_is_told_and_loses_nothing() {
     let folder = Folder::new("disk");
-    let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=1m", "tmpfs"]).arg(&folder.0).status().unwrap();
+    let mounted = Command::new("mount")
+        .args(["-t", "tmpfs", "-o", "size=1m", "tmpfs"])
+        .arg(&folder.0)
+        .status()
+        .unwrap();
     assert!(mounted.success(), "a small tmpfs can be mounted");
     std::fs::write(folder.0.join("ballast"), vec![0_u8; 1 << 20]).unwrap_err();
-    let told = refusal(&mut kedge(&folder.0.join("data"), &["up", "--hollow", "--api-port", "0"]));
+    let told = refusal(&mut kedge(
+        &folder.0.join("data"),
+        &["up", "--hollow", "--api-port", "0"],
+    ));
     let unmounted = Command::new("umount").arg(&folder.0).status().unwrap();
     assert!(unmounted.success());
-    assert!(told.to_lowercase().contains("no space") || told.contains("full"), "{told}");
+    assert!(
+        told.to_lowercase().contains("no space") || told.contains("full"),
+        "{told}"
+    );
 }

@@ -16,7 +16,11 @@ use std::time::Duration;
 #[command(name = "cloudcore", version)]
 struct Cli {
     /// The configuration file.
-    #[arg(long, value_name = "FILE", default_value = "/etc/kubeedge/config/cloudcore.yaml")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        default_value = "/etc/kubeedge/config/cloudcore.yaml"
+    )]
     config: PathBuf,
 }
 
@@ -34,8 +38,12 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: &Cli) -> Result<()> {
-    let text = std::fs::read_to_string(&cli.config).with_context(|| format!("read {}", cli.config.display()))?;
-    let primary_ip = kedge_host::facts()?.addresses.first().map_or_else(|| "127.0.0.1".to_owned(), ToString::to_string);
+    let text =
+        std::fs::read_to_string(&cli.config).with_context(|| format!("read {}", cli.config.display()))?;
+    let primary_ip = kedge_host::facts()?
+        .addresses
+        .first()
+        .map_or_else(|| "127.0.0.1".to_owned(), ToString::to_string);
     let (config, warnings) = CloudCore::from_yaml(&text, &CloudFacts { primary_ip })
         .with_context(|| cli.config.display().to_string())?;
     logs::install(&config.log_filter, logs::Format::Text, logs::stderr());

@@ -28,12 +28,14 @@ pub async fn load_or_create(cluster: &Cluster, names: &ServerNames) -> Result<Ma
     ensure_namespace(cluster).await?;
     let now = UnixTime::now();
     let authority = match read(cluster, CA_SECRET, ["cadata", "cakeydata"]).await? {
-        Some([certificate, key]) => {
-            Authority::from_der(&certificate, &key).with_context(|| format!("use secret {NAMESPACE}/{CA_SECRET}"))?
-        }
+        Some([certificate, key]) => Authority::from_der(&certificate, &key)
+            .with_context(|| format!("use secret {NAMESPACE}/{CA_SECRET}"))?,
         None => {
             let authority = Authority::create(now)?;
-            let data = [("cadata", authority.certificate().der()), ("cakeydata", authority.key().sec1_der())];
+            let data = [
+                ("cadata", authority.certificate().der()),
+                ("cakeydata", authority.key().sec1_der()),
+            ];
             write(cluster, CA_SECRET, &data).await?;
             authority
         }
@@ -46,8 +48,10 @@ pub async fn load_or_create(cluster: &Cluster, names: &ServerNames) -> Result<Ma
         Some(server) => server,
         None => {
             let server = authority.issue_server(names, now)?;
-            let data =
-                [("cloudcoredata", server.certificate().der()), ("cloudcorekeydata", server.key().sec1_der())];
+            let data = [
+                ("cloudcoredata", server.certificate().der()),
+                ("cloudcorekeydata", server.key().sec1_der()),
+            ];
             write(cluster, SERVER_SECRET, &data).await?;
             server
         }
@@ -56,7 +60,12 @@ pub async fn load_or_create(cluster: &Cluster, names: &ServerNames) -> Result<Ma
 }
 
 /// The stored certificate, if it still serves: signed for this authority's edges and for every wanted name.
-fn server_from(certificate: &[u8], key: &[u8], authority: &Authority, names: &ServerNames) -> Option<Identity> {
+fn server_from(
+    certificate: &[u8],
+    key: &[u8],
+    authority: &Authority,
+    names: &ServerNames,
+) -> Option<Identity> {
     let certificate = Certificate::from_der(certificate).ok()?;
     let info = certificate.info();
     let serves = names.ips.iter().all(|ip| info.ips.contains(ip))
@@ -65,11 +74,20 @@ fn server_from(certificate: &[u8], key: &[u8], authority: &Authority, names: &Se
         tracing::info!("the server certificate lacks a wanted name; a new one is made");
         return None;
     }
-    Identity::new(vec![certificate], Key::from_der(key).ok()?, authority.certificate().clone()).ok()
+    Identity::new(
+        vec![certificate],
+        Key::from_der(key).ok()?,
+        authority.certificate().clone(),
+    )
+    .ok()
 }
 
 /// Makes a join token that lives twice `refresh_interval` and publishes it for `keadm gettoken`.
-pub async fn publish_token(cluster: &Cluster, authority: &Authority, refresh_interval: Duration) -> Result<JoinToken> {
+pub async fn publish_token(
+    cluster: &Cluster,
+    authority: &Authority,
+    refresh_interval: Duration,
+) -> Result<JoinToken> {
     let now = UnixTime::now();
     let expires = UnixTime::since_unix_epoch(Duration::from_secs(now.as_secs()) + refresh_interval * 2);
     let token = JoinToken::issue(authority, expires)?;
@@ -79,7 +97,10 @@ pub async fn publish_token(cluster: &Cluster, authority: &Authority, refresh_int
 
 async fn ensure_namespace(cluster: &Cluster) -> Result<()> {
     let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}});
-    match cluster.create("/api/v1/namespaces", &Body::from_value(&namespace)?).await {
+    match cluster
+        .create("/api/v1/namespaces", &Body::from_value(&namespace)?)
+        .await
+    {
         Err(error) if error.refusal().is_none_or(|status| status.code != 409) => {
             Err(error).context(format!("create namespace {NAMESPACE}"))
         }
@@ -87,7 +108,11 @@ async fn ensure_namespace(cluster: &Cluster) -> Result<()> {
     }
 }
 
-async fn read<const N: usize>(cluster: &Cluster, name: &str, keys: [&str; N]) -> Result<Option<[Vec<u8>; N]>> {
+async fn read<const N: usize>(
+    cluster: &Cluster,
+    name: &str,
+    keys: [&str; N],
+) -> Result<Option<[Vec<u8>; N]>> {
     let path = format!("/api/v1/namespaces/{NAMESPACE}/secrets/{name}");
     let secret = match cluster.get(&path).await {
         Ok(secret) => secret.parse::<Value>()?,
@@ -96,16 +121,22 @@ async fn read<const N: usize>(cluster: &Cluster, name: &str, keys: [&str; N]) ->
     };
     let mut values = Vec::with_capacity(N);
     for key in keys {
-        let text = secret["data"][key].as_str().with_context(|| format!("secret {NAMESPACE}/{name} has no {key}"))?;
-        let bytes = BASE64.decode(text).with_context(|| format!("{key} of secret {NAMESPACE}/{name}"))?;
+        let text = secret["data"][key]
+            .as_str()
+            .with_context(|| format!("secret {NAMESPACE}/{name} has no {key}"))?;
+        let bytes = BASE64
+            .decode(text)
+            .with_context(|| format!("{key} of secret {NAMESPACE}/{name}"))?;
         values.push(bytes);
     }
     Ok(values.try_into().ok())
 }
 
 async fn write(cluster: &Cluster, name: &str, data: &[(&str, &[u8])]) -> Result<()> {
-    let data: serde_json::Map<String, Value> =
-        data.iter().map(|(key, bytes)| ((*key).to_owned(), Value::String(BASE64.encode(bytes)))).collect();
+    let data: serde_json::Map<String, Value> = data
+        .iter()
+        .map(|(key, bytes)| ((*key).to_owned(), Value::String(BASE64.encode(bytes))))
+        .collect();
     let collection = format!("/api/v1/namespaces/{NAMESPACE}/secrets");
     let secret = json!({"apiVersion": "v1", "kind": "Secret", "type": "Opaque",
         "metadata": {"name": name, "namespace": NAMESPACE}, "data": data});
@@ -114,7 +145,10 @@ async fn write(cluster: &Cluster, name: &str, data: &[(&str, &[u8])]) -> Result<
         Ok(_) => Ok(()),
         Err(error) if error.refusal().is_some_and(|status| status.code == 409) => {
             let patch = json!({"data": data}).to_string();
-            cluster.patch(&format!("{collection}/{name}"), Patch::Merge, &patch).await.with_context(act)?;
+            cluster
+                .patch(&format!("{collection}/{name}"), Patch::Merge, &patch)
+                .await
+                .with_context(act)?;
             Ok(())
         }
         Err(error) => Err(error).with_context(act),

@@ -15,8 +15,8 @@ use kedge_controllers::Controllers;
 use kedge_pki::ServerNames;
 use kedge_telemetry::Scope;
 use kedge_telemetry::channel::{ask, queue};
-use kedge_wire::{NodeName, Object, ObjectKey};
 use kedge_wire::tunnel::NodeGet;
+use kedge_wire::{NodeName, Object, ObjectKey};
 use std::net::{IpAddr, SocketAddr};
 
 /// Sessions that wait to be attached at one time: the hub admits handshakes at about this rate a second.
@@ -50,19 +50,26 @@ pub async fn start(
 ) -> Result<Running> {
     let names = server_names(&config.hub)?;
     let material = material::load_or_create(&cluster, &names).await?;
-    let token = material::publish_token(&cluster, &material.authority, config.hub.token_refresh_interval).await?;
+    let token =
+        material::publish_token(&cluster, &material.authority, config.hub.token_refresh_interval).await?;
 
     let (attach_tx, attach_rx) = ask::channel("attach", ATTACH_WAITING_MAX);
     let (hub_attach_tx, hub_attach_rx) = ask::channel("hub attach", ATTACH_WAITING_MAX);
     let (node_exists_tx, node_exists_rx) = ask::channel("node exists", NODE_EXISTS_WAITING_MAX);
 
-    let hub_ports = kedge_cloudhub::Ports { attach: hub_attach_tx, node_exists: node_exists_tx };
+    let hub_ports = kedge_cloudhub::Ports {
+        attach: hub_attach_tx,
+        node_exists: node_exists_tx,
+    };
     let hub = CloudHub::bind(hub_config(&config.hub, &material)?, hub_ports).await?;
     let (hub_address, https_address) = (hub.hub_address(), hub.https_address());
     let stream = match config.stream.enable {
         true => {
             let address = SocketAddr::new(ip(&config.hub.websocket_address)?, config.stream.tunnel_port);
-            let stream_config = kedge_cloudstream::Config { address, identity: material.server.clone() };
+            let stream_config = kedge_cloudstream::Config {
+                address,
+                identity: material.server.clone(),
+            };
             Some(CloudStream::bind(stream_config, kedge_cloudstream::Ports { gets: node_get }).await?)
         }
         false => None,
@@ -80,7 +87,12 @@ pub async fn start(
     let refresh = refresh_token(cluster, material, config.hub.token_refresh_interval);
     scope.spawn_until_cancelled("join token refresh", refresh);
 
-    Ok(Running { hub: hub_address, https: https_address, tunnel, token: token.text().to_owned() })
+    Ok(Running {
+        hub: hub_address,
+        https: https_address,
+        tunnel,
+        token: token.text().to_owned(),
+    })
 }
 
 fn hub_config(hub: &kedge_config::CloudHub, material: &Material) -> Result<kedge_cloudhub::Config> {
@@ -121,9 +133,24 @@ async fn adapt_attach(
     controllers: ask::Sender<kedge_controllers::Attach, Desired>,
 ) {
     while let Some(ask::Question { question, reply }) = hub.recv().await {
-        let kedge_cloudhub::Attach { node, desired, requests } = question;
-        let attach = kedge_controllers::Attach { node, desired, requests };
-        if controllers.forward(ask::Question { question: attach, reply }).await.is_err() {
+        let kedge_cloudhub::Attach {
+            node,
+            desired,
+            requests,
+        } = question;
+        let attach = kedge_controllers::Attach {
+            node,
+            desired,
+            requests,
+        };
+        if controllers
+            .forward(ask::Question {
+                question: attach,
+                reply,
+            })
+            .await
+            .is_err()
+        {
             return;
         }
     }

@@ -14,7 +14,11 @@ use std::process::ExitCode;
 #[command(name = "edgecore", version)]
 struct Cli {
     /// The configuration file.
-    #[arg(long, value_name = "FILE", default_value = "/etc/kubeedge/config/edgecore.yaml")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        default_value = "/etc/kubeedge/config/edgecore.yaml"
+    )]
     config: PathBuf,
 }
 
@@ -32,16 +36,27 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: &Cli) -> Result<()> {
-    let text = std::fs::read_to_string(&cli.config).with_context(|| format!("read {}", cli.config.display()))?;
+    let text =
+        std::fs::read_to_string(&cli.config).with_context(|| format!("read {}", cli.config.display()))?;
     let facts = kedge_host::facts()?;
-    let primary_ip = facts.addresses.first().map_or_else(|| "127.0.0.1".to_owned(), ToString::to_string);
-    let facts = EdgeFacts { hostname: facts.hostname, primary_ip };
-    let (config, warnings) = EdgeCore::from_yaml(&text, &facts).with_context(|| cli.config.display().to_string())?;
+    let primary_ip = facts
+        .addresses
+        .first()
+        .map_or_else(|| "127.0.0.1".to_owned(), ToString::to_string);
+    let facts = EdgeFacts {
+        hostname: facts.hostname,
+        primary_ip,
+    };
+    let (config, warnings) =
+        EdgeCore::from_yaml(&text, &facts).with_context(|| cli.config.display().to_string())?;
     logs::install(&config.log_filter, logs::Format::Text, logs::stderr());
     for warning in warnings {
         tracing::warn!("{warning}");
     }
-    let tokio = tokio::runtime::Builder::new_multi_thread().worker_threads(WORKER_THREADS).enable_all().build()?;
+    let tokio = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(WORKER_THREADS)
+        .enable_all()
+        .build()?;
     tokio.block_on(async {
         let stop = signals::stop_requested();
         let scope = Scope::new();

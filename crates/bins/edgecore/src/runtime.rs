@@ -18,7 +18,10 @@ pub async fn open(config: &Edged) -> Result<Arc<dyn Runtime>> {
 
 /// The built-in runtime, as itself: `kedge image` and `kedge down` need more than the trait.
 pub async fn open_embedded(config: &Edged) -> Result<Embedded> {
-    let network = NetworkConfig { bridge: config.bridge.clone(), pod_cidr: parse_cidr(&config.pod_cidr)? };
+    let network = NetworkConfig {
+        bridge: config.bridge.clone(),
+        pod_cidr: parse_cidr(&config.pod_cidr)?,
+    };
     let config = Config {
         root: config.runtime_directory.clone().into(),
         helper: HelperProgram::this_program(),
@@ -31,8 +34,15 @@ pub async fn open_embedded(config: &Edged) -> Result<Embedded> {
 }
 
 fn parse_cidr(text: &str) -> Result<(Ipv4Addr, u8)> {
-    let (address, length) = text.split_once('/').with_context(|| format!("podCIDR {text:?} has no prefix length"))?;
-    let address = address.parse().with_context(|| format!("podCIDR {text:?} is not an IPv4 network"))?;
+    let (address, length) = text
+        .split_once('/')
+        .with_context(|| format!("podCIDR {text:?} has no prefix length"))?;
+    let address = address
+        .parse()
+        .with_context(|| format!("podCIDR {text:?} is not an IPv4 network"))?;
     let length = length.parse().ok().filter(|length| (8..=30).contains(length));
-    Ok((address, length.with_context(|| format!("podCIDR {text:?} needs a prefix length from 8 to 30"))?))
+    Ok((
+        address,
+        length.with_context(|| format!("podCIDR {text:?} needs a prefix length from 8 to 30"))?,
+    ))
 }

@@ -40,10 +40,17 @@ pub struct Running {
 }
 
 /// Starts every part; they end with `scope`. `plug` is the cable to the cloud, which a demo or a test may pull.
-pub async fn start(config: EdgeCore, runtime: Arc<dyn Runtime>, plug: Plug, scope: &Scope) -> Result<Running> {
+pub async fn start(
+    config: EdgeCore,
+    runtime: Arc<dyn Runtime>,
+    plug: Plug,
+    scope: &Scope,
+) -> Result<Running> {
     let node = NodeName::new(config.edged.node_name.clone()).context("modules.edged.hostnameOverride")?;
     let store = MetaStore::open(&PathBuf::from(&config.data_source))?;
-    let meta_config = kedge_metamanager::Config { query_timeout: config.remote_query_timeout };
+    let meta_config = kedge_metamanager::Config {
+        query_timeout: config.remote_query_timeout,
+    };
     let (metamanager, held) = MetaManager::open(store, meta_config).await?;
 
     let (orders_tx, orders_rx) = ask::channel("store orders", ORDERS_WAITING_MAX);
@@ -73,9 +80,18 @@ pub async fn start(config: EdgeCore, runtime: Arc<dyn Runtime>, plug: Plug, scop
     let certificate = certificate_config(&config, &node);
     let identity = kedge_edgehub::bootstrap(&certificate, UnixTime::now()).await?;
     let (identity_tx, identity_rx) = latest::channel(identity.clone());
-    let hub_ports =
-        kedge_edgehub::Ports { store: orders_tx, requests: cloud_rx, online: online_tx, identity: identity_tx };
-    let hub = EdgeHub::new(hub_config(&config, certificate), identity, Network { plug: plug.clone() }, hub_ports)?;
+    let hub_ports = kedge_edgehub::Ports {
+        store: orders_tx,
+        requests: cloud_rx,
+        online: online_tx,
+        identity: identity_tx,
+    };
+    let hub = EdgeHub::new(
+        hub_config(&config, certificate),
+        identity,
+        Network { plug: plug.clone() },
+        hub_ports,
+    )?;
     scope.spawn("edgehub", hub.run(scope.clone()));
     if config.stream.enable {
         let stream = edge_stream(&config, node, identity_rx, gets_tx, plug)?;
@@ -86,10 +102,18 @@ pub async fn start(config: EdgeCore, runtime: Arc<dyn Runtime>, plug: Plug, scop
 
 fn edged_config(config: &EdgeCore, node: &NodeName) -> Result<kedge_edged::Config> {
     let edged = &config.edged;
-    let taints = edged.taints.iter().cloned().map(serde_json::from_value).collect::<Result<_, _>>();
+    let taints = edged
+        .taints
+        .iter()
+        .cloned()
+        .map(serde_json::from_value)
+        .collect::<Result<_, _>>();
     let node_ip = match edged.node_ip.as_str() {
         "" => None,
-        text => Some(text.parse().context("modules.edged.nodeIP is not an IP address")?),
+        text => Some(
+            text.parse()
+                .context("modules.edged.nodeIP is not an IP address")?,
+        ),
     };
     Ok(kedge_edged::Config {
         log_dir: PathBuf::from(&edged.pod_logs_dir),
@@ -141,11 +165,23 @@ fn edge_stream(
     plug: Plug,
 ) -> Result<EdgeStream> {
     let internal_ip = match config.edged.node_ip.as_str() {
-        "" => kedge_host::facts()?.addresses.first().map(ToString::to_string).unwrap_or_default(),
+        "" => kedge_host::facts()?
+            .addresses
+            .first()
+            .map(ToString::to_string)
+            .unwrap_or_default(),
         text => text.to_owned(),
     };
-    let stream = kedge_edgestream::Config { node, internal_ip, server: config.stream.server.clone(), seed: seed() };
-    Ok(EdgeStream::new(stream, kedge_edgestream::Ports { identity, gets, plug }))
+    let stream = kedge_edgestream::Config {
+        node,
+        internal_ip,
+        server: config.stream.server.clone(),
+        seed: seed(),
+    };
+    Ok(EdgeStream::new(
+        stream,
+        kedge_edgestream::Ports { identity, gets, plug },
+    ))
 }
 
 /// Spreads the delays of nodes that start in the same moment.

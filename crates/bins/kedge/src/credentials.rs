@@ -3,7 +3,9 @@
 use anyhow::{Context, Result};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use kedge_pki::{ADMINS_ORGANIZATION, Authority, Identity, IdentityFiles, Key, ServerNames, UnixTime, write_private};
+use kedge_pki::{
+    ADMINS_ORGANIZATION, Authority, Identity, IdentityFiles, Key, ServerNames, UnixTime, write_private,
+};
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
@@ -29,7 +31,11 @@ impl Credentials {
         let authority = load_or_create_authority(dir, now).context("the authority of the embedded API")?;
         let names = ServerNames {
             ips: vec![IpAddr::V4(Ipv4Addr::LOCALHOST)],
-            dns: vec!["localhost".into(), "kubernetes".into(), "kubernetes.default".into()],
+            dns: vec![
+                "localhost".into(),
+                "kubernetes".into(),
+                "kubernetes.default".into(),
+            ],
         };
         let client = |name: &str| authority.issue_client(name, &[ADMINS_ORGANIZATION], CLIENT_LIFETIME, now);
         Ok(Self {
@@ -49,11 +55,18 @@ fn load_or_create_authority(dir: &Path, now: UnixTime) -> Result<Authority> {
         key: dir.join("ca.key"),
     };
     if let Some(identity) = files.load()? {
-        return Ok(Authority::from_parts(identity.certificate().clone(), identity.key().clone())?);
+        return Ok(Authority::from_parts(
+            identity.certificate().clone(),
+            identity.key().clone(),
+        )?);
     }
     let authority = Authority::create_named("kedge", now)?;
     let certificate = authority.certificate().clone();
-    files.save(&Identity::new(vec![certificate.clone()], authority.key().clone(), certificate)?)?;
+    files.save(&Identity::new(
+        vec![certificate.clone()],
+        authority.key().clone(),
+        certificate,
+    )?)?;
     Ok(authority)
 }
 

@@ -37,9 +37,14 @@ impl DataDir {
         let mut builder = fs::DirBuilder::new();
         builder.recursive(true).mode(0o700);
         builder.create(root).with_context(|| {
-            format!("cannot make the data directory {}; name another one with --data-dir", root.display())
+            format!(
+                "cannot make the data directory {}; name another one with --data-dir",
+                root.display()
+            )
         })?;
-        let root = root.canonicalize().with_context(|| format!("data directory {}", root.display()))?;
+        let root = root
+            .canonicalize()
+            .with_context(|| format!("data directory {}", root.display()))?;
         Ok(Self { root })
     }
 
@@ -79,7 +84,13 @@ impl DataDir {
     /// Takes the folder for this process.
     pub(crate) fn hold(&self) -> Result<Held> {
         let path = self.lock_file();
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path);
         let file = file.with_context(|| format!("open {}", path.display()))?;
         match file.try_lock() {
             Ok(()) => Ok(Held { file }),
@@ -91,7 +102,10 @@ impl DataDir {
                     run.pid,
                     self.root.display()
                 ),
-                None => bail!("another kedge is using {}; name another --data-dir", self.root.display()),
+                None => bail!(
+                    "another kedge is using {}; name another --data-dir",
+                    self.root.display()
+                ),
             },
             Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("lock {}", path.display())),
         }
@@ -123,7 +137,9 @@ impl Held {
         let text = serde_json::to_string(run)?;
         self.file.set_len(0)?;
         self.file.rewind()?;
-        self.file.write_all(text.as_bytes()).context("write the run record")
+        self.file
+            .write_all(text.as_bytes())
+            .context("write the run record")
     }
 }
 
@@ -141,9 +157,18 @@ mod tests {
         let dir = DataDir::open(&path).unwrap();
         assert!(dir.run().unwrap().is_none());
         let mut held = dir.hold().unwrap();
-        held.record(&Run { pid: 4711, api_url: "https://x".into(), node_name: "n".into(), hollow: true }).unwrap();
+        held.record(&Run {
+            pid: 4711,
+            api_url: "https://x".into(),
+            node_name: "n".into(),
+            hollow: true,
+        })
+        .unwrap();
         let refusal = dir.hold().unwrap_err().to_string();
-        assert!(refusal.contains("process 4711") && refusal.contains("kedge down"), "{refusal}");
+        assert!(
+            refusal.contains("process 4711") && refusal.contains("kedge down"),
+            "{refusal}"
+        );
         assert_eq!(dir.run().unwrap().unwrap().node_name, "n");
         drop(held);
         assert!(dir.run().unwrap().is_none());

@@ -42,12 +42,23 @@ pub(crate) struct Stage {
 /// Plays the demo from beginning to end.
 pub(crate) async fn play(stage: &Stage, progress: &mut Progress) -> Result<()> {
     import_image(stage.runtime.as_ref(), &stage.data_dir).await?;
-    progress.step("image imported", &format!("{IMAGE}, {} KiB, built by this workspace", THERMOMETER.len() / 1024));
+    progress.step(
+        "image imported",
+        &format!(
+            "{IMAGE}, {} KiB, built by this workspace",
+            THERMOMETER.len() / 1024
+        ),
+    );
 
     for (place, object) in manifest::objects(MANIFEST)? {
-        apply(&stage.cluster, &place, &object).await.with_context(|| format!("apply {}", place.shown))?;
+        apply(&stage.cluster, &place, &object)
+            .await
+            .with_context(|| format!("apply {}", place.shown))?;
     }
-    progress.step("applied", "examples/thermometer.yaml: config map, secret, deployment");
+    progress.step(
+        "applied",
+        "examples/thermometer.yaml: config map, secret, deployment",
+    );
 
     let before = running(&stage.cluster, 1).await?.remove(0);
     progress.step("pod running", &before.name);
@@ -63,7 +74,11 @@ pub(crate) async fn play(stage: &Stage, progress: &mut Progress) -> Result<()> {
     let pulled = kedge_telemetry::clock::wall_ms();
     stage.plug.pull();
     // What the cloud wants meanwhile, the edge must make up for.
-    stage.cluster.patch(DEPLOYMENT, Patch::Merge, r#"{"spec":{"replicas":2}}"#).await.context("scale to 2")?;
+    stage
+        .cluster
+        .patch(DEPLOYMENT, Patch::Merge, r#"{"spec":{"replicas":2}}"#)
+        .await
+        .context("scale to 2")?;
     tokio::time::sleep(UNPLUGGED).await;
     let inserted = kedge_telemetry::clock::wall_ms();
     stage.plug.insert();
@@ -72,20 +87,36 @@ pub(crate) async fn play(stage: &Stage, progress: &mut Progress) -> Result<()> {
     let began = Instant::now();
     let after = running(&stage.cluster, 2).await?;
     let caught_up = began.elapsed();
-    progress.step("caught up", &format!("second pod running {:.1} s after the plug was back", caught_up.as_secs_f64()));
+    progress.step(
+        "caught up",
+        &format!(
+            "second pod running {:.1} s after the plug was back",
+            caught_up.as_secs_f64()
+        ),
+    );
 
     let restarts: u64 = after.iter().map(|pod| pod.restarts).sum();
-    let same = after.iter().any(|pod| pod.uid == before.uid && pod.container == before.container);
+    let same = after
+        .iter()
+        .any(|pod| pod.uid == before.uid && pod.container == before.container);
     if !same {
         bail!("the first pod did not survive the cut: {} is gone", before.name);
     }
     let readings = until("the log of the time without cloud", || async {
         let lines = log(&stage.cluster, &before.name).await?;
         let complete = lines.last().is_some_and(|line| line.time_ms > inserted) || stage.hollow;
-        Ok(complete.then(|| lines.iter().filter(|line| (pulled..inserted).contains(&line.time_ms)).count()))
+        Ok(complete.then(|| {
+            lines
+                .iter()
+                .filter(|line| (pulled..inserted).contains(&line.time_ms))
+                .count()
+        }))
     })
     .await?;
-    progress.step("summary", &format!("{readings} readings while unplugged, {restarts} restarts, nothing lost"));
+    progress.step(
+        "summary",
+        &format!("{readings} readings while unplugged, {restarts} restarts, nothing lost"),
+    );
     progress.facts(json!({"demo": "done", "readings_while_unplugged": readings, "restarts": restarts,
         "caught_up_ms": u64::try_from(caught_up.as_millis()).unwrap_or(u64::MAX), "total_s": progress.total_s()}));
     Ok(())
@@ -95,17 +126,28 @@ async fn import_image(runtime: &dyn Runtime, data_dir: &Path) -> Result<()> {
     let blueprint = Blueprint {
         reference: IMAGE.to_owned(),
         entrypoint: vec!["/thermometer".to_owned()],
-        files: vec![FileInImage { path: "/thermometer".into(), mode: 0o755, bytes: THERMOMETER.to_vec() }],
+        files: vec![FileInImage {
+            path: "/thermometer".into(),
+            mode: 0o755,
+            bytes: THERMOMETER.to_vec(),
+        }],
         ..Blueprint::default()
     };
     let archive = data_dir.join("thermometer.tar");
-    std::fs::write(&archive, build_archive(&blueprint)?).with_context(|| format!("write {}", archive.display()))?;
-    runtime.import_image(archive).await.context("import the image of the demo")?;
+    std::fs::write(&archive, build_archive(&blueprint)?)
+        .with_context(|| format!("write {}", archive.display()))?;
+    runtime
+        .import_image(archive)
+        .await
+        .context("import the image of the demo")?;
     Ok(())
 }
 
 async fn apply(cluster: &Cluster, place: &manifest::Place, object: &Value) -> Result<()> {
-    match cluster.create(&place.collection, &Body::from_value(object)?).await {
+    match cluster
+        .create(&place.collection, &Body::from_value(object)?)
+        .await
+    {
         Ok(_) => Ok(()),
         Err(error) if error.refusal().is_some_and(|status| status.code == 409) => {
             let path = format!("{}/{}", place.collection, place.name);
@@ -157,11 +199,18 @@ struct Line {
 
 /// The log of a pod, through the API, CloudStream, the tunnel and EdgeStream, as `kubectl logs --timestamps` reads it.
 async fn log(cluster: &Cluster, pod: &str) -> Result<Vec<Line>> {
-    let text = cluster.get_text(&format!("/api/v1/namespaces/default/pods/{pod}/log?timestamps=true")).await?;
+    let text = cluster
+        .get_text(&format!(
+            "/api/v1/namespaces/default/pods/{pod}/log?timestamps=true"
+        ))
+        .await?;
     let line = |line: &str| {
         let (time, text) = line.split_once(' ')?;
         let time: jiff::Timestamp = time.parse().ok()?;
-        Some(Line { time_ms: u64::try_from(time.as_millisecond()).ok()?, text: text.to_owned() })
+        Some(Line {
+            time_ms: u64::try_from(time.as_millisecond()).ok()?,
+            text: text.to_owned(),
+        })
     };
     Ok(text.lines().filter_map(line).collect())
 }

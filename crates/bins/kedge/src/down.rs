@@ -32,7 +32,10 @@ pub(crate) async fn down(dir: &DataDir, json: bool) -> Result<()> {
         ContainerRuntime::Embedded => {
             let runtime = kedge_edgecore::runtime::open_embedded(&config.edged).await?;
             runtime.purge().await.context("stop the containers")?;
-            progress.step("containers stopped", "sandboxes, bridge and control groups are gone; data and images stay");
+            progress.step(
+                "containers stopped",
+                "sandboxes, bridge and control groups are gone; data and images stay",
+            );
         }
         ContainerRuntime::Hollow => {}
     }
@@ -51,7 +54,10 @@ async fn stop(dir: &DataDir, pid: u32) -> Result<()> {
     let began = Instant::now();
     while dir.run()?.is_some() {
         if began.elapsed() > STOP_MAX {
-            bail!("process {pid} has not ended within {STOP_MAX:?}; its log is {}", dir.log_file().display());
+            bail!(
+                "process {pid} has not ended within {STOP_MAX:?}; its log is {}",
+                dir.log_file().display()
+            );
         }
         tokio::time::sleep(LOOK_INTERVAL).await;
     }

@@ -30,8 +30,12 @@ pub(crate) fn write(dir: &DataDir, edge: &Edge<'_>) -> Result<EdgeCore> {
 /// Reads an `edgecore.yaml` of kedge.
 pub(crate) fn read(path: &Path) -> Result<EdgeCore> {
     let text = std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
-    let facts = EdgeFacts { hostname: "edge".into(), primary_ip: "127.0.0.1".into() };
-    let (config, warnings) = EdgeCore::from_yaml(&text, &facts).with_context(|| path.display().to_string())?;
+    let facts = EdgeFacts {
+        hostname: "edge".into(),
+        primary_ip: "127.0.0.1".into(),
+    };
+    let (config, warnings) =
+        EdgeCore::from_yaml(&text, &facts).with_context(|| path.display().to_string())?;
     for warning in warnings {
         tracing::warn!("{warning}");
     }
@@ -111,7 +115,9 @@ impl Network {
 
 /// FNV-1a, 64 bits: short, stable, and good enough to tell directories apart.
 fn fnv1a(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    })
 }
 
 #[cfg(test)]
@@ -121,16 +127,29 @@ mod tests {
 
     #[test]
     fn the_file_is_one_that_edgecore_reads_without_a_word() {
-        let dir = DataDir::open(&std::env::temp_dir().join(format!("kedge-edge-file-{}", std::process::id()))).unwrap();
-        let edge = Edge { node_name: "gate-7", ports: HubPorts::from(20000), hollow: true };
-        let facts = EdgeFacts { hostname: "x".into(), primary_ip: "127.0.0.1".into() };
+        let dir =
+            DataDir::open(&std::env::temp_dir().join(format!("kedge-edge-file-{}", std::process::id())))
+                .unwrap();
+        let edge = Edge {
+            node_name: "gate-7",
+            ports: HubPorts::from(20000),
+            hollow: true,
+        };
+        let facts = EdgeFacts {
+            hostname: "x".into(),
+            primary_ip: "127.0.0.1".into(),
+        };
         let (config, warnings) = EdgeCore::from_yaml(&text(&dir, &edge), &facts).unwrap();
         assert_eq!(warnings, []);
         assert_eq!(config.edged.node_name, "gate-7");
         assert_eq!(config.edged.container_runtime, ContainerRuntime::Hollow);
         assert_eq!(config.hub.server, "127.0.0.1:20000");
         assert_eq!(config.stream.server, "127.0.0.1:20004");
-        assert_eq!(config.edged.bridge.len(), 14, "a network interface's name has at most 15 characters");
+        assert_eq!(
+            config.edged.bridge.len(),
+            14,
+            "a network interface's name has at most 15 characters"
+        );
         std::fs::remove_dir_all(dir.root()).unwrap();
     }
 

@@ -18,7 +18,14 @@ pub(crate) async fn image(dir: &DataDir, command: &Image, json: bool) -> Result<
         Image::Ls => list(&runtime, json).await,
         Image::Rm { image } => {
             runtime.remove_image(image).await?;
-            println!("{}", if json { json!({"removed": image}).to_string() } else { format!("removed {image}") });
+            println!(
+                "{}",
+                if json {
+                    json!({"removed": image}).to_string()
+                } else {
+                    format!("removed {image}")
+                }
+            );
             Ok(())
         }
     }
@@ -33,21 +40,41 @@ async fn open(dir: &DataDir) -> Result<Embedded> {
         edge_file::read(&path)?
     } else {
         // Before the first `up`: the same places, with the default ports.
-        edge_file::write(dir, &Edge { node_name: "edge", ports: HubPorts::from(10000), hollow: false })?
+        edge_file::write(
+            dir,
+            &Edge {
+                node_name: "edge",
+                ports: HubPorts::from(10000),
+                hollow: false,
+            },
+        )?
     };
     kedge_edgecore::runtime::open_embedded(&config.edged).await
 }
 
 async fn import(runtime: &Embedded, file: &Path, json: bool) -> Result<()> {
     if !file.is_file() {
-        bail!("{} is not a file; give an OCI image archive or one of `docker save`", file.display());
+        bail!(
+            "{} is not a file; give an OCI image archive or one of `docker save`",
+            file.display()
+        );
     }
-    let images = runtime.import_image(file.to_owned()).await.with_context(|| format!("import {}", file.display()))?;
+    let images = runtime
+        .import_image(file.to_owned())
+        .await
+        .with_context(|| format!("import {}", file.display()))?;
     for image in images {
         if json {
-            println!("{}", json!({"imported": image.tags, "id": image.id, "size_bytes": image.size_bytes}));
+            println!(
+                "{}",
+                json!({"imported": image.tags, "id": image.id, "size_bytes": image.size_bytes})
+            );
         } else {
-            println!("imported {} ({} KiB)", image.tags.join(", "), image.size_bytes / 1024);
+            println!(
+                "imported {} ({} KiB)",
+                image.tags.join(", "),
+                image.size_bytes / 1024
+            );
         }
     }
     Ok(())
@@ -63,7 +90,11 @@ async fn list(runtime: &Embedded, json: bool) -> Result<()> {
     for image in images {
         let id: String = image.id.trim_start_matches("sha256:").chars().take(12).collect();
         let size = format!("{} KiB", image.size_bytes / 1024);
-        for tag in if image.tags.is_empty() { vec!["<none>".to_owned()] } else { image.tags } {
+        for tag in if image.tags.is_empty() {
+            vec!["<none>".to_owned()]
+        } else {
+            image.tags
+        } {
             println!("{tag:<48} {id:<20} {size:>10}");
         }
     }

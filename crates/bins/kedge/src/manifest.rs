@@ -24,11 +24,19 @@ const KINDS: &[(&str, &str, &str)] = &[
 /// Parses a manifest and finds the place of every object.
 pub(crate) fn objects(yaml: &str) -> Result<Vec<(Place, Value)>> {
     let documents = kedge_config::yaml::parse(yaml).context("read the manifest")?;
-    documents.into_iter().map(|object| Ok((place(&object)?, object))).collect()
+    documents
+        .into_iter()
+        .map(|object| Ok((place(&object)?, object)))
+        .collect()
 }
 
 fn place(object: &Value) -> Result<Place> {
-    let text = |pointer: &str| object.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
+    let text = |pointer: &str| {
+        object
+            .pointer(pointer)
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+    };
     let (version, kind) = (text("/apiVersion"), text("/kind"));
     let name = text("/metadata/name");
     if name.is_empty() {
@@ -41,7 +49,11 @@ fn place(object: &Value) -> Result<Place> {
     let Some((_, _, plural)) = KINDS.iter().find(|(v, k, _)| (*v, *k) == (version, kind)) else {
         bail!("{version} {kind} cannot be applied by kedge itself; use kubectl apply");
     };
-    let prefix = if version == "v1" { "/api/v1".to_owned() } else { format!("/apis/{version}") };
+    let prefix = if version == "v1" {
+        "/api/v1".to_owned()
+    } else {
+        format!("/apis/{version}")
+    };
     Ok(Place {
         collection: format!("{prefix}/namespaces/{namespace}/{plural}"),
         name: name.to_owned(),
@@ -56,7 +68,10 @@ mod tests {
     #[test]
     fn the_example_has_a_place_for_every_object() {
         let placed = objects(include_str!("../../../../examples/thermometer.yaml")).unwrap();
-        let shown: Vec<_> = placed.iter().map(|(place, _)| place.collection.as_str()).collect();
+        let shown: Vec<_> = placed
+            .iter()
+            .map(|(place, _)| place.collection.as_str())
+            .collect();
         assert_eq!(
             shown,
             [
@@ -69,7 +84,9 @@ mod tests {
 
     #[test]
     fn unknown_kinds_point_to_kubectl() {
-        let error = objects("apiVersion: v1\nkind: Service\nmetadata: {name: x}\n").unwrap_err().to_string();
+        let error = objects("apiVersion: v1\nkind: Service\nmetadata: {name: x}\n")
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("kubectl apply"), "{error}");
     }
 }

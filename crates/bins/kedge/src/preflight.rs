@@ -14,7 +14,11 @@ pub(crate) struct HubPorts {
 
 impl HubPorts {
     pub(crate) fn from(hub_port: u16) -> Self {
-        Self { link: hub_port, bootstrap: hub_port + 2, tunnel: hub_port + 4 }
+        Self {
+            link: hub_port,
+            bootstrap: hub_port + 2,
+            tunnel: hub_port + 4,
+        }
     }
 }
 
@@ -28,18 +32,27 @@ pub(crate) fn check(up: &Up) -> Result<Vec<String>> {
                  containers (and --data-dir to keep the data where you may write)"
             );
         }
-        kedge_host::cgroups::layout().and_then(|layout| layout.require_controllers()).map_err(|error| {
-            anyhow::anyhow!("{error}; mount the control groups, or add --hollow to run without real containers")
-        })?;
+        kedge_host::cgroups::layout()
+            .and_then(|layout| layout.require_controllers())
+            .map_err(|error| {
+                anyhow::anyhow!(
+                    "{error}; mount the control groups, or add --hollow to run without real containers"
+                )
+            })?;
         if !kedge_host::mounts::knows_file_system(&kedge_host::Root::machine(), "overlay").unwrap_or(false) {
-            notes.push("this kernel has no overlay file system: images are copied, which is slower and larger".into());
+            notes.push(
+                "this kernel has no overlay file system: images are copied, which is slower and larger"
+                    .into(),
+            );
         }
     }
     for (port, option) in wanted_ports(up) {
         if let Err(error) = TcpListener::bind((Ipv4Addr::LOCALHOST, port)) {
             match error.kind() {
                 std::io::ErrorKind::AddrInUse => {
-                    bail!("port {port} is in use by another program; stop it or choose another port with {option}")
+                    bail!(
+                        "port {port} is in use by another program; stop it or choose another port with {option}"
+                    )
                 }
                 _ => bail!("port {port} cannot be used ({error}); choose another port with {option}"),
             }

@@ -16,8 +16,17 @@ pub(crate) struct Progress {
 impl Progress {
     pub(crate) fn new(json: bool) -> Self {
         let now = Instant::now();
-        let mark = if std::io::stdout().is_terminal() { "\u{1b}[32m✓\u{1b}[0m" } else { "✓" };
-        Self { json, began: now, last: now, mark }
+        let mark = if std::io::stdout().is_terminal() {
+            "\u{1b}[32m✓\u{1b}[0m"
+        } else {
+            "✓"
+        };
+        Self {
+            json,
+            began: now,
+            last: now,
+            mark,
+        }
     }
 
     /// A step is done: how long it took, and since the start.
@@ -30,7 +39,11 @@ impl Progress {
                 "total_ms": total.as_millis() as u64});
             self.line(&line.to_string());
         } else {
-            let line = format!("{} {step:<22} {detail:<52} {:>6.2} s", self.mark, took.as_secs_f64());
+            let line = format!(
+                "{} {step:<22} {detail:<52} {:>6.2} s",
+                self.mark,
+                took.as_secs_f64()
+            );
             self.line(&line);
         }
     }

@@ -43,7 +43,11 @@ pub(crate) async fn up(dir: &DataDir, up: &Up, json: bool) -> Result<()> {
     let mut held = dir.hold()?;
     let notes = preflight::check(up)?;
     install_log(dir, &up.log)?;
-    let scopes = Scopes { api: Scope::new(), cloud: Scope::new(), edge: Scope::new() };
+    let scopes = Scopes {
+        api: Scope::new(),
+        cloud: Scope::new(),
+        edge: Scope::new(),
+    };
     for note in notes {
         progress.note(&note);
     }
@@ -68,7 +72,11 @@ async fn start(
     progress: &mut Progress,
 ) -> Result<()> {
     let ports = HubPorts::from(up.hub_port);
-    let edge = edge_file::Edge { node_name: node_name.as_str(), ports, hollow: up.hollow };
+    let edge = edge_file::Edge {
+        node_name: node_name.as_str(),
+        ports,
+        hollow: up.hollow,
+    };
     let mut edge_config = edge_file::write(dir, &edge)?;
 
     let api = wiring::start_api(dir, up.api_port, &scopes.api).await?;
@@ -82,20 +90,37 @@ async fn start(
     held.record(&run)?;
 
     let cloud = wiring::start_cloud(ports, api.cloudcore, api.node_get, &scopes.cloud).await?;
-    progress.step("CloudCore", &format!("link {}, certificates {}", cloud.hub, cloud.https));
+    progress.step(
+        "CloudCore",
+        &format!("link {}, certificates {}", cloud.hub, cloud.https),
+    );
 
     edge_config.hub.token = cloud.token;
-    let (runtime, plug) = (kedge_edgecore::runtime::open(&edge_config.edged).await?, Plug::new());
+    let (runtime, plug) = (
+        kedge_edgecore::runtime::open(&edge_config.edged).await?,
+        Plug::new(),
+    );
     let version = runtime.version().await?;
-    progress.step("container runtime", &format!("{} {}", version.name, version.version));
+    progress.step(
+        "container runtime",
+        &format!("{} {}", version.name, version.version),
+    );
+    // The clock that edged writes into its lease.
+    let since = i64::try_from(kedge_telemetry::clock::now_ms()).map(jiff::Timestamp::from_millisecond)??;
     start_edge(edge_config, &runtime, &plug, &scopes.edge).await?;
     progress.step("EdgeCore", node_name.as_str());
-    wait_node_ready(&api.admin, node_name).await?;
+    wait_node_ready(&api.admin, node_name, since).await?;
     progress.step("node ready", node_name.as_str());
 
     if up.demo {
         let data_dir = dir.root().to_owned();
-        let stage = demo::Stage { cluster: api.admin, runtime, plug, data_dir, hollow: up.hollow };
+        let stage = demo::Stage {
+            cluster: api.admin,
+            runtime,
+            plug,
+            data_dir,
+            hollow: up.hollow,
+        };
         demo::play(&stage, progress).await?;
     }
     farewell(dir, progress);
@@ -133,39 +158,68 @@ fn node_name(up: &Up) -> Result<NodeName> {
 
 fn install_log(dir: &DataDir, filter: &str) -> Result<()> {
     let path = dir.log_file();
-    if path.metadata().is_ok_and(|metadata| metadata.len() > LOG_BYTES_MAX) {
-        std::fs::rename(&path, path.with_extension("log.1")).with_context(|| format!("set {} aside", path.display()))?;
+    if path
+        .metadata()
+        .is_ok_and(|metadata| metadata.len() > LOG_BYTES_MAX)
+    {
+        std::fs::rename(&path, path.with_extension("log.1"))
+            .with_context(|| format!("set {} aside", path.display()))?;
     }
-    let file = OpenOptions::new().create(true).append(true).mode(0o600).open(&path);
+    let file = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .mode(0o600)
+        .open(&path);
     let file = file.with_context(|| format!("open {}", path.display()))?;
     logs::install(filter, logs::Format::Text, logs::file(file));
     Ok(())
 }
 
-async fn wait_node_ready(cluster: &Cluster, node: &NodeName) -> Result<()> {
+/// Waits until the node is ready and its lease was renewed after `since`: what a former run said does not count.
+async fn wait_node_ready(cluster: &Cluster, node: &NodeName, since: jiff::Timestamp) -> Result<()> {
     let began = Instant::now();
-    let path = format!("/api/v1/nodes/{node}");
+    let lease = format!("/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/{node}");
+    let node_path = format!("/api/v1/nodes/{node}");
     loop {
-        let last = match cluster.get(&path).await {
-            Ok(body) if is_ready(&body.parse::<Value>()?) => return Ok(()),
-            Ok(_) => "it is registered but not ready".to_owned(),
-            Err(error) => error.to_string(),
+        let last = match (cluster.get(&node_path).await, cluster.get(&lease).await) {
+            (Ok(node), Ok(lease)) => {
+                match (is_ready(&node.parse()?), renewed(&lease.parse()?) >= Some(since)) {
+                    (true, true) => return Ok(()),
+                    (true, false) => "its lease is of a former run".to_owned(),
+                    (false, _) => "it is registered but not ready".to_owned(),
+                }
+            }
+            (Err(error), _) | (Ok(_), Err(error)) => error.to_string(),
         };
         if began.elapsed() > NODE_READY_MAX {
-            bail!("node {node} is not ready after {NODE_READY_MAX:?}: {last}; DATA_DIR/kedge.log may tell why");
+            bail!(
+                "node {node} is not ready after {NODE_READY_MAX:?}: {last}; DATA_DIR/kedge.log may tell why"
+            );
         }
         tokio::time::sleep(LOOK_INTERVAL).await;
     }
 }
 
-/// Ready, and said so by an edge of this process and not before the restart: the lease of a former run may still hold.
 fn is_ready(node: &Value) -> bool {
-    let conditions = node["status"]["conditions"].as_array().map(Vec::as_slice).unwrap_or_default();
-    conditions.iter().any(|condition| condition["type"] == "Ready" && condition["status"] == "True")
+    let conditions = node["status"]["conditions"]
+        .as_array()
+        .map(Vec::as_slice)
+        .unwrap_or_default();
+    conditions
+        .iter()
+        .any(|condition| condition["type"] == "Ready" && condition["status"] == "True")
+}
+
+fn renewed(lease: &Value) -> Option<jiff::Timestamp> {
+    lease["spec"]["renewTime"].as_str()?.parse().ok()
 }
 
 async fn drain(scopes: &Scopes, progress: &mut Progress) {
-    for (name, scope) in [("edge", &scopes.edge), ("cloud", &scopes.cloud), ("API", &scopes.api)] {
+    for (name, scope) in [
+        ("edge", &scopes.edge),
+        ("cloud", &scopes.cloud),
+        ("API", &scopes.api),
+    ] {
         let left = scope.drain(DRAIN_DEADLINE).await.left;
         if !left.is_empty() {
             tracing::warn!(part = name, ?left, "tasks did not end in time");

@@ -38,7 +38,13 @@ pub(crate) async fn start_api(dir: &DataDir, port: u16, scope: &Scope) -> Result
     let credentials = Credentials::load_or_create(&dir.pki())?;
     let (node_get_tx, node_get_rx) = ask::channel("node gets of the API", NODE_GETS_WAITING_MAX);
     let config = api_config(dir, port, &credentials);
-    let server = ApiServer::open(config, kedge_apiserver::Ports { node_get: Some(node_get_tx) }).await?;
+    let server = ApiServer::open(
+        config,
+        kedge_apiserver::Ports {
+            node_get: Some(node_get_tx),
+        },
+    )
+    .await?;
     let url = format!("https://{}", server.address());
     scope.spawn("apiserver", server.run(scope.clone()));
     kedge_pki::write_private(&dir.kubeconfig(), kubeconfig(&url, &credentials.admin).as_bytes())?;
@@ -57,7 +63,9 @@ pub(crate) async fn start_cloud(
     node_get: kedge_cloudcore::wiring::NodeGetPort,
     scope: &Scope,
 ) -> Result<kedge_cloudcore::wiring::Running> {
-    let facts = CloudFacts { primary_ip: Ipv4Addr::LOCALHOST.to_string() };
+    let facts = CloudFacts {
+        primary_ip: Ipv4Addr::LOCALHOST.to_string(),
+    };
     let (mut config, _) = CloudCore::from_yaml("", &facts).context("the defaults of CloudCore")?;
     config.hub.websocket_address = Ipv4Addr::LOCALHOST.to_string();
     config.hub.https_address = Ipv4Addr::LOCALHOST.to_string();

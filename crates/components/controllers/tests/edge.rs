@@ -231,6 +231,14 @@ async fn what_a_node_asks_is_done_and_answered_as_official_edges_expect() {
         .check(delete("web-uid"), expect![[r#"response: "OK""#]])
         .await;
     assert!(world.peer.object("/api/v1/namespaces/default/pods/web").is_none());
+    // A pod that is not placed here is gone as far as this node is concerned: OK, and nothing is touched.
+    let gone = Request::delete(
+        key(ObjectKind::Pod, "ghost"),
+        body(json!({"preconditions": {"uid": "u"}})),
+    );
+    let calls = world.peer.calls().len();
+    session.check(gone, expect![[r#"response: "OK""#]]).await;
+    assert_eq!(world.peer.calls().len(), calls);
 }
 
 #[tokio::test]

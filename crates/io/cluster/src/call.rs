@@ -101,7 +101,13 @@ impl Cluster {
     /// Reads a text, such as a pod's log.
     pub async fn get_text(&self, path: &str) -> Result<String, ApiError> {
         let act = format!("GET {path}");
-        let answered = async { collect(&act, self.send(&act, Method::GET, path, JSON, Bytes::new()).await?).await };
+        let answered = async {
+            collect(
+                &act,
+                self.send(&act, Method::GET, path, JSON, Bytes::new()).await?,
+            )
+            .await
+        };
         within(&act, answered).await
     }
 

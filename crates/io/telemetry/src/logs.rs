@@ -21,7 +21,9 @@ pub fn install(filter: &str, format: Format, writer: BoxMakeWriter) {
         Ok(parsed) => (parsed, None),
         Err(error) => (EnvFilter::new("info"), Some(error)),
     };
-    let builder = tracing_subscriber::fmt().with_env_filter(parsed).with_writer(writer);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(parsed)
+        .with_writer(writer);
     let installed = match format {
         Format::Text => builder.with_ansi(false).try_init(),
         Format::Json => builder.json().try_init(),

@@ -32,12 +32,20 @@ impl Default for Scope {
 impl Scope {
     /// A scope with no tasks.
     pub fn new() -> Self {
-        Self { token: CancellationToken::new(), tracker: TaskTracker::new(), running: Arc::default() }
+        Self {
+            token: CancellationToken::new(),
+            tracker: TaskTracker::new(),
+            running: Arc::default(),
+        }
     }
 
     /// A scope that is cancelled with this one and can be cancelled before it.
     pub fn child(&self) -> Self {
-        Self { token: self.token.child_token(), tracker: TaskTracker::new(), running: Arc::default() }
+        Self {
+            token: self.token.child_token(),
+            tracker: TaskTracker::new(),
+            running: Arc::default(),
+        }
     }
 
     /// Runs a task under `name` until it returns. The task watches [`Scope::cancelled`] itself, so that it can
@@ -88,7 +96,9 @@ impl Scope {
         self.tracker.close();
         let _ = tokio::time::timeout(deadline, self.tracker.wait()).await;
         let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        DrainReport { left: running.clone() }
+        DrainReport {
+            left: running.clone(),
+        }
     }
 }
 
@@ -99,7 +109,11 @@ struct Running {
 
 impl Running {
     fn enter(names: Arc<Mutex<BTreeMap<String, usize>>>, name: String) -> Self {
-        *names.lock().unwrap_or_else(PoisonError::into_inner).entry(name.clone()).or_default() += 1;
+        *names
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .entry(name.clone())
+            .or_default() += 1;
         Self { names, name }
     }
 }
@@ -130,7 +144,10 @@ mod tests {
         let stubborn = Scope::new();
         stubborn.spawn("stubborn", std::future::pending());
         let report = stubborn.drain(Duration::from_millis(1)).await;
-        assert_eq!(report.left.into_iter().collect::<Vec<_>>(), [("stubborn".to_owned(), 1)]);
+        assert_eq!(
+            report.left.into_iter().collect::<Vec<_>>(),
+            [("stubborn".to_owned(), 1)]
+        );
     }
 
     #[tokio::test]

@@ -26,6 +26,7 @@ fn check(lines: &str, expect: Expect) {
 
 fn describe(verdict: Verdict) -> String {
     match verdict {
+        Verdict::Settled => "settled".to_owned(),
         Verdict::Forbidden(why) => format!("forbidden: {why}"),
         Verdict::Unsupported(why) => format!("unsupported: {why}"),
         Verdict::Call { call, shape } => {
@@ -114,6 +115,7 @@ fn pods() {
            delete default/pod/web yes "a"
            delete default/pod/web yes null
            delete default/pod/web no {"preconditions":{"uid":"a"}}
+           delete default/pod/web no {"gracePeriodSeconds":0}
            insert default/pod/web yes {}
            update default/podstatus/web yes {}"#,
         expect![[r#"
@@ -130,7 +132,9 @@ fn pods() {
             > delete default/pod/web yes null
               unsupported: edge-1 asked to delete default/pod/web, but its delete options are no JSON object
             > delete default/pod/web no {"preconditions":{"uid":"a"}}
-              forbidden: edge-1 may not delete default/pod/web: no such pod is placed on this node
+              settled
+            > delete default/pod/web no {"gracePeriodSeconds":0}
+              unsupported: edge-1 asked to delete default/pod/web, but its delete options have no preconditions.uid
             > insert default/pod/web yes {}
               unsupported: edge-1 asked to insert default/pod/web, which is not served: mirror pods of static pods are not registered yet
             > update default/podstatus/web yes {}

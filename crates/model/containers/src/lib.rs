@@ -155,8 +155,17 @@ pub struct ObservedContainer {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ContainerState {
     Created,
-    Running { started_ms: u64, pid: u32 },
-    Exited { started_ms: u64, finished_ms: u64, exit_code: i32, reason: ExitReason, message: String },
+    Running {
+        started_ms: u64,
+        pid: u32,
+    },
+    Exited {
+        started_ms: u64,
+        finished_ms: u64,
+        exit_code: i32,
+        reason: ExitReason,
+        message: String,
+    },
     /// The runtime lost track, for example after a power cut in the middle of a write.
     Unknown,
 }

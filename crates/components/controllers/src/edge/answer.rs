@@ -90,6 +90,11 @@ fn is_gone(call: &ApiCall, error: &ApiError) -> bool {
     matches!(call, ApiCall::Delete { .. }) && error.refusal().is_some_and(absent)
 }
 
+/// The answer to what needs no call because it is so already.
+pub(super) fn settled() -> Answer {
+    plain(Body::text("OK"))
+}
+
 /// A refusal before any call, in the shape that the official edge reads for this kind of request.
 pub(super) fn refused(request: &Request, status: Status) -> Answer {
     match (&request.route.operation, &request.key.kind) {

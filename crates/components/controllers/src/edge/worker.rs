@@ -81,6 +81,7 @@ impl Hands {
                 tracing::debug!(%node, route = %request.route, failed = result.is_err(), "request done");
                 answer::shaped(request, &call, shape, result)
             }
+            Verdict::Settled => answer::settled(),
             Verdict::Forbidden(why) => {
                 tracing::debug!(%node, route = %request.route, why, "request forbidden");
                 answer::refused(request, Status::forbidden(&why))

@@ -70,7 +70,10 @@ pub struct Sender<Q, A> {
 
 impl<Q, A> Clone for Sender<Q, A> {
     fn clone(&self) -> Self {
-        Self { name: self.name, tx: self.tx.clone() }
+        Self {
+            name: self.name,
+            tx: self.tx.clone(),
+        }
     }
 }
 
@@ -80,12 +83,18 @@ impl<Q, A> Sender<Q, A> {
         let closed = NoAnswer::Closed(Closed { name: self.name });
         let asked = async {
             let (reply, answer) = Reply::pair();
-            self.tx.send(Question { question, reply }).await.map_err(|_| closed)?;
+            self.tx
+                .send(Question { question, reply })
+                .await
+                .map_err(|_| closed)?;
             answer.await.map_err(|_| closed)
         };
         match tokio::time::timeout(timeout, asked).await {
             Ok(answer) => answer,
-            Err(_) => Err(NoAnswer::Timeout { name: self.name, after: timeout }),
+            Err(_) => Err(NoAnswer::Timeout {
+                name: self.name,
+                after: timeout,
+            }),
         }
     }
 

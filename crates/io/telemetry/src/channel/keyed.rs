@@ -30,9 +30,23 @@ impl<K, V> Shared<K, V> {
 
 /// Makes a keyed channel. Its size is the number of distinct keys that its owner sets.
 pub fn channel<K: Eq + Hash + Clone, V>(name: &'static str) -> (Sender<K, V>, Receiver<K, V>) {
-    let state = State { dirty: HashMap::new(), order: VecDeque::new(), senders: 1, receiver_gone: false };
-    let shared = Arc::new(Shared { name, state: Mutex::new(state), changed: Notify::new() });
-    (Sender { shared: Arc::clone(&shared) }, Receiver { shared })
+    let state = State {
+        dirty: HashMap::new(),
+        order: VecDeque::new(),
+        senders: 1,
+        receiver_gone: false,
+    };
+    let shared = Arc::new(Shared {
+        name,
+        state: Mutex::new(state),
+        changed: Notify::new(),
+    });
+    (
+        Sender {
+            shared: Arc::clone(&shared),
+        },
+        Receiver { shared },
+    )
 }
 
 /// The end that sets values.
@@ -45,7 +59,9 @@ impl<K: Eq + Hash + Clone, V> Sender<K, V> {
     pub fn set(&self, key: K, value: V) -> Result<(), Closed> {
         let mut state = self.shared.lock();
         if state.receiver_gone {
-            return Err(Closed { name: self.shared.name });
+            return Err(Closed {
+                name: self.shared.name,
+            });
         }
         if state.dirty.insert(key.clone(), value).is_none() {
             state.order.push_back(key);
@@ -58,7 +74,11 @@ impl<K: Eq + Hash + Clone, V> Sender<K, V> {
     /// How many keys wait. The size of a keyed channel is its key set, so `size` repeats `used`.
     pub fn depth(&self) -> Depth {
         let used = self.shared.lock().dirty.len();
-        Depth { name: self.shared.name, used, size: used }
+        Depth {
+            name: self.shared.name,
+            used,
+            size: used,
+        }
     }
 
     /// Whether the receiver is gone.
@@ -70,7 +90,9 @@ impl<K: Eq + Hash + Clone, V> Sender<K, V> {
 impl<K, V> Clone for Sender<K, V> {
     fn clone(&self) -> Self {
         self.shared.lock().senders += 1;
-        Self { shared: Arc::clone(&self.shared) }
+        Self {
+            shared: Arc::clone(&self.shared),
+        }
     }
 }
 

@@ -9,7 +9,14 @@ use tokio::sync::mpsc;
 pub fn channel<T>(name: &'static str, size: usize) -> (Sender<T>, Receiver<T>) {
     let (tx, rx) = mpsc::channel(size);
     let dropped = Arc::new(AtomicU64::new(0));
-    (Sender { name, tx, dropped: Arc::clone(&dropped) }, Receiver { rx, dropped })
+    (
+        Sender {
+            name,
+            tx,
+            dropped: Arc::clone(&dropped),
+        },
+        Receiver { rx, dropped },
+    )
 }
 
 /// The end that offers items.
@@ -22,7 +29,11 @@ pub struct Sender<T> {
 
 impl<T> Clone for Sender<T> {
     fn clone(&self) -> Self {
-        Self { name: self.name, tx: self.tx.clone(), dropped: Arc::clone(&self.dropped) }
+        Self {
+            name: self.name,
+            tx: self.tx.clone(),
+            dropped: Arc::clone(&self.dropped),
+        }
     }
 }
 
@@ -37,7 +48,11 @@ impl<T> Sender<T> {
     /// How full the channel is.
     pub fn depth(&self) -> Depth {
         let size = self.tx.max_capacity();
-        Depth { name: self.name, used: size - self.tx.capacity(), size }
+        Depth {
+            name: self.name,
+            used: size - self.tx.capacity(),
+            size,
+        }
     }
 }
 

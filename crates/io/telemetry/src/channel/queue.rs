@@ -18,7 +18,10 @@ pub struct Sender<T> {
 
 impl<T> Clone for Sender<T> {
     fn clone(&self) -> Self {
-        Self { name: self.name, tx: self.tx.clone() }
+        Self {
+            name: self.name,
+            tx: self.tx.clone(),
+        }
     }
 }
 
@@ -48,7 +51,11 @@ impl<T> Sender<T> {
     /// How full the queue is.
     pub fn depth(&self) -> Depth {
         let size = self.tx.max_capacity();
-        Depth { name: self.name, used: size - self.tx.capacity(), size }
+        Depth {
+            name: self.name,
+            used: size - self.tx.capacity(),
+            size,
+        }
     }
 }
 
@@ -72,6 +79,10 @@ impl<T> Receiver<T> {
 
     /// How full the queue is.
     pub fn depth(&self) -> Depth {
-        Depth { name: self.name, used: self.rx.len(), size: self.rx.max_capacity() }
+        Depth {
+            name: self.name,
+            used: self.rx.len(),
+            size: self.rx.max_capacity(),
+        }
     }
 }

@@ -8,107 +8,51 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 type Cells = fn(&Value, Timestamp) -> Vec<Value>;
-/// Name, type, priority.
-type Head = (&'static str, &'static str, i64);
-
-const S: &str = "string";
-const I: &str = "integer";
+/// Column names, `|` between them; `#` behind a name is a whole number, `@` a date, `+` is shown by `-o wide` only.
+type Heads = &'static str;
 
 pub(super) fn printer(kind: &Kind) -> Printer {
-    let (heads, cells): (&[Head], Cells) = match kind.group_resource().as_str() {
+    let (heads, cells): (Heads, Cells) = match kind.group_resource().as_str() {
         "pods" => (
-            &[
-                ("Name", S, 0),
-                ("Ready", S, 0),
-                ("Status", S, 0),
-                ("Restarts", S, 0),
-                ("Age", S, 0),
-                ("IP", S, 1),
-                ("Node", S, 1),
-                ("Nominated Node", S, 1),
-                ("Readiness Gates", S, 1),
-            ],
+            "Name|Ready|Status|Restarts|Age|IP+|Node+|Nominated Node+|Readiness Gates+",
             pod::cells,
         ),
         "nodes" => (
-            &[
-                ("Name", S, 0),
-                ("Status", S, 0),
-                ("Roles", S, 0),
-                ("Age", S, 0),
-                ("Version", S, 0),
-                ("Internal-IP", S, 1),
-                ("External-IP", S, 1),
-                ("OS-Image", S, 1),
-                ("Kernel-Version", S, 1),
-                ("Container-Runtime", S, 1),
-            ],
+            "Name|Status|Roles|Age|Version|Internal-IP+|External-IP+|OS-Image+|Kernel-Version+|Container-Runtime+",
             node,
         ),
         "deployments.apps" => (
-            &[
-                ("Name", S, 0),
-                ("Ready", S, 0),
-                ("Up-to-date", I, 0),
-                ("Available", I, 0),
-                ("Age", S, 0),
-                ("Containers", S, 1),
-                ("Images", S, 1),
-                ("Selector", S, 1),
-            ],
+            "Name|Ready|Up-to-date#|Available#|Age|Containers+|Images+|Selector+",
             deployment,
         ),
         "replicasets.apps" => (
-            &[
-                ("Name", S, 0),
-                ("Desired", I, 0),
-                ("Current", I, 0),
-                ("Ready", I, 0),
-                ("Age", S, 0),
-                ("Containers", S, 1),
-                ("Images", S, 1),
-                ("Selector", S, 1),
-            ],
+            "Name|Desired#|Current#|Ready#|Age|Containers+|Images+|Selector+",
             replica_set,
         ),
-        "services" => (
-            &[
-                ("Name", S, 0),
-                ("Type", S, 0),
-                ("Cluster-IP", S, 0),
-                ("External-IP", S, 0),
-                ("Port(s)", S, 0),
-                ("Age", S, 0),
-                ("Selector", S, 1),
-            ],
-            service,
-        ),
-        "configmaps" => (&[("Name", S, 0), ("Data", I, 0), ("Age", S, 0)], |o, now| {
+        "services" => ("Name|Type|Cluster-IP|External-IP|Port(s)|Age|Selector+", service),
+        "configmaps" => ("Name|Data#|Age", |o, now| {
             vec![
                 meta::name(o).into(),
                 count(o, &["data", "binaryData"]),
                 created(o, now),
             ]
         }),
-        "secrets" => (
-            &[("Name", S, 0), ("Type", S, 0), ("Data", I, 0), ("Age", S, 0)],
-            |o, now| {
-                vec![
-                    meta::name(o).into(),
-                    text(o, &["type"]).into(),
-                    count(o, &["data"]),
-                    created(o, now),
-                ]
-            },
-        ),
-        "serviceaccounts" => (&[("Name", S, 0), ("Secrets", I, 0), ("Age", S, 0)], |o, now| {
+        "secrets" => ("Name|Type|Data#|Age", |o, now| {
+            vec![
+                meta::name(o).into(),
+                text(o, &["type"]).into(),
+                count(o, &["data"]),
+                created(o, now),
+            ]
+        }),
+        "serviceaccounts" => ("Name|Secrets#|Age", |o, now| {
             vec![
                 meta::name(o).into(),
                 items(o, &["secrets"]).len().into(),
                 created(o, now),
             ]
         }),
-        "namespaces" => (&[("Name", S, 0), ("Status", S, 0), ("Age", S, 0)], |o, now| {
+        "namespaces" => ("Name|Status|Age", |o, now| {
             vec![
                 meta::name(o).into(),
                 text(o, &["status", "phase"]).into(),
@@ -116,88 +60,53 @@ pub(super) fn printer(kind: &Kind) -> Printer {
             ]
         }),
         "events" => (
-            &[
-                ("Last Seen", S, 0),
-                ("Type", S, 0),
-                ("Reason", S, 0),
-                ("Object", S, 0),
-                ("Subobject", S, 1),
-                ("Source", S, 1),
-                ("Message", S, 0),
-                ("First Seen", S, 1),
-                ("Count", S, 1),
-                ("Name", S, 1),
-            ],
+            "Last Seen|Type|Reason|Object|Subobject+|Source+|Message|First Seen+|Count+|Name+",
             event,
         ),
-        "leases.coordination.k8s.io" => (&[("Name", S, 0), ("Holder", S, 0), ("Age", S, 0)], |o, now| {
+        "leases.coordination.k8s.io" => ("Name|Holder|Age", |o, now| {
             vec![
                 meta::name(o).into(),
                 text(o, &["spec", "holderIdentity"]).into(),
                 created(o, now),
             ]
         }),
-        "customresourcedefinitions.apiextensions.k8s.io" => {
-            (&[("Name", S, 0), ("Created At", "date", 0)], |o, _| {
-                vec![
-                    meta::name(o).into(),
-                    text(o, &["metadata", "creationTimestamp"]).into(),
-                ]
-            })
-        }
+        "customresourcedefinitions.apiextensions.k8s.io" => ("Name|Created At@", |o, _| {
+            vec![
+                meta::name(o).into(),
+                text(o, &["metadata", "creationTimestamp"]).into(),
+            ]
+        }),
         "certificatesigningrequests.certificates.k8s.io" => (
-            &[
-                ("Name", S, 0),
-                ("Age", S, 0),
-                ("SignerName", S, 0),
-                ("Requestor", S, 0),
-                ("RequestedDuration", S, 0),
-                ("Condition", S, 0),
-            ],
+            "Name|Age|SignerName|Requestor|RequestedDuration|Condition",
             signing_request,
         ),
-        "endpoints" => (&[("Name", S, 0), ("Endpoints", S, 0), ("Age", S, 0)], |o, now| {
+        "endpoints" => ("Name|Endpoints|Age", |o, now| {
             vec![meta::name(o).into(), endpoints(o), created(o, now)]
         }),
         "persistentvolumes" => (
-            &[
-                ("Name", S, 0),
-                ("Capacity", S, 0),
-                ("Access Modes", S, 0),
-                ("Reclaim Policy", S, 0),
-                ("Status", S, 0),
-                ("Claim", S, 0),
-                ("StorageClass", S, 0),
-                ("Reason", S, 0),
-                ("Age", S, 0),
-                ("VolumeMode", S, 1),
-            ],
+            "Name|Capacity|Access Modes|Reclaim Policy|Status|Claim|StorageClass|Reason|Age|VolumeMode+",
             persistent_volume,
         ),
         "persistentvolumeclaims" => (
-            &[
-                ("Name", S, 0),
-                ("Status", S, 0),
-                ("Volume", S, 0),
-                ("Capacity", S, 0),
-                ("Access Modes", S, 0),
-                ("StorageClass", S, 0),
-                ("Age", S, 0),
-                ("VolumeMode", S, 1),
-            ],
+            "Name|Status|Volume|Capacity|Access Modes|StorageClass|Age|VolumeMode+",
             persistent_volume_claim,
         ),
-        _ => (&[("Name", S, 0), ("Age", S, 0)], |o, now| {
-            vec![meta::name(o).into(), created(o, now)]
-        }),
+        _ => ("Name|Age", |o, now| vec![meta::name(o).into(), created(o, now)]),
     };
-    let columns = heads
-        .iter()
-        .map(|(name, kind, priority)| Column::new(name, kind, *priority))
-        .collect();
     Printer {
-        columns,
+        columns: heads.split('|').map(column).collect(),
         cells: Box::new(cells),
+    }
+}
+
+fn column(head: &str) -> Column {
+    let (head, priority) = head.strip_suffix('+').map_or((head, 0), |head| (head, 1));
+    if let Some(name) = head.strip_suffix('#') {
+        return Column::new(name, "integer", priority);
+    }
+    match head.strip_suffix('@') {
+        Some(name) => Column::new(name, "date", priority),
+        None => Column::new(head, "string", priority),
     }
 }
 

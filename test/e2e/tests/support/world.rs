@@ -1,0 +1,166 @@
+//! An embedded API and a CloudCore in this process, and the way an official edge joins them.
+
+use kedge_apiserver::{ApiServer, StorageAt};
+use kedge_cluster::{Cluster, Parts};
+use kedge_config::{CloudCore, CloudFacts};
+use kedge_pki::{
+    Authority, Bootstrap, Certificate, Identity, JoinToken, Key, NodeRequest, ServerNames, UnixTime,
+    anonymous_client_config,
+};
+use kedge_telemetry::Scope;
+use kedge_telemetry::channel::ask;
+use kedge_transport::{Connection, Plug, Target, dial, dial_tls};
+use kedge_wire::{Body, NodeName};
+use serde_json::Value;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+pub const FACT_DEADLINE: Duration = Duration::from_secs(60);
+pub const DRAIN_DEADLINE: Duration = Duration::from_secs(10);
+const DAY: Duration = Duration::from_secs(24 * 3600);
+/// The project in the path that official edges dial.
+const PROJECT: &str = "e632aba927ea4ac2b575ec1603d56f10";
+
+pub struct World {
+    pub scope: Scope,
+    pub cluster: Cluster,
+    cloud: kedge_cloudcore::wiring::Running,
+}
+
+impl World {
+    pub async fn start() -> Self {
+        let scope = Scope::new();
+        let cluster = start_api(&scope).await;
+        let facts = CloudFacts {
+            primary_ip: "127.0.0.1".into(),
+        };
+        let (mut config, _) = CloudCore::from_yaml("", &facts).unwrap();
+        config.hub.websocket_address = "127.0.0.1".into();
+        config.hub.https_address = "127.0.0.1".into();
+        (config.hub.websocket_port, config.hub.https_port) = (0, 0);
+        config.stream.enable = false;
+        let (_, no_gets) = ask::channel("test node gets", 1);
+        let cloud = kedge_cloudcore::wiring::start(config, cluster.clone(), no_gets, &scope)
+            .await
+            .unwrap();
+        Self {
+            scope,
+            cluster,
+            cloud,
+        }
+    }
+
+    /// The certificate for a join token, step by step as the official edge asks for it.
+    pub async fn join(&self, node: &NodeName) -> Identity {
+        let token = JoinToken::parse(&self.cloud.token).unwrap();
+        let (tls, bootstrap) = Bootstrap::begin().unwrap();
+        let fetched = self.https_get(tls, "/ca.crt", &[], &[]).await;
+        let authority = bootstrap.accept(&fetched, &token, UnixTime::now()).unwrap();
+        let request = NodeRequest::create(node).unwrap();
+        let bearer = format!("Bearer {}", token.bearer());
+        let headers = [("Authorization", bearer.as_str()), ("Nodename", node.as_str())];
+        let tls = anonymous_client_config(&authority).unwrap();
+        let signed = self.https_get(tls, "/edge.crt", &headers, request.der()).await;
+        let certificate = Certificate::from_der(&signed).unwrap();
+        Identity::new(vec![certificate], request.into_key(), authority).unwrap()
+    }
+
+    /// Dials the hub with the official headers and no others.
+    pub async fn dial(&self, node: &NodeName, identity: &Identity) -> Connection {
+        let target = Target::hub(&self.cloud.hub.to_string(), PROJECT, node);
+        dial(&target, Arc::new(identity.client_config().unwrap()), &Plug::new())
+            .await
+            .unwrap()
+    }
+
+    /// A GET with a body, as Go writes it; the body of the answer.
+    async fn https_get(
+        &self,
+        tls: rustls::ClientConfig,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &[u8],
+    ) -> Vec<u8> {
+        let address = self.cloud.https.to_string();
+        let mut stream = dial_tls(&address, Arc::new(tls)).await.unwrap();
+        let mut head =
+            format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nUser-Agent: Go-http-client/1.1\r\n");
+        for (name, value) in headers {
+            head.push_str(&format!("{name}: {value}\r\n"));
+        }
+        head.push_str(&format!(
+            "Content-Length: {}\r\nAccept-Encoding: gzip\r\n\r\n",
+            body.len()
+        ));
+        stream.write_all(&[head.as_bytes(), body].concat()).await.unwrap();
+        let mut answer = Vec::new();
+        // A server that closes without TLS goodbye has said everything all the same: the length is checked below.
+        let _ = stream.read_to_end(&mut answer).await;
+        let end = answer
+            .windows(4)
+            .position(|bytes| bytes == b"\r\n\r\n")
+            .expect("a head")
+            + 4;
+        let head = String::from_utf8_lossy(&answer[..end]).to_ascii_lowercase();
+        assert!(head.starts_with("http/1.1 200 "), "{path}: {head}");
+        assert!(
+            head.contains(&format!("content-length: {}\r\n", answer.len() - end)),
+            "{path}: {head}"
+        );
+        answer.split_off(end)
+    }
+
+    pub async fn create(&self, path: &str, object: &Value) -> Value {
+        let made = self
+            .cluster
+            .create(path, &Body::from_value(object).unwrap())
+            .await;
+        made.unwrap_or_else(|error| panic!("create at {path}: {error}; {object}"))
+            .parse()
+            .unwrap()
+    }
+}
+
+/// The API with an administrator's client.
+async fn start_api(scope: &Scope) -> Cluster {
+    let now = UnixTime::now();
+    let authority = Authority::create_named("test", now).unwrap();
+    let names = ServerNames {
+        ips: vec![IpAddr::V4(Ipv4Addr::LOCALHOST)],
+        dns: vec![],
+    };
+    let server = authority.issue_server_as("test-api", &names, now).unwrap();
+    let config = kedge_apiserver::Config {
+        listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+        storage: StorageAt::Memory,
+        server_certificate_pem: chain(&server),
+        server_key_pem: server.key().pem(),
+        client_ca_pem: authority.certificate().pem(),
+        service_account_key_pem: Key::generate().unwrap().pkcs8_pem(),
+        service_account_issuer: "https://kubernetes.default.svc".into(),
+        root_ca_pem: authority.certificate().pem(),
+        cluster_cidr: None,
+        trusted_groups: Vec::new(),
+    };
+    let api = ApiServer::open(config, kedge_apiserver::Ports { node_get: None })
+        .await
+        .unwrap();
+    let url = format!("https://{}", api.address());
+    scope.spawn("api", api.run(scope.clone()));
+    let admin = authority
+        .issue_client("admin", &[kedge_pki::ADMINS_ORGANIZATION], DAY, now)
+        .unwrap();
+    let parts = Parts {
+        url: &url,
+        ca_pem: &authority.certificate().pem(),
+        client_certificate_pem: &chain(&admin),
+        client_key_pem: &admin.key().pem(),
+    };
+    Cluster::from_parts(parts).await.unwrap()
+}
+
+fn chain(identity: &Identity) -> String {
+    identity.chain().iter().map(Certificate::pem).collect()
+}
