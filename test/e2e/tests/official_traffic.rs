@@ -4,9 +4,15 @@
 mod support;
 
 use kedge_cluster::Patch;
+use kedge_config::{EdgeCore, EdgeFacts};
+use kedge_pki::IdentityFiles;
+use kedge_telemetry::Scope;
+use kedge_transport::Plug;
 use kedge_wire::{Body, Envelope, Route};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
+use std::path::Path;
+use support::official_cloud::OfficialCloud;
 use support::official_edge::{OfficialEdge, version_is_true};
 use support::recording::{Line, NODE, Recording, content, object_of};
 use support::shape::{push_shape, shape};
@@ -359,4 +365,185 @@ async fn an_official_edge_finds_our_cloud_as_it_knows_clouds() {
         world.scope.drain(DRAIN_DEADLINE).await.left.is_empty(),
         "the cloud drains"
     );
+}
+
+/// Our edge, with the certificate it would have got.
+async fn start_edge(cloud: &OfficialCloud, dir: &Path, scope: &Scope) {
+    let files = IdentityFiles {
+        authority: dir.join("ca.crt"),
+        certificate: dir.join("server.crt"),
+        key: dir.join("server.key"),
+    };
+    std::fs::create_dir_all(dir).unwrap();
+    files.save(&cloud.identity).unwrap();
+    let yaml = format!(
+        "database: {{dataSource: {dir}/edgecore.db}}
+modules:
+  edgeHub:
+    httpServer: https://127.0.0.1:1
+    websocket: {{server: '{hub}'}}
+    tlsCaFile: {dir}/ca.crt
+    tlsCertFile: {dir}/server.crt
+    tlsPrivateKeyFile: {dir}/server.key
+  edgeStream: {{enable: false}}
+  edged:
+    hostnameOverride: {NODE}
+    rootDirectory: {dir}/kubelet
+    tailoredKubeletConfig: {{containerRuntimeEndpoint: 'kedge://hollow', podLogsDir: {dir}/logs}}
+",
+        dir = dir.display(),
+        hub = cloud.address(),
+    );
+    let facts = EdgeFacts { hostname: NODE.into(), primary_ip: "127.0.0.1".into() };
+    let (config, _) = EdgeCore::from_yaml(&yaml, &facts).unwrap();
+    let runtime = kedge_edgecore::runtime::open(&config.edged).await.unwrap();
+    kedge_edgecore::wiring::start(config, runtime, Plug::new(), scope).await.unwrap();
+}
+
+/// What the cloud knows of the node before the edge comes.
+enum Node {
+    New,
+    /// As recorded: node and lease are there, and the edge starts with an empty store.
+    Known,
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_official_cloud_takes_our_edge_for_an_official_one() {
+    our_edge(Node::Known, "known").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_official_cloud_registers_our_edge() {
+    our_edge(Node::New, "new").await;
+}
+
+async fn our_edge(node: Node, name: &str) {
+    let recording = Recording::read();
+    let dir = std::env::temp_dir().join(format!("kedge-official-{name}-{}", std::process::id()));
+    let mut cloud = OfficialCloud::start().await;
+    let recorded = |resource: &str| content(recording.pushes_of(resource).next().unwrap());
+    match node {
+        Node::New => {}
+        Node::Known => {
+            let lease = recording.to_edge().find(|envelope| envelope.route.resource == LEASE).unwrap();
+            cloud.hold(LEASE, content(lease)["Object"].clone());
+            cloud.hold("null/node/goedge", recorded("null/node/goedge"));
+        }
+    }
+    let scope = Scope::new();
+    let edge = scope.clone();
+    // The edge dials while this cloud is still on its way to accept.
+    start_edge(&cloud, &dir, &edge).await;
+    cloud.accept().await;
+    comes_up(&mut cloud, &recording).await;
+    runs_pods(&mut cloud, &recording).await;
+    ends_pods(&mut cloud, &recording).await;
+    is_not_disturbed(&mut cloud, &recording).await;
+    comes_back(&mut cloud, &recording).await;
+    assert!(scope.drain(DRAIN_DEADLINE).await.left.is_empty(), "the edge drains");
+    std::fs::remove_dir_all(dir).unwrap();
+}
+
+const LEASE: &str = "kube-node-lease/lease/goedge";
+
+/// The recorded message that an official edge begins with and ours must begin with.
+async fn says_keepalive_first(cloud: &mut OfficialCloud, recording: &Recording) {
+    let keepalive = cloud.hears("anything", |_| true).await;
+    let recorded = recording.to_cloud().next().unwrap();
+    assert_eq!((&keepalive.route, keepalive.content.json()), (&recorded.route, recorded.content.json()));
+}
+
+async fn comes_up(cloud: &mut OfficialCloud, recording: &Recording) {
+    says_keepalive_first(cloud, recording).await;
+    let is = |operation: &'static str, resource: &'static str| {
+        move |heard: &Envelope| heard.route.operation == operation && heard.route.resource == resource
+    };
+    let node = cloud.hears("the registration", is("insert", "null/node/goedge")).await;
+    let recorded = recording.to_cloud().find(|envelope| is("insert", "null/node/goedge")(envelope)).unwrap();
+    let (node, recorded) = (content(&node), content(recorded));
+    let without_arch = |node: &Value| {
+        let mut labels = node["metadata"]["labels"].as_object().unwrap().clone();
+        labels.iter_mut().filter(|(name, _)| name.ends_with("/arch")).for_each(|(_, value)| *value = Value::Null);
+        labels
+    };
+    assert_eq!(without_arch(&node), without_arch(&recorded));
+    assert_eq!(node["metadata"]["annotations"], recorded["metadata"]["annotations"]);
+    let keys = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<BTreeSet<_>>();
+    for key in ["capacity", "allocatable", "conditions", "addresses", "nodeInfo", "daemonEndpoints"] {
+        assert!(keys(&node["status"]).contains(key), "{key} of the node");
+    }
+    let patch = cloud.hears("the node's status", is("patch", "null/nodepatch/goedge")).await;
+    let patch: Value = serde_json::from_str(content(&patch).as_str().unwrap()).unwrap();
+    assert_eq!(keys(&patch), BTreeSet::from(["status".to_owned()]));
+    let lease = cloud
+        .hears("a lease", |heard| heard.route.resource == LEASE && content(heard).is_object())
+        .await;
+    let recorded = recording.to_cloud().find(|envelope| is("update", LEASE)(envelope)).unwrap();
+    assert_eq!(keys(&content(&lease)["spec"]), keys(&content(recorded)["spec"]));
+}
+
+/// `patch`, checked to be what an official edge says about this pod: a string with uid and status.
+fn status_of(patch: &Envelope, uid: &Value) -> Value {
+    let patch: Value = serde_json::from_str(content(patch).as_str().expect("a patch is a string")).unwrap();
+    let known = |key: &String| key == "metadata" || key == "status";
+    assert!(patch.as_object().unwrap().keys().all(known), "{patch}");
+    assert_eq!(patch["metadata"], json!({ "uid": uid }));
+    patch["status"].clone()
+}
+
+const OFF: [&str; 3] = ["default/pod/off1", "default/pod/off5", "default/pod/off8"];
+const WEB: &str = "default/pod/web-f6c574d48-sfzqj";
+
+async fn runs_pods(cloud: &mut OfficialCloud, recording: &Recording) {
+    let first = |resource: &str| recording.pushes_of(resource).next().unwrap().clone();
+    cloud.push(OFF.map(first)).await;
+    cloud.push([first(WEB)]).await;
+    for resource in OFF.into_iter().chain([WEB]) {
+        let (patches, uid) = (resource.replace("/pod/", "/podpatch/"), content(&first(resource))["metadata"]["uid"].clone());
+        cloud
+            .hears(&format!("that {resource} runs"), |heard| {
+                heard.route.resource == patches && status_of(heard, &uid)["phase"] == "Running"
+            })
+            .await;
+    }
+    for asked in ["configmap/app-config", "secret/app-secret", "serviceaccounttoken/default", "configmap/kube-root-ca.crt"] {
+        let resource = format!("default/{asked}");
+        cloud.hears(asked, |heard| heard.route.resource == resource && heard.route.operation == "query").await;
+    }
+    cloud.push([first("default/configmap/app-config")]).await;
+}
+
+async fn ends_pods(cloud: &mut OfficialCloud, recording: &Recording) {
+    let terminating = |push: &&Envelope| content(push)["metadata"]["deletionGracePeriodSeconds"] == 1;
+    let push = recording.pushes_of(WEB).find(terminating).unwrap().clone();
+    let wanted = recording.to_cloud().find(|envelope| envelope.route.operation == "delete").unwrap();
+    assert_eq!(wanted.route.resource, WEB);
+    cloud.push([push]).await;
+    let delete = cloud.hears("that the pod has ended", |heard| heard.route.operation == "delete").await;
+    assert_eq!((&delete.route, content(&delete)), (&wanted.route, content(wanted)));
+    // A forced delete comes without a word before it.
+    let gone = recording.pushes_of(OFF[0]).find(|push| push.route.operation == "delete").unwrap();
+    cloud.push([gone.clone()]).await;
+}
+
+/// Messages for parts that this edge has not.
+async fn is_not_disturbed(cloud: &mut OfficialCloud, recording: &Recording) {
+    let devices = recording.to_edge().filter(|envelope| envelope.route.source == "devicecontroller");
+    for recorded in devices {
+        match recorded.route.group.as_str() {
+            "resource" => cloud.push([recorded.clone()]).await,
+            _ => cloud.tell(recorded).await,
+        }
+    }
+}
+
+/// After a cut link an official cloud sends everything again.
+async fn comes_back(cloud: &mut OfficialCloud, recording: &Recording) {
+    cloud.accept().await;
+    says_keepalive_first(cloud, recording).await;
+    let held = |resource: &str| recording.pushes_of(resource).next().unwrap().clone();
+    cloud.push([OFF[1], OFF[2], "default/pod/web-5fc8d484f-4z5jr", "default/configmap/app-config"].map(held)).await;
+    cloud
+        .hears("the new pod", |heard| heard.route.resource == "default/podpatch/web-5fc8d484f-4z5jr")
+        .await;
 }

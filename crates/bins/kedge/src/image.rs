@@ -31,25 +31,11 @@ pub(crate) async fn image(dir: &DataDir, command: &Image, json: bool) -> Result<
     }
 }
 
-async fn open(dir: &DataDir) -> Result<Embedded> {
+fn open(dir: &DataDir) -> Result<Images> {
     if !kedge_host::is_root() {
         bail!("images of the built-in runtime need root; with --hollow every image name exists");
     }
-    let path = edge_file::path(dir);
-    let config = if path.exists() {
-        edge_file::read(&path)?
-    } else {
-        // Before the first `up`: the same places, with the default ports.
-        edge_file::write(
-            dir,
-            &Edge {
-                node_name: "edge",
-                ports: HubPorts::from(10000),
-                hollow: false,
-            },
-        )?
-    };
-    kedge_edgecore::runtime::open_embedded(&config.edged).await
+    Ok(Images::open(&dir.runtime())?)
 }
 
 async fn import(runtime: &Embedded, file: &Path, json: bool) -> Result<()> {

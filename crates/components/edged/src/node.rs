@@ -15,6 +15,7 @@ use kedge_runtime::Runtime;
 use kedge_telemetry::Scope;
 use kedge_telemetry::channel::latest;
 use kedge_wire::{Body, ObjectKey, ObjectKind, Operation, Time};
+use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::json;
 use std::sync::Arc;
 use std::time::Duration;
@@ -106,12 +107,8 @@ impl NodeTasks {
     /// The node exists: its labels may be those of an older configuration. Not being able to compare them is no reason
     /// to stay away.
     async fn reconcile(&self, wanted: &Node) -> String {
-        let key = self.key(ObjectKind::Node);
-        let known: Node = match self
-            .cloud
-            .object(Operation::Query, key.clone(), Body::null())
-            .await
-        {
+        // The status is due anyway, and its answer holds the whole node; official clouds answer no query of a node.
+        let known: Node = match self.patch_status(&status_patch(&wanted.status)).await {
             Ok(node) => node,
             Err(error) => {
                 tracing::debug!(%error, "registered node cannot be compared");
@@ -124,7 +121,7 @@ impl NodeTasks {
             .iter()
             .any(|(name, value)| known.metadata.labels.get(name) != Some(value));
         if missing && let Ok(body) = Body::from_value(wanted) {
-            let cloud = self.cloud.clone();
+            let (cloud, key) = (self.cloud.clone(), self.key(ObjectKind::Node));
             // The official cloud does not answer a failed update, so nobody waits for it.
             self.scope.spawn_until_cancelled("edged-node-labels", async move {
                 if let Err(error) = cloud.ask(Operation::Update, key, body).await {
@@ -141,8 +138,8 @@ impl NodeTasks {
             let status = self.status(reporter.before()).await;
             let wait = match reporter.patch(&self.config, &status, self.clock.now()) {
                 None => self.config.status_check_interval,
-                Some(patch) => match self.send_status(&patch).await {
-                    Ok(()) => {
+                Some(patch) => match self.patch_status::<IgnoredAny>(&patch).await {
+                    Ok(_) => {
                         reporter.sent(status, self.clock.now());
                         delay = RETRY_MIN;
                         self.config.status_check_interval
@@ -166,13 +163,12 @@ impl NodeTasks {
         }
     }
 
-    async fn send_status(&self, patch: &str) -> Result<(), Error> {
+    /// Gives back the node as it is then.
+    async fn patch_status<T: DeserializeOwned>(&self, patch: &str) -> Result<T, Error> {
         let key = self.key(ObjectKind::NodePatch);
-        let _: serde_json::Value = self
-            .cloud
+        self.cloud
             .object(Operation::Patch, key, Body::text(patch))
-            .await?;
-        Ok(())
+            .await
     }
 
     async fn node(&self) -> Node {

@@ -54,18 +54,25 @@ impl Asker {
         }
     }
 
+    /// From the store only.
+    pub(crate) async fn held_only(&self, request: Request) -> Outcome {
+        let held = self.held(&request.key).await;
+        let absent = || RequestError::Refused(format!("{} not found on this node", request.key));
+        held.ok_or_else(absent).into()
+    }
+
     /// From the store when held, else from the cloud.
-    pub(crate) async fn held_else_cloud(&self, request: Request, keep: bool) -> Outcome {
+    pub(crate) async fn held_else_cloud(&self, request: Request) -> Outcome {
         match self.held(&request.key).await {
             Some(reply) => Ok(reply).into(),
-            None => self.object_from_cloud(request, keep).await,
+            None => self.object_from_cloud(request).await,
         }
     }
 
     /// From the cloud, and from the store when the cloud cannot be asked.
     pub(crate) async fn cloud_else_held(&self, request: Request) -> Outcome {
         let key = request.key.clone();
-        let outcome = self.object_from_cloud(request, true).await;
+        let outcome = self.object_from_cloud(request).await;
         match &outcome.answer {
             Err(RequestError::Offline | RequestError::Lost | RequestError::Timeout | RequestError::Full) => {
                 self.held(&key).await.map_or(outcome, |reply| Ok(reply).into())
@@ -74,7 +81,7 @@ impl Asker {
         }
     }
 
-    async fn object_from_cloud(&self, request: Request, keep: bool) -> Outcome {
+    async fn object_from_cloud(&self, request: Request) -> Outcome {
         let key = request.key.clone();
         let answer = self
             .cloud(request)
@@ -83,9 +90,8 @@ impl Asker {
                 Ok(()) => Ok(reply),
                 Err(why) => Err(RequestError::Refused(why)),
             });
-        let kept = answer.as_ref().ok().filter(|_| keep);
         Outcome {
-            keep: kept.map(|reply| objects::row(&key, &reply.body)),
+            keep: answer.as_ref().ok().map(|reply| objects::row(&key, &reply.body)),
             answer,
         }
     }

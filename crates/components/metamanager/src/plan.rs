@@ -5,8 +5,10 @@ use kedge_wire::{ObjectKey, ObjectKind, Operation, Request};
 /// How a request of edged is served.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Plan {
-    /// From the store when held, else from the cloud; the cloud's answer is kept if `keep`.
-    HeldElseCloud { keep: bool },
+    /// From the store only: official clouds do not answer such a query.
+    Held,
+    /// From the store when held, else from the cloud, and kept.
+    HeldElseCloud,
     /// From the cloud, and kept; from the store when the cloud is away.
     CloudElseHeld,
     /// A service account token: kept for most of its life.
@@ -69,9 +71,8 @@ pub(crate) fn plan(request: &Request) -> Plan {
 
 fn plan_query(kind: &ObjectKind) -> Plan {
     match kind {
-        // A pod that the cloud did not place here must not be found in the store after a restart.
-        ObjectKind::Pod => Plan::HeldElseCloud { keep: false },
-        ObjectKind::Node | ObjectKind::ConfigMap | ObjectKind::Secret => Plan::HeldElseCloud { keep: true },
+        ObjectKind::Pod | ObjectKind::Node => Plan::Held,
+        ObjectKind::ConfigMap | ObjectKind::Secret => Plan::HeldElseCloud,
         ObjectKind::ServiceAccountToken => Plan::Token,
         ObjectKind::PersistentVolume | ObjectKind::PersistentVolumeClaim | ObjectKind::VolumeAttachment => {
             Plan::CloudElseHeld

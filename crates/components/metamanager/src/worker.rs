@@ -216,7 +216,7 @@ impl Worker {
         let full = match plan {
             Plan::Lease => self.leases >= LEASES_MAX,
             Plan::Report(_) => self.commits.len() >= COMMITS_MAX,
-            Plan::HeldElseCloud { .. } | Plan::CloudElseHeld | Plan::Token | Plan::Cloud { .. } => {
+            Plan::Held | Plan::HeldElseCloud | Plan::CloudElseHeld | Plan::Token | Plan::Cloud { .. } => {
                 self.questions >= QUESTIONS_MAX
             }
         };
@@ -233,7 +233,7 @@ impl Worker {
                     Beside::Lease(way, asker.cloud(request).await.into())
                 }));
             }
-            Plan::HeldElseCloud { .. } | Plan::CloudElseHeld | Plan::Token | Plan::Cloud { .. } => {
+            Plan::Held | Plan::HeldElseCloud | Plan::CloudElseHeld | Plan::Token | Plan::Cloud { .. } => {
                 self.question(plan, request, way);
             }
         }
@@ -246,7 +246,8 @@ impl Worker {
         let asker = self.asker.clone();
         self.beside.push(Box::pin(async move {
             let outcome = match plan {
-                Plan::HeldElseCloud { keep } => asker.held_else_cloud(request, keep).await,
+                Plan::Held => asker.held_only(request).await,
+                Plan::HeldElseCloud => asker.held_else_cloud(request).await,
                 Plan::CloudElseHeld => asker.cloud_else_held(request).await,
                 Plan::Token => asker.token(request).await,
                 Plan::Cloud { keep_object } => asker.cloud_keeping(request, keep_object).await,

@@ -23,6 +23,7 @@ pub mod embedded;
 pub mod helper;
 pub mod hollow;
 pub mod image;
+mod lock;
 
 use async_trait::async_trait;
 use kedge_containers::{
@@ -50,6 +51,11 @@ pub enum Error {
     NoRegistry { image: String },
     #[error("image {image} is used by container {container}")]
     ImageInUse { image: String, container: String },
+    /// One runtime per directory: a second one would clear away what the first is just making.
+    #[error(
+        "another container runtime has {directory} open; stop the process that runs it, or name another directory"
+    )]
+    RuntimeInUse { directory: String },
     #[error("{act} {object}: {reason}")]
     Failed {
         act: &'static str,

@@ -19,9 +19,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 pub const FACT_DEADLINE: Duration = Duration::from_secs(60);
 pub const DRAIN_DEADLINE: Duration = Duration::from_secs(10);
-const DAY: Duration = Duration::from_secs(24 * 3600);
+pub const DAY: Duration = Duration::from_secs(24 * 3600);
 /// The project in the path that official edges dial.
-const PROJECT: &str = "e632aba927ea4ac2b575ec1603d56f10";
+pub const PROJECT: &str = "e632aba927ea4ac2b575ec1603d56f10";
 
 pub struct World {
     pub scope: Scope,

@@ -1,4 +1,4 @@
-use super::records::{ContainerRecord, LaunchRecord, SandboxRecord};
+use super::records::{self, ContainerRecord, LaunchRecord, SandboxRecord};
 use super::users::{self, User};
 use super::{Inner, cgroup, launch, new_id, now_ms, spec};
 use crate::image::store::StoredImage;
@@ -24,7 +24,9 @@ impl Inner {
                 "its sandbox is stopped",
             ));
         }
-        let Some(image) = self.images.find(&config.image) else {
+        // Until the container's record is written, only this says that its image is needed.
+        let _used = self.images.hold()?;
+        let Some(image) = self.images.find(&config.image)? else {
             return Err(Error::ImageNotFound {
                 image: config.image.clone(),
             });
@@ -49,7 +51,7 @@ impl Inner {
         }
         if self
             .state_of(id)?
-            .is_none_or(|state| state.phase != super::records::Phase::Created)
+            .is_none_or(|state| state.phase != records::Phase::Created)
         {
             return Err(Error::failed("start container", &id.0, "it was started before"));
         }
@@ -66,13 +68,11 @@ impl Inner {
     }
 
     pub(super) fn container_records(&self) -> Result<Vec<ContainerRecord>, Error> {
-        let ids = durable::names(&self.layout.containers())?;
-        let records: Result<Vec<_>, Error> = ids.iter().map(|id| self.container_record(id)).collect();
-        Ok(records?.into_iter().flatten().collect())
+        records::containers(&self.layout)
     }
 
     pub(super) fn container_record(&self, id: &str) -> Result<Option<ContainerRecord>, Error> {
-        durable::read_record(&self.layout.container(id).join("container.json"))
+        records::container(&self.layout, id)
     }
 
     /// Removes what interrupted creations left, with the processes they had started.

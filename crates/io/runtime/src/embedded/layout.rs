@@ -1,5 +1,5 @@
 use crate::{Error, durable};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Where things are below the root directory.
 #[derive(Debug, Clone)]
@@ -24,6 +24,15 @@ impl Layout {
             durable::make_directory(&directory)?;
         }
         Ok(layout)
+    }
+
+    pub(super) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Locked by the runtime that has the directory open.
+    pub(super) fn lock(&self) -> PathBuf {
+        self.root.join("runtime.lock")
     }
 
     pub(super) fn images(&self) -> PathBuf {

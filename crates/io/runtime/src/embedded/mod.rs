@@ -5,7 +5,8 @@
 //! containers running; after a power cut it finds them ended, never wrongly running.
 //!
 //! ```text
-//!   <root>/images/                    the image store
+//!   <root>/runtime.lock               locked by the runtime that has the directory open
+//!   <root>/images/                    the image store, shared with other processes
 //!   <root>/sandboxes/<id>/            sandbox.json, hosts, hostname, resolv.conf, pins of its namespaces
 //!   <root>/containers/<id>/           container.json, config.json, launch.json, upper, work, rootfs, control.sock
 //!   <root>/states/<container>.json    what became of the container; written by its supervisor
@@ -18,6 +19,7 @@ mod addresses;
 mod cgroup;
 mod containers;
 mod files;
+mod images;
 mod launch;
 mod layout;
 mod observe;
@@ -29,10 +31,12 @@ mod users;
 mod watch;
 
 use crate::image::store::ImageStore;
+use crate::lock::{FileLock, Sharing};
 use crate::{Error, Runtime, durable};
 use addresses::Addresses;
 use async_trait::async_trait;
 pub(crate) use cgroup::oom_kills;
+pub use images::Images;
 use kedge_containers::{
     ContainerConfig, ContainerId, Image, ObservedSandbox, RuntimeVersion, SandboxConfig, SandboxId,
 };
@@ -48,10 +52,13 @@ use watch::Watch;
 /// Files above this size are rotated.
 pub const LOG_BYTES_MAX_DEFAULT: u64 = 10 * 1024 * 1024;
 
+/// A process that was killed lets go of its locks one after another; whoever saw one of them fall waits for the last.
+const HANDOVER_MAX: Duration = Duration::from_millis(500);
+
 /// How the embedded runtime is set up.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// Everything it keeps is below this directory. One runtime per directory.
+    /// Everything it keeps is below this directory. One runtime per directory: a second one is refused.
     pub root: PathBuf,
     pub helper: HelperProgram,
     /// The control group below which all pods are, for example `/kedge`.
@@ -115,6 +122,8 @@ pub struct Embedded {
 /// What the synchronous parts share; every method of it may block.
 #[derive(Debug)]
 struct Inner {
+    /// Keeps every other runtime out of the directory.
+    _alone: FileLock,
     layout: Layout,
     images: ImageStore,
     launcher: Launcher,
@@ -128,7 +137,8 @@ struct Inner {
 }
 
 impl Embedded {
-    /// Opens the runtime on its directory and learns what is there. Must be called within a tokio runtime.
+    /// Opens the runtime on its directory and learns what is there; refuses when another runtime, of this process or
+    /// another, has it open. Must be called within a tokio runtime.
     pub async fn open(config: Config) -> Result<Self, Error> {
         let opened = tokio::task::spawn_blocking(move || Inner::open(config)).await;
         let inner = opened.map_err(|error| Error::failed("open", "the embedded runtime", error))??;
@@ -184,6 +194,12 @@ impl Inner {
         let cgroups = cgroups::layout().map_err(|error| failed(&error))?;
         cgroups.require_controllers().map_err(|error| failed(&error))?;
         let layout = Layout::make(config.root)?;
+        // First of all, because what follows clears away what it takes for leftovers.
+        let alone = FileLock::take(&layout.lock(), Sharing::Exclusive, HANDOVER_MAX)?.ok_or_else(|| {
+            Error::RuntimeInUse {
+                directory: layout.root().display().to_string(),
+            }
+        })?;
         let launcher = Launcher::open(&config.helper)?;
         let rootfs = match config.rootfs {
             RootfsChoice::Copy => RootfsMode::Copy,
@@ -191,6 +207,7 @@ impl Inner {
         };
         let addresses = Addresses::of(config.network.as_ref(), &layout)?;
         let inner = Self {
+            _alone: alone,
             images: ImageStore::open(layout.images())?,
             watch: Watch::open(&layout.states())?,
             addresses: Mutex::new(addresses),
@@ -212,21 +229,6 @@ impl Inner {
             self.launcher.remove_bridge(&network.bridge)?;
         }
         cgroup::remove_tree(&self.cgroups, &self.cgroup_root)
-    }
-
-    fn remove_image(&self, reference: &str) -> Result<(), Error> {
-        let containers = self.container_records()?;
-        let layers = containers
-            .iter()
-            .flat_map(|container| container.layers.clone())
-            .collect();
-        let user = |id: &str| {
-            containers
-                .iter()
-                .find(|record| record.image_id == id)
-                .map(|record| record.id.clone())
-        };
-        self.images.remove(reference, user, &layers)
     }
 }
 
@@ -320,20 +322,19 @@ impl Runtime for Embedded {
     }
 
     async fn image(&self, reference: &str) -> Result<Option<Image>, Error> {
-        Ok(self.inner.images.image(reference))
+        let reference = reference.to_owned();
+        self.blocking("find image", move |inner| inner.images.image(&reference))
+            .await
     }
 
     async fn images(&self) -> Result<Vec<Image>, Error> {
-        Ok(self.inner.images.images())
+        self.blocking("list images", |inner| inner.images.images()).await
     }
 
     async fn pull_image(&self, reference: &str) -> Result<Image, Error> {
-        self.inner
-            .images
-            .image(reference)
-            .ok_or_else(|| Error::NoRegistry {
-                image: reference.to_owned(),
-            })
+        self.image(reference).await?.ok_or_else(|| Error::NoRegistry {
+            image: reference.to_owned(),
+        })
     }
 
     async fn import_image(&self, archive: PathBuf) -> Result<Vec<Image>, Error> {
@@ -343,8 +344,10 @@ impl Runtime for Embedded {
 
     async fn remove_image(&self, reference: &str) -> Result<(), Error> {
         let reference = reference.to_owned();
-        self.blocking("remove image", move |inner| inner.remove_image(&reference))
-            .await
+        self.blocking("remove image", move |inner| {
+            images::remove(&inner.images, &inner.layout, &reference)
+        })
+        .await
     }
 
     async fn changed(&self) {

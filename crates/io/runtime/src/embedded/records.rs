@@ -1,6 +1,8 @@
 //! What is kept on disk, and what is said between the daemon and its helpers.
 
 use super::RootfsMode;
+use super::layout::Layout;
+use crate::{Error, durable};
 use kedge_containers::{ContainerConfig, ExitReason, SandboxConfig};
 use kedge_host::process::Identity;
 use serde::{Deserialize, Serialize};
@@ -95,6 +97,18 @@ pub(crate) struct SandboxOrder {
     /// Pins of namespaces to make; `None` shares the node's.
     pub(crate) network_pin: Option<PathBuf>,
     pub(crate) ipc_pin: Option<PathBuf>,
+}
+
+/// The records of all containers that were made.
+pub(super) fn containers(layout: &Layout) -> Result<Vec<ContainerRecord>, Error> {
+    let ids = durable::names(&layout.containers())?;
+    let records: Result<Vec<_>, Error> = ids.iter().map(|id| container(layout, id)).collect();
+    Ok(records?.into_iter().flatten().collect())
+}
+
+/// A container's record; `None` when there is no such container, or it is not made yet.
+pub(super) fn container(layout: &Layout, id: &str) -> Result<Option<ContainerRecord>, Error> {
+    durable::read_record(&layout.container(id).join("container.json"))
 }
 
 /// What a helper says when it is done.

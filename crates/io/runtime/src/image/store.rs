@@ -1,15 +1,20 @@
 //! The images of this node: unpacked layers shared between images, and one index that names them.
 //!
 //! ```text
-//!   images/index.json           what there is; written last, so an interrupted import leaves nothing visible
+//!   images/index.json           what there is; replaced whole and last, so an interrupted import leaves nothing visible
 //!   images/layers/<32 hex>/     one unpacked layer, named by the digest of its tar
 //!   images/blobs/sha256/<hex>   configurations
+//!   images/images.lock          taken alone while images come and go: two imports could unpack the same layer
+//!   images/use.lock             shared while a container is made of an image, taken alone while one is removed
 //! ```
+//!
+//! Reading needs no lock: the index is always whole. Containers are made while another image is being unpacked.
 
 use super::archive::{Archive, ArchivedImage, ArchivedLayer, GZIP_MAGIC, ZSTD_MAGIC, read_some};
 use super::document::Execution;
 use super::layer::{self, LayerError};
 use super::{Reference, hex};
+use crate::lock::{FileLock, Sharing};
 use crate::{Error, durable};
 use flate2::read::GzDecoder;
 use kedge_containers::Image;
@@ -19,20 +24,31 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard};
+use std::time::Duration;
 
 /// Layer directories are named by this much of their digest: overlayfs takes one page of mount options, and 127 layers
 /// have to fit. 128 bits do not collide.
 const LAYER_NAME_HEX: usize = 32;
 
-/// The store; one owner per directory.
+/// An import of gigabytes onto a slow card takes minutes; one that takes longer than this hangs.
+const CHANGE_WAIT_MAX: Duration = Duration::from_secs(10 * 60);
+/// Containers are made in well under a second, and layers are removed in a few, also on a slow card.
+const USE_WAIT_MAX: Duration = Duration::from_secs(2 * 60);
+
+/// The store. Any number of processes may have it open: what is there is asked of the disk each time, because another
+/// process may have changed it.
 #[derive(Debug)]
 pub(crate) struct ImageStore {
     directory: PathBuf,
-    /// Held briefly: containers are made of images while another image is being unpacked.
-    index: Mutex<StoredIndex>,
-    /// Held while layers come and go: two imports that share a layer would both unpack it.
-    changing: Mutex<()>,
+}
+
+/// A container that needs an image.
+#[derive(Debug)]
+pub(crate) struct ImageUser {
+    pub(crate) container: String,
+    /// The image's id.
+    pub(crate) image: String,
+    pub(crate) layers: Vec<String>,
 }
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -76,17 +92,15 @@ impl StoredImage {
 }
 
 impl ImageStore {
-    /// Opens the store and removes what an interrupted import left behind.
+    /// Opens the store and removes what an interrupted import left behind, unless somebody is changing images now.
     pub(crate) fn open(directory: PathBuf) -> Result<Self, Error> {
         durable::make_directory(&directory.join("layers"))?;
         durable::make_directory(&directory.join("blobs/sha256"))?;
-        let index: StoredIndex = durable::read_record(&directory.join("index.json"))?.unwrap_or_default();
-        let store = Self {
-            directory,
-            index: Mutex::new(index),
-            changing: Mutex::new(()),
-        };
-        store.remove_leftovers()?;
+        let store = Self { directory };
+        store.index()?;
+        if let Some(_changing) = FileLock::take(&store.change_lock(), Sharing::Exclusive, Duration::ZERO)? {
+            store.remove_leftovers()?;
+        }
         Ok(store)
     }
 
@@ -94,45 +108,50 @@ impl ImageStore {
         self.directory.join("layers")
     }
 
-    pub(crate) fn images(&self) -> Vec<Image> {
-        self.lock().images.values().map(StoredImage::to_image).collect()
+    pub(crate) fn images(&self) -> Result<Vec<Image>, Error> {
+        let index = self.index()?;
+        Ok(index.images.values().map(StoredImage::to_image).collect())
     }
 
-    pub(crate) fn image(&self, reference: &str) -> Option<Image> {
-        self.find(reference).map(|image| image.to_image())
+    pub(crate) fn image(&self, reference: &str) -> Result<Option<Image>, Error> {
+        Ok(self.find(reference)?.map(|image| image.to_image()))
     }
 
     /// Finds an image by name, by digest, or by id.
-    pub(crate) fn find(&self, reference: &str) -> Option<StoredImage> {
-        self.lock().find(reference).cloned()
+    pub(crate) fn find(&self, reference: &str) -> Result<Option<StoredImage>, Error> {
+        Ok(self.index()?.find(reference).cloned())
+    }
+
+    /// While this is held no image is removed: for whoever finds one and makes something of it.
+    pub(crate) fn hold(&self) -> Result<FileLock, Error> {
+        self.take(&self.use_lock(), Sharing::Shared, USE_WAIT_MAX)
     }
 
     /// Imports every image of an archive that this node can run.
     pub(crate) fn import(&self, archive: &Path) -> Result<Vec<Image>, Error> {
         let mut archive = Archive::open(archive, &self.directory)?;
-        let _changing = locked(&self.changing);
+        let _changing = self.change()?;
         let mut imported = Vec::new();
         for image in archive.images()? {
-            let mut next = self.lock().clone();
+            let mut next = self.index()?;
             let stored = self.import_image(&mut archive, image, &next)?;
             let id = stored.id.clone();
             next.insert(stored);
             imported.extend(next.images.get(&id).map(StoredImage::to_image));
             self.write_index(&next)?;
-            *self.lock() = next;
         }
         Ok(imported)
     }
 
-    /// Takes a name away from an image; the image goes with its last name. `in_use` says which container needs an id.
+    /// Takes a name away from an image; the image goes with its last name. `users` finds the containers that
+    /// need images; it is asked when no new one can come.
     pub(crate) fn remove(
         &self,
         reference: &str,
-        in_use: impl Fn(&str) -> Option<String>,
-        layers_in_use: &BTreeSet<String>,
+        users: impl FnOnce() -> Result<Vec<ImageUser>, Error>,
     ) -> Result<(), Error> {
-        let _changing = locked(&self.changing);
-        let mut next = self.lock().clone();
+        let _changing = self.change()?;
+        let mut next = self.index()?;
         let Some(found) = next.find(reference).cloned() else {
             return Err(Error::ImageNotFound {
                 image: reference.to_owned(),
@@ -151,25 +170,21 @@ impl ImageStore {
             if let Some(image) = next.images.get_mut(&found.id) {
                 image.tags.remove(&tag);
             }
-            self.write_index(&next)?;
-            *self.lock() = next;
-            return Ok(());
+            return self.write_index(&next);
         }
-        if let Some(container) = in_use(&found.id) {
+        let _unused = self.take(&self.use_lock(), Sharing::Exclusive, USE_WAIT_MAX)?;
+        let users = users()?;
+        if let Some(user) = users.iter().find(|user| user.image == found.id) {
             return Err(Error::ImageInUse {
                 image: reference.to_owned(),
-                container,
+                container: user.container.clone(),
             });
         }
         next.images.remove(&found.id);
         self.write_index(&next)?;
-        *self.lock() = next.clone();
-        let needed = next.layers();
-        for layer in found
-            .layers
-            .iter()
-            .filter(|name| !needed.contains(*name) && !layers_in_use.contains(*name))
-        {
+        let mut needed = next.layers();
+        needed.extend(users.iter().flat_map(|user| &user.layers));
+        for layer in found.layers.iter().filter(|name| !needed.contains(*name)) {
             durable::remove_directory(&self.layers_directory().join(layer))?;
         }
         durable::remove_file(&self.directory.join("blobs").join(found.id.replacen(':', "/", 1)))
@@ -254,14 +269,28 @@ impl ImageStore {
         durable::write_record(&self.directory.join("index.json"), index)
     }
 
-    fn lock(&self) -> MutexGuard<'_, StoredIndex> {
-        locked(&self.index)
+    fn index(&self) -> Result<StoredIndex, Error> {
+        Ok(durable::read_record(&self.directory.join("index.json"))?.unwrap_or_default())
     }
-}
 
-/// A change is made on a copy and put in whole, so a panic under a lock leaves nothing half done.
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    fn change_lock(&self) -> PathBuf {
+        self.directory.join("images.lock")
+    }
+
+    fn use_lock(&self) -> PathBuf {
+        self.directory.join("use.lock")
+    }
+
+    fn change(&self) -> Result<FileLock, Error> {
+        self.take(&self.change_lock(), Sharing::Exclusive, CHANGE_WAIT_MAX)
+    }
+
+    fn take(&self, lock: &Path, sharing: Sharing, wait_max: Duration) -> Result<FileLock, Error> {
+        FileLock::take(lock, sharing, wait_max)?.ok_or_else(|| {
+            let reason = format!("others have kept {} locked for {wait_max:?}", lock.display());
+            Error::failed("use the images in", self.directory.display().to_string(), reason)
+        })
+    }
 }
 
 impl StoredIndex {
