@@ -2,22 +2,19 @@
 
 use crate::cli::Image;
 use crate::data_dir::DataDir;
-use crate::edge_file::{self, Edge};
-use crate::preflight::HubPorts;
 use anyhow::{Context, Result, bail};
-use kedge_runtime::Runtime;
-use kedge_runtime::embedded::Embedded;
+use kedge_runtime::embedded::Images;
 use serde_json::json;
 use std::path::Path;
 
 /// Runs one image command.
 pub(crate) async fn image(dir: &DataDir, command: &Image, json: bool) -> Result<()> {
-    let runtime = open(dir).await?;
+    let images = open(dir)?;
     match command {
-        Image::Import { file } => import(&runtime, file, json).await,
-        Image::Ls => list(&runtime, json).await,
+        Image::Import { file } => import(&images, file, json).await,
+        Image::Ls => list(&images, json).await,
         Image::Rm { image } => {
-            runtime.remove_image(image).await?;
+            images.remove(image).await?;
             println!(
                 "{}",
                 if json {
@@ -38,18 +35,18 @@ fn open(dir: &DataDir) -> Result<Images> {
     Ok(Images::open(&dir.runtime())?)
 }
 
-async fn import(runtime: &Embedded, file: &Path, json: bool) -> Result<()> {
+async fn import(images: &Images, file: &Path, json: bool) -> Result<()> {
     if !file.is_file() {
         bail!(
             "{} is not a file; give an OCI image archive or one of `docker save`",
             file.display()
         );
     }
-    let images = runtime
-        .import_image(file.to_owned())
+    let imported = images
+        .import(file.to_owned())
         .await
         .with_context(|| format!("import {}", file.display()))?;
-    for image in images {
+    for image in imported {
         if json {
             println!(
                 "{}",
@@ -66,8 +63,8 @@ async fn import(runtime: &Embedded, file: &Path, json: bool) -> Result<()> {
     Ok(())
 }
 
-async fn list(runtime: &Embedded, json: bool) -> Result<()> {
-    let images = runtime.images().await?;
+async fn list(images: &Images, json: bool) -> Result<()> {
+    let images = images.list().await?;
     if json {
         println!("{}", serde_json::to_string(&images)?);
         return Ok(());

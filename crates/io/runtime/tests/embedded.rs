@@ -19,6 +19,15 @@ const GRACE: Duration = Duration::from_secs(30);
 
 /// Runs a story on a node of its own and proves that it leaves nothing behind.
 async fn on_a_node(story: impl AsyncFnOnce(&Node, &Embedded, &SandboxId)) {
+    on_a_node_that_restarts(async |node, runtime, sandbox| {
+        story(node, &runtime, sandbox).await;
+        runtime
+    })
+    .await;
+}
+
+/// The same for a story that ends the runtime and gives back the one it started after it.
+async fn on_a_node_that_restarts(story: impl AsyncFnOnce(&Node, Embedded, &SandboxId) -> Embedded) {
     if !Node::can_run_containers() {
         return;
     }
@@ -26,13 +35,13 @@ async fn on_a_node(story: impl AsyncFnOnce(&Node, &Embedded, &SandboxId)) {
     let runtime = node.runtime_with_image().await;
     let sandbox = runtime.run_sandbox(&node.sandbox("pod")).await.unwrap();
     // A story that fails must not leave its containers behind either.
-    let told = AssertUnwindSafe(story(&node, &runtime, &sandbox))
+    let told = AssertUnwindSafe(story(&node, runtime, &sandbox))
         .catch_unwind()
         .await;
     match told {
-        Ok(()) => node.end(runtime).await,
+        Ok(runtime) => node.end(runtime).await,
         Err(failure) => {
-            runtime.purge().await.unwrap();
+            node.runtime().await.purge().await.unwrap();
             std::panic::resume_unwind(failure)
         }
     }
@@ -352,17 +361,18 @@ async fn stopping_is_polite_and_then_not() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn containers_survive_the_daemon_and_are_found_again() {
-    on_a_node(async |node, runtime, sandbox| {
-        let running = run(runtime, sandbox, &container("running", UNTIL_TERM)).await;
+    on_a_node_that_restarts(async |node, runtime, sandbox| {
+        let running = run(&runtime, sandbox, &container("running", UNTIL_TERM)).await;
         let waiting = runtime
             .create_container(sandbox, &container("waiting", UNTIL_TERM))
             .await
             .unwrap();
-        let ended = run(runtime, sandbox, &container("ended", "exit 4")).await;
-        exit_of(runtime, &ended).await;
+        let ended = run(&runtime, sandbox, &container("ended", "exit 4")).await;
+        exit_of(&runtime, &ended).await;
         let before = runtime.list().await.unwrap();
 
-        // Another runtime on the same directory knows only what a restarted daemon would know.
+        // A runtime opened anew knows only what a restarted daemon would know.
+        drop(runtime);
         let restarted = node.runtime().await;
         assert_eq!(restarted.list().await.unwrap(), before);
         wait_for_line(&restarted, &running, "up").await;
@@ -378,6 +388,7 @@ async fn containers_survive_the_daemon_and_are_found_again() {
         restarted.stop_container(&running, GRACE).await.unwrap();
         assert_eq!(exit_of(&restarted, &running).await, (0, ExitReason::Completed));
         restarted.remove_sandbox(&another).await.unwrap();
+        restarted
     })
     .await;
 }
@@ -405,11 +416,12 @@ fn pretend_reboot(node: &Node) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn after_a_power_cut_nothing_is_running_that_does_not() {
-    on_a_node(async |node, runtime, sandbox| {
-        let id = run(runtime, sandbox, &container("main", UNTIL_TERM)).await;
-        let ContainerState::Running { pid, .. } = find(runtime, &id).await.unwrap().state else {
+    on_a_node_that_restarts(async |node, runtime, sandbox| {
+        let id = run(&runtime, sandbox, &container("main", UNTIL_TERM)).await;
+        let ContainerState::Running { pid, .. } = find(&runtime, &id).await.unwrap().state else {
             panic!("running")
         };
+        drop(runtime);
         let process = Identity::of(pid).unwrap();
         // The power cut ends the processes; here they are ended by hand, and the boot is made another one.
         kill_with_supervisor(&process).await;
@@ -451,6 +463,7 @@ async fn after_a_power_cut_nothing_is_running_that_does_not() {
                 .join(format!("{}.json", id.0)),
         )
         .unwrap();
+        restarted
     })
     .await;
 }
@@ -520,17 +533,43 @@ async fn kill_with_supervisor(process: &Identity) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_an_interrupted_creation_left_is_cleared() {
-    on_a_node(async |node, runtime, sandbox| {
+    on_a_node_that_restarts(async |node, runtime, sandbox| {
         let id = runtime
             .create_container(sandbox, &container("main", UNTIL_TERM))
             .await
             .unwrap();
+        drop(runtime);
         let directory = node.directory.join("runtime/containers").join(&id.0);
         std::fs::remove_file(directory.join("container.json")).unwrap();
         let restarted = node.runtime().await;
         assert!(!directory.exists());
         assert_eq!(restarted.list().await.unwrap()[0].containers, []);
         assert_eq!(node::processes_with(&id.0), Vec::<String>::new());
+        restarted
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_runtime_on_a_directory_is_refused() {
+    on_a_node(async |node, runtime, _| {
+        // What the first is just making looks like a leftover.
+        let unmade = node.directory.join("runtime/containers/unmade");
+        std::fs::create_dir(&unmade).unwrap();
+        let refused = Embedded::open(node.config()).await.unwrap_err();
+        assert!(
+            matches!(&refused, kedge_runtime::Error::RuntimeInUse { directory } if *directory == node.config().root.to_string_lossy()),
+            "{refused:?}"
+        );
+        assert!(
+            refused
+                .to_string()
+                .ends_with("stop the process that runs it, or name another directory"),
+            "{refused}"
+        );
+        assert!(unmade.exists(), "the refused one cleared nothing away");
+        assert_eq!(runtime.list().await.unwrap().len(), 1, "the first goes on");
+        std::fs::remove_dir(&unmade).unwrap();
     })
     .await;
 }

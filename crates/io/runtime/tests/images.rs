@@ -4,7 +4,8 @@
 
 mod node;
 
-use kedge_runtime::image::build_archive;
+use kedge_runtime::embedded::{Config, Images, RootfsChoice};
+use kedge_runtime::image::{Blueprint, build_archive};
 use kedge_runtime::{Embedded, Error, Runtime};
 use node::{IMAGE, Node, busybox, container, outcome};
 use std::io::Write;
@@ -184,7 +185,7 @@ async fn a_changed_byte_is_noticed_wherever_it_is() {
 #[tokio::test]
 async fn an_image_for_another_processor_is_refused() {
     with_runtime(async |node, runtime| {
-        let foreign = kedge_runtime::image::Blueprint {
+        let foreign = Blueprint {
             architecture: "s390x".into(),
             ..busybox()
         };
@@ -233,7 +234,16 @@ async fn layers_cannot_reach_outside() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn layers_stack_and_deletions_hide() {
-    with_runtime(async |node, runtime| {
+    if !Node::can_run_containers() {
+        return;
+    }
+    for rootfs in [RootfsChoice::Automatic, RootfsChoice::Copy] {
+        let node = Node::new();
+        let config = Config {
+            rootfs,
+            ..node.config()
+        };
+        let runtime = Embedded::open(config).await.unwrap();
         let busybox = std::fs::read("/usr/bin/busybox").unwrap();
         let lower = layer(&[
             Member::Directory("bin"),
@@ -254,36 +264,104 @@ async fn layers_stack_and_deletions_hide() {
         ]);
         let gzipped = gzip(&docker_archive("stack:1", &[lower, upper]));
         let path = node.write("stack.tar.gz", &gzipped);
-        for rootfs in [
-            kedge_runtime::embedded::RootfsChoice::Automatic,
-            kedge_runtime::embedded::RootfsChoice::Copy,
-        ] {
-            let runtime = Embedded::open(kedge_runtime::embedded::Config {
-                rootfs,
-                ..node.config()
-            })
+        runtime.import_image(path).await.unwrap();
+        let pod = node.sandbox("pod");
+        let sandbox = runtime.run_sandbox(&pod).await.unwrap();
+        let config = kedge_containers::ContainerConfig {
+            image: "stack:1".into(),
+            command: vec!["/bin/sh".into(), "-c".into(), "ls kept emptied".into()],
+            ..container("main", "")
+        };
+        let config = kedge_containers::ContainerConfig {
+            args: vec![],
+            ..config
+        };
+        let (code, lines) = outcome(&runtime, &sandbox, &config).await;
+        assert_eq!(
+            (code, lines.join(" ").as_str()),
+            (0, "emptied: new  kept: new old")
+        );
+        node.end(runtime).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn images_are_shared_with_another_process() {
+    with_runtime(async |node, runtime| {
+        let images = Images::open(&node.config().root).unwrap();
+        assert_eq!(runtime.image(IMAGE).await.unwrap(), None);
+        let imported = images.import(node.archive()).await.unwrap();
+        assert_eq!(runtime.images().await.unwrap(), imported);
+        assert_eq!(runtime.image(IMAGE).await.unwrap().as_ref(), imported.first());
+
+        let sandbox = runtime.run_sandbox(&node.sandbox("pod")).await.unwrap();
+        let (code, lines) = outcome(runtime, &sandbox, &container("first", "echo made of it")).await;
+        assert_eq!((code, lines.join("\n").as_str()), (0, "made of it"));
+        let user = runtime
+            .create_container(&sandbox, &container("user", "true"))
             .await
             .unwrap();
-            runtime.import_image(path.clone()).await.unwrap();
-            let pod = node.sandbox(&format!("{rootfs:?}").to_lowercase());
-            let sandbox = runtime.run_sandbox(&pod).await.unwrap();
-            let config = kedge_containers::ContainerConfig {
-                image: "stack:1".into(),
-                command: vec!["/bin/sh".into(), "-c".into(), "ls kept emptied".into()],
-                ..container("main", "")
+        let refused = images.remove(IMAGE).await.unwrap_err();
+        assert!(
+            matches!(&refused, Error::ImageInUse { image, container } if image == IMAGE && *container == user.0),
+            "{refused:?}"
+        );
+        runtime.remove_container(&user).await.unwrap();
+        images.remove(IMAGE).await.unwrap();
+        assert_eq!(runtime.images().await.unwrap(), []);
+        let error = runtime
+            .create_container(&sandbox, &container("late", "true"))
+            .await
+            .unwrap_err();
+        assert!(matches!(error, Error::ImageNotFound { .. }), "{error:?}");
+
+        runtime.import_image(node.archive()).await.unwrap();
+        assert_eq!(images.list().await.unwrap(), imported);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_import_of_many_at_once_is_lost() {
+    with_runtime(async |node, runtime| {
+        const IMPORTERS: usize = 8;
+        let imports = (0..IMPORTERS).map(|number| {
+            // They share a layer.
+            let blueprint = Blueprint {
+                reference: format!("kedge.test/one-of-many:{number}"),
+                env: vec![("NUMBER".into(), number.to_string())],
+                ..busybox()
             };
-            let config = kedge_containers::ContainerConfig {
-                args: vec![],
-                ..config
-            };
-            let (code, lines) = outcome(&runtime, &sandbox, &config).await;
-            assert_eq!(
-                (code, lines.join(" ").as_str()),
-                (0, "emptied: new  kept: new old")
-            );
-            runtime.remove_sandbox(&sandbox).await.unwrap();
-        }
-        runtime.purge().await.unwrap();
+            let path = node.write(&format!("{number}.tar"), &build_archive(&blueprint).unwrap());
+            let images = Images::open(&node.config().root).unwrap();
+            async move { images.import(path).await.unwrap() }
+        });
+        futures_util::future::join_all(imports).await;
+        assert_eq!(runtime.images().await.unwrap().len(), IMPORTERS);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn opening_the_images_touches_no_container_and_no_running_import() {
+    with_runtime(async |node, _| {
+        let root = node.config().root;
+        let being_made = [root.join("containers/unmade"), root.join("images/layers/.unmade")];
+        being_made
+            .iter()
+            .for_each(|path| std::fs::create_dir(path).unwrap());
+        let changing = std::fs::File::create(root.join("images/images.lock")).unwrap();
+        changing.lock().unwrap();
+        Images::open(&root).unwrap();
+        assert!(being_made.iter().all(|path| path.exists()));
+        changing.unlock().unwrap();
+        Images::open(&root).unwrap();
+        let [container, layer] = being_made;
+        assert!(
+            container.exists() && !layer.exists(),
+            "a leftover goes when nobody imports"
+        );
+        std::fs::remove_dir(container).unwrap();
     })
     .await;
 }
@@ -302,7 +380,7 @@ async fn names_are_moved_shared_and_protected() {
         for name in [IMAGE, first.id.as_str(), first.digests[0].as_str()] {
             assert_eq!(runtime.image(name).await.unwrap().as_ref(), Some(first), "{name}");
         }
-        let second_name = kedge_runtime::image::Blueprint {
+        let second_name = Blueprint {
             reference: "kedge.test/alias:2".into(),
             ..busybox()
         };
@@ -334,7 +412,7 @@ async fn names_are_moved_shared_and_protected() {
             format!("image {IMAGE} is not on this node; import it with `kedge image import FILE`")
         );
 
-        let other = kedge_runtime::image::Blueprint {
+        let other = Blueprint {
             env: vec![("A".into(), "b".into())],
             ..busybox()
         };

@@ -122,8 +122,6 @@ pub struct Embedded {
 /// What the synchronous parts share; every method of it may block.
 #[derive(Debug)]
 struct Inner {
-    /// Keeps every other runtime out of the directory.
-    _alone: FileLock,
     layout: Layout,
     images: ImageStore,
     launcher: Launcher,
@@ -134,6 +132,8 @@ struct Inner {
     rootfs: RootfsMode,
     log_bytes_max: u64,
     watch: Watch,
+    /// Keeps every other runtime out of the directory; the last to be let go.
+    _alone: FileLock,
 }
 
 impl Embedded {
