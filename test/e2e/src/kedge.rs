@@ -31,6 +31,8 @@ pub fn binary(name: &str) -> PathBuf {
 pub struct Options {
     pub demo: bool,
     pub hollow: bool,
+    /// Otherwise a new one below the system's folder for temporary files.
+    pub data_dir: Option<PathBuf>,
 }
 
 /// A running `kedge up`.
@@ -40,7 +42,8 @@ pub struct Kedge {
     pub api_port: u16,
     pub hub_port: u16,
     pub node_name: String,
-    options: Options,
+    /// How the next [`Kedge::start`] starts.
+    pub options: Options,
     child: Option<Child>,
     lines: Receiver<String>,
     seen: Vec<Value>,
@@ -51,7 +54,9 @@ impl Kedge {
     pub fn up(name: &str, options: Options) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let data_dir = std::env::temp_dir().join(format!("kedge-e2e-{name}-{}-{number}", std::process::id()));
+        let data_dir = options.data_dir.clone().unwrap_or_else(|| {
+            std::env::temp_dir().join(format!("kedge-e2e-{name}-{}-{number}", std::process::id()))
+        });
         let (api_port, hub_port) = free_ports();
         let (_, lines) = mpsc::channel();
         let node_name = format!("edge-{name}");

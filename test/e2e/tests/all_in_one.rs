@@ -233,7 +233,7 @@ fn the_demo_runs_to_its_summary_and_ctrl_c_drains() {
         "demo",
         Options {
             demo: true,
-            hollow: false,
+            ..Options::default()
         },
     );
     let summary = kedge.wait_line("the summary", |line| line["demo"] == "done");
@@ -255,6 +255,7 @@ fn the_demo_runs_to_its_summary_and_ctrl_c_drains() {
     assert_eq!(kedge.interrupt(), Some(0), "Ctrl-C drains and ends well");
     assert_eq!(kedge.supervisors().len(), 2, "the pods keep running");
 
+    kedge.options.demo = false;
     kedge.start();
     kedge.wait_ready();
     assert_eq!(
@@ -288,8 +289,8 @@ fn hollow_needs_no_root() {
     let kedge = Kedge::up(
         "hollow",
         Options {
-            demo: false,
             hollow: true,
+            ..Options::default()
         },
     );
     kedge.apply(&web(3, "hello")).ok();

@@ -61,8 +61,8 @@ fn a_second_up_and_a_down_without_up() {
     let kedge_up = Kedge::up(
         "second",
         Options {
-            demo: false,
             hollow: true,
+            ..Options::default()
         },
     );
     let told = refusal(&mut kedge(&kedge_up.data_dir, &["up", "--hollow"]));
@@ -104,8 +104,8 @@ fn every_mistake_of_a_manifest_is_told_at_once() {
     let kedge = Kedge::up(
         "yaml",
         Options {
-            demo: false,
             hollow: true,
+            ..Options::default()
         },
     );
     let output = kedge.apply(
@@ -164,8 +164,8 @@ fn join_tokens_that_are_wrong() {
     let kedge = Kedge::up(
         "token",
         Options {
-            demo: false,
             hollow: true,
+            ..Options::default()
         },
     );
     let token = kedge.kubectl(&[
@@ -225,24 +225,100 @@ fn join_tokens_that_are_wrong() {
     child.wait().unwrap();
 }
 
+/// A file system of its own, small enough to be filled.
+struct SmallDisk(Folder);
+
+impl SmallDisk {
+    fn new(name: &str, size: &str) -> Self {
+        let folder = Folder::new(name);
+        let size = format!("size={size}");
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &size, "tmpfs"])
+            .arg(&folder.0)
+            .status();
+        assert!(mounted.unwrap().success(), "a small tmpfs can be mounted");
+        Self(folder)
+    }
+
+    fn path(&self) -> &Path {
+        &self.0.0
+    }
+
+    fn ballast(&self) -> PathBuf {
+        self.path().join("ballast")
+    }
+
+    /// Takes the last byte.
+    fn fill(&self) {
+        std::fs::write(self.ballast(), vec![0_u8; 256 << 20]).unwrap_err();
+    }
+
+    fn free(&self) {
+        std::fs::remove_file(self.ballast()).unwrap();
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("--lazy").arg(self.path()).status();
+    }
+}
+
 #[test]
-fn a_full_disk_is_told_and_loses_nothing() {
-    let folder = Folder::new("disk");
-    let mounted = Command::new("mount")
-        .args(["-t", "tmpfs", "-o", "size=1m", "tmpfs"])
-        .arg(&folder.0)
-        .status()
-        .unwrap();
-    assert!(mounted.success(), "a small tmpfs can be mounted");
-    std::fs::write(folder.0.join("ballast"), vec![0_u8; 1 << 20]).unwrap_err();
-    let told = refusal(&mut kedge(
-        &folder.0.join("data"),
-        &["up", "--hollow", "--api-port", "0"],
-    ));
-    let unmounted = Command::new("umount").arg(&folder.0).status().unwrap();
-    assert!(unmounted.success());
-    assert!(
-        told.to_lowercase().contains("no space") || told.contains("full"),
-        "{told}"
+fn a_full_disk_at_the_start_is_told() {
+    let disk = SmallDisk::new("disk-start", "1m");
+    disk.fill();
+    let told = refusal(&mut kedge(&disk.path().join("data"), &["up", "--hollow"]));
+    assert!(told.to_lowercase().contains("no space"), "{told}");
+}
+
+#[test]
+fn a_disk_that_fills_refuses_writes_and_loses_nothing() {
+    let disk = SmallDisk::new("disk-later", "64m");
+    let data_dir = Some(disk.path().join("data"));
+    let mut kedge = Kedge::up(
+        "disk",
+        Options {
+            hollow: true,
+            data_dir,
+            ..Options::default()
+        },
     );
+    let create = |kedge: &Kedge, name: &str| {
+        kedge.kubectl(&[
+            "create",
+            "configmap",
+            name,
+            &format!("--from-literal=text={}", "x".repeat(100_000)),
+        ])
+    };
+    create(&kedge, "before").ok();
+    disk.fill();
+    let mut acknowledged = vec!["before".to_owned()];
+    // SQLite may still have a little room inside its files; at some point there is none.
+    let refused = (0..100).find_map(|number| {
+        let name = format!("during-{number}");
+        let output = create(&kedge, &name);
+        if output.code == Some(0) {
+            acknowledged.push(name);
+            return None;
+        }
+        Some(output.stderr)
+    });
+    let refused = refused.unwrap();
+    assert!(refused.contains("full") || refused.contains("space"), "{refused}");
+
+    disk.free();
+    create(&kedge, "after").ok();
+    acknowledged.push("after".to_owned());
+    kedge.kill();
+    kedge.start();
+    kedge.wait_ready();
+    let held = kedge.kubectl(&["get", "configmaps", "-o", "name"]).ok();
+    for name in acknowledged {
+        assert!(
+            held.contains(&format!("configmap/{name}\n")),
+            "{name} was acknowledged and is lost:\n{held}"
+        );
+    }
 }
