@@ -23,7 +23,7 @@ fn main() {
     kedge.kill();
 
     let (mut first_ms, mut all_ms) = (Vec::new(), Vec::new());
-    let mut edge: Option<Child> = None;
+    let mut edge: Option<Edge> = None;
     for _ in 0..RUNS {
         power_cut(&kedge, edge.take());
         let before = lines(&marks);
@@ -48,12 +48,19 @@ fn main() {
     stats::print("power on to ten pods", "ms", &all_ms);
 }
 
-/// Kills EdgeCore, every supervisor and every container of this data directory.
-fn power_cut(kedge: &Kedge, edge: Option<Child>) {
-    if let Some(mut edge) = edge {
-        edge.kill().expect("our own child can be killed");
-        edge.wait().expect("our own child can be waited for");
+/// EdgeCore as a process of its own, ended when it is dropped.
+struct Edge(Child);
+
+impl Drop for Edge {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
+}
+
+/// Kills EdgeCore, every supervisor and every container of this data directory.
+fn power_cut(kedge: &Kedge, edge: Option<Edge>) {
+    drop(edge);
     wait_for("everything dead", || {
         let left = [kedge.supervisors(), proc::find(&["kedge-bench-marker"])].concat();
         if left.is_empty() {
@@ -69,18 +76,18 @@ fn power_cut(kedge: &Kedge, edge: Option<Child>) {
     });
 }
 
-fn edgecore(data_dir: &Path) -> Child {
+fn edgecore(data_dir: &Path) -> Edge {
     let log = std::fs::OpenOptions::new()
         .create(true)
         .append(true)
         .open(data_dir.join("edgecore.log"));
-    Command::new(binary("edgecore"))
+    let child = Command::new(binary("edgecore"))
         .arg("--config")
         .arg(data_dir.join("edge/edgecore.yaml"))
         .stdin(Stdio::null())
         .stderr(log.expect("a log file"))
-        .spawn()
-        .expect("edgecore starts")
+        .spawn();
+    Edge(child.expect("edgecore starts"))
 }
 
 fn lines(marks: &Path) -> usize {

@@ -42,7 +42,7 @@ spec:
   containers:
     - name: marker
       image: {BUSYBOX}
-      command: [/bin/sh, -c, 'echo up >> /marks/{number}; exec sleep 1000000', kedge-bench-marker]
+      command: [/bin/sh, -c, 'echo up >> /marks/{number}; while :; do sleep 1000; done', kedge-bench-marker]
       volumeMounts: [{{name: marks, mountPath: /marks}}]
   volumes: [{{name: marks, hostPath: {{path: {marks}, type: Directory}}}}]
 ",
