@@ -166,9 +166,7 @@ impl NodeTasks {
     /// Gives back the node as it is then.
     async fn patch_status<T: DeserializeOwned>(&self, patch: &str) -> Result<T, Error> {
         let key = self.key(ObjectKind::NodePatch);
-        self.cloud
-            .object(Operation::Patch, key, Body::text(patch))
-            .await
+        self.cloud.object(Operation::Patch, key, Body::text(patch)).await
     }
 
     async fn node(&self) -> Node {

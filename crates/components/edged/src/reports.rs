@@ -68,9 +68,8 @@ impl Reports {
         }
         slot.deleted = false;
         let key = ObjectKey::namespaced(ObjectKind::Pod, namespace, name);
-        let options = json!({
-            "kind": "DeleteOptions", "apiVersion": "v1", "gracePeriodSeconds": 0, "preconditions": { "uid": uid }
-        });
+        // As official edges write it, which leave out what kind of object this is.
+        let options = json!({ "gracePeriodSeconds": 0, "preconditions": { "uid": uid } });
         let body = Body::from_value(&options).expect("a JSON value is always JSON");
         Some(Letter {
             uid,
@@ -108,7 +107,10 @@ mod tests {
         reports.done("u1");
         assert_eq!(reports.next().unwrap().body.json(), "\"3\"");
         reports.done("u1");
-        assert_eq!(reports.next().unwrap().operation, Operation::Delete);
+        let delete = reports.next().unwrap();
+        assert_eq!(delete.operation, Operation::Delete);
+        let official = r#"{"gracePeriodSeconds":0,"preconditions":{"uid":"u1"}}"#;
+        assert_eq!(delete.body.json(), official);
         reports.done("u1");
         assert_eq!(reports.next(), None);
         assert!(reports.slots.is_empty());

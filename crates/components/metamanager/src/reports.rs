@@ -36,6 +36,11 @@ pub(crate) struct Reports {
     /// Under way, with what a newer report of the same state would carry.
     in_flight: HashMap<u64, Option<String>>,
     waiters: HashMap<u64, Vec<Waiter>>,
+    /// Answers that came before the report's own commit was told: a row can be read, sent and answered that early. No
+    /// more than are in flight.
+    early: HashMap<u64, Result<Reply, RequestError>>,
+    /// Delivered since the table was last read: rows read before that still show them. No more than were in flight.
+    delivered: HashSet<u64>,
     attempts: HashMap<u64, u32>,
     failures: u32,
     retry_at: Option<Instant>,
@@ -64,6 +69,9 @@ impl Reports {
         }
         if let Some(id) = written.report.filter(|_| !waiting.is_empty()) {
             self.waiters.entry(id).or_default().extend(waiting);
+            if let Some(answer) = self.early.remove(&id) {
+                self.answer(id, answer);
+            }
         }
         for dropped in &written.dropped {
             tracing::warn!(
@@ -83,6 +91,7 @@ impl Reports {
             return None;
         }
         self.may_wait = false;
+        self.delivered.clear();
         Some(2 * IN_FLIGHT_MAX)
     }
 
@@ -98,7 +107,7 @@ impl Reports {
         let mut picked = Vec::new();
         let mut busy: HashSet<String> = self.in_flight.values().flatten().cloned().collect();
         for StoredReport { id, report } in rows {
-            if self.in_flight.contains_key(&id) {
+            if self.in_flight.contains_key(&id) || self.delivered.contains(&id) {
                 continue;
             }
             let blocked = report.coalesce.as_ref().is_some_and(|key| busy.contains(key));
@@ -138,6 +147,9 @@ impl Reports {
         }
         match next {
             Next::Forget => {
+                if !self.waiters.contains_key(&id) {
+                    self.early.insert(id, answer.clone());
+                }
                 self.attempts.remove(&id);
                 self.failures = 0;
             }
@@ -157,6 +169,8 @@ impl Reports {
 
     /// The row of a delivered report is gone.
     pub(crate) fn forgotten(&mut self, id: u64) {
+        self.early.remove(&id);
+        self.delivered.insert(id);
         self.in_flight.remove(&id);
         self.may_wait = true;
     }

@@ -1,7 +1,8 @@
 //! What the story of the official traffic is told with.
 
-pub mod official_cloud;
-pub mod official_edge;
-pub mod recording;
-pub mod shape;
-pub mod world;
+pub(crate) mod official_cloud;
+pub(crate) mod official_edge;
+pub(crate) mod play;
+pub(crate) mod recording;
+pub(crate) mod shape;
+pub(crate) mod world;

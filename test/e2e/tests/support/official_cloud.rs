@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use tokio::time::Instant;
 
 /// What an official edge may say beside what was recorded (protocol, section 3.5), in the words of [`request_shape`].
 const NOT_RECORDED: &[&str] = &[
@@ -28,11 +29,11 @@ const NOT_RECORDED: &[&str] = &[
     "metamanager meta query k8s/ca.crt null",
 ];
 
-pub struct OfficialCloud {
+pub(crate) struct OfficialCloud {
     listener: Listener,
     tls: Arc<rustls::ServerConfig>,
     /// Of the node, as it would have joined with.
-    pub identity: Identity,
+    pub(crate) identity: Identity,
     socket: Option<(Sender, Receiver)>,
     recording: Recording,
     allowed: BTreeSet<String>,
@@ -43,21 +44,28 @@ pub struct OfficialCloud {
     /// The official cloud has one push under way, the first of these.
     pushes: VecDeque<Envelope>,
     /// Everything that the edge said.
-    pub heard: Vec<Envelope>,
+    pub(crate) heard: Vec<Envelope>,
 }
 
 impl OfficialCloud {
-    pub async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let now = UnixTime::now();
         let authority = Authority::create(now).unwrap();
-        let names = ServerNames { ips: vec![[127, 0, 0, 1].into()], dns: vec![] };
+        let names = ServerNames {
+            ips: vec![[127, 0, 0, 1].into()],
+            dns: vec![],
+        };
         let server = authority.issue_server(&names, now).unwrap();
         let node = format!("{}{NODE}", kedge_pki::NODE_NAME_PREFIX);
-        let identity = authority.issue_client(&node, &[kedge_pki::NODES_ORGANIZATION], DAY, now).unwrap();
+        let identity = authority
+            .issue_client(&node, &[kedge_pki::NODES_ORGANIZATION], DAY, now)
+            .unwrap();
         let recording = Recording::read();
         let recorded = recording.to_cloud().map(request_shape);
         Self {
-            allowed: recorded.chain(NOT_RECORDED.iter().map(|&shape| shape.to_owned())).collect(),
+            allowed: recorded
+                .chain(NOT_RECORDED.iter().map(|&shape| shape.to_owned()))
+                .collect(),
             listener: Listener::bind("127.0.0.1:0".parse().unwrap()).await.unwrap(),
             tls: Arc::new(server.server_config(ClientAuth::Required).unwrap()),
             identity,
@@ -71,32 +79,37 @@ impl OfficialCloud {
         }
     }
 
-    pub fn address(&self) -> SocketAddr {
+    pub(crate) fn address(&self) -> SocketAddr {
         self.listener.local_address()
     }
 
     /// The object is at the cloud already.
-    pub fn hold(&mut self, resource: &str, object: Value) {
+    pub(crate) fn hold(&mut self, resource: &str, object: Value) {
         self.objects.insert(resource.to_owned(), object);
     }
 
-    pub fn held(&self, resource: &str) -> &Value {
-        self.objects.get(resource).unwrap_or(&Value::Null)
-    }
-
     /// Takes the next connection of the edge; the one before it, if any, is dropped without a word.
-    pub async fn accept(&mut self) {
+    pub(crate) async fn accept(&mut self) {
         self.socket = None;
         self.heard.clear();
-        let (tcp, _) = tokio::time::timeout(FACT_DEADLINE, self.listener.accept()).await.expect("the edge dials");
+        let (tcp, _) = tokio::time::timeout(FACT_DEADLINE, self.listener.accept())
+            .await
+            .expect("the edge dials");
         let (connection, ()) = accept(tcp, self.tls.clone(), Limits::HUB, |request| {
             assert_eq!(request.path, format!("/{PROJECT}/{NODE}/events"));
-            let wanted = [("node_id", NODE), ("project_id", PROJECT), ("ConnectionUse", "msg")];
+            let wanted = [
+                ("node_id", NODE),
+                ("project_id", PROJECT),
+                ("ConnectionUse", "msg"),
+            ];
             for (name, value) in wanted {
                 assert_eq!(request.header(name), Some(value));
             }
             assert_eq!(request.header("origin"), None, "Go refuses a foreign origin");
-            Ok(Acceptance { value: (), headers: Vec::new() })
+            Ok(Acceptance {
+                value: (),
+                headers: Vec::new(),
+            })
         })
         .await
         .unwrap();
@@ -104,42 +117,57 @@ impl OfficialCloud {
     }
 
     /// Plays on until the edge has said something like this, and gives it back.
-    pub async fn hears(&mut self, what: &str, is_it: impl Fn(&Envelope) -> bool) -> Envelope {
-        self.until(what, |cloud| cloud.heard.iter().find(|heard| is_it(heard)).cloned()).await
+    pub(crate) async fn hears(&mut self, what: &str, is_it: impl Fn(&Envelope) -> bool) -> Envelope {
+        self.until(what, |cloud| {
+            cloud.heard.iter().find(|heard| is_it(heard)).cloned()
+        })
+        .await
     }
 
-    pub async fn until<T>(&mut self, what: &str, mut found: impl FnMut(&mut Self) -> Option<T>) -> T {
+    pub(crate) async fn until<T>(&mut self, what: &str, mut found: impl FnMut(&mut Self) -> Option<T>) -> T {
+        let deadline = Instant::now() + FACT_DEADLINE;
         loop {
             if let Some(found) = found(self) {
                 return found;
             }
             let (_, receiver) = self.socket.as_mut().expect("connected");
-            let heard = match tokio::time::timeout(FACT_DEADLINE, receiver.recv()).await {
+            let heard = match tokio::time::timeout_at(deadline, receiver.recv()).await {
                 Ok(received) => received.unwrap_or_else(|error| panic!("waiting for {what}: {error}")),
-                Err(_) => panic!("waited in vain for {what}; heard {:#?}", self.heard.iter().map(request_shape).collect::<Vec<_>>()),
+                Err(_) => panic!("waited in vain for {what}; the edge said {}", self.said()),
             };
             self.take(&heard).await;
             self.heard.push(heard);
         }
     }
 
+    fn said(&self) -> String {
+        self.heard.iter().map(Envelope::encode).collect()
+    }
+
     /// Pushes recorded messages, each when the one before is acknowledged, and waits for all to be.
-    pub async fn push(&mut self, recorded: impl IntoIterator<Item = Envelope>) {
+    pub(crate) async fn push(&mut self, recorded: impl IntoIterator<Item = Envelope>) {
         let idle = self.pushes.is_empty();
-        for push in recorded {
-            if push.route.operation != "delete" {
-                self.objects.insert(push.route.resource.clone(), content(&push));
+        for mut push in recorded {
+            let resource = push.route.resource.clone();
+            self.write(&resource, content(&push));
+            push.header.resource_version = self.version_of(&resource);
+            push.content = Body::from_value(&self.objects[&resource]).unwrap();
+            if push.route.operation == "delete" {
+                self.objects.remove(&resource);
             }
             self.pushes.push_back(push);
         }
         if idle {
             self.send_push().await;
         }
-        self.until("all acknowledgements", |cloud| cloud.pushes.is_empty().then_some(())).await;
+        self.until("all acknowledgements", |cloud| {
+            cloud.pushes.is_empty().then_some(())
+        })
+        .await;
     }
 
     /// Sends what needs no acknowledgement.
-    pub async fn tell(&mut self, recorded: &Envelope) {
+    pub(crate) async fn tell(&mut self, recorded: &Envelope) {
         self.send(recorded).await;
     }
 
@@ -149,7 +177,9 @@ impl OfficialCloud {
     }
 
     async fn send_push(&mut self) {
-        let Some(mut push) = self.pushes.pop_front() else { return };
+        let Some(mut push) = self.pushes.pop_front() else {
+            return;
+        };
         push.header.id = self.message_id();
         self.send(&push).await;
         self.pushes.push_front(push);
@@ -160,9 +190,15 @@ impl OfficialCloud {
             return self.take_ack(heard).await;
         }
         let shape = request_shape(heard);
-        assert!(self.allowed.contains(&shape), "no official edge says this: {shape}\n{}", heard.encode());
+        assert!(
+            self.allowed.contains(&shape),
+            "no official edge says this: {shape}\n{}",
+            heard.encode()
+        );
         assert_eq!(heard.header.parent, None, "{shape}");
-        let Some((_, kind, _)) = object_of(heard) else { return };
+        let Some((_, kind, _)) = object_of(heard) else {
+            return;
+        };
         let (resource, said) = (heard.route.resource.as_str(), content(heard));
         match (heard.route.operation.as_str(), kind) {
             ("insert", "node") if self.objects.contains_key(resource) => self.answer_as_recorded(heard).await,
@@ -178,16 +214,24 @@ impl OfficialCloud {
             ("query", "lease") => self.answer_object(heard, resource, false).await,
             ("patch", "nodepatch" | "podpatch") => {
                 let object = resource.replace("patch/", "/");
-                let mut merged = self.objects.get(&object).cloned().expect("the edge reports what exists");
-                merge(&mut merged, &serde_json::from_str(said.as_str().unwrap()).unwrap());
+                let Some(mut merged) = self.objects.get(&object).cloned() else {
+                    // The last words about a pod that was deleted meanwhile.
+                    return self.answer_object(heard, &object, true).await;
+                };
+                merge(
+                    &mut merged,
+                    &serde_json::from_str(said.as_str().unwrap()).unwrap(),
+                );
                 self.write(&object, merged);
                 self.answer_object(heard, &object, true).await;
                 self.push_object("update", &object).await;
             }
             ("delete", "pod") => {
                 self.answer(heard, None, Body::text("OK")).await;
-                self.push_object("delete", resource).await;
-                self.objects.remove(resource);
+                if self.objects.contains_key(resource) {
+                    self.push_object("delete", resource).await;
+                    self.objects.remove(resource);
+                }
             }
             ("update", "node") => self.answer(heard, None, Body::text("OK")).await,
             ("query", _) => self.answer_as_recorded(heard).await,
@@ -200,11 +244,21 @@ impl OfficialCloud {
     async fn take_ack(&mut self, ack: &Envelope) {
         assert_eq!(ack.content.json(), "\"OK\"");
         assert_eq!(ack.header.resource_version, None);
-        let Some(push) = self.pushes.front().filter(|push| ack.header.parent.as_ref() == Some(&push.header.id)) else {
+        let Some(push) = self
+            .pushes
+            .front()
+            .filter(|push| ack.header.parent.as_ref() == Some(&push.header.id))
+        else {
             // Of an answer: official edges acknowledge those as well.
             return;
         };
-        assert_eq!(ack.route, RawRoute { operation: "response".into(), ..push.route.clone() });
+        assert_eq!(
+            ack.route,
+            RawRoute {
+                operation: "response".into(),
+                ..push.route.clone()
+            }
+        );
         self.pushes.pop_front();
         self.send_push().await;
     }
@@ -218,11 +272,21 @@ impl OfficialCloud {
         self.objects.insert(resource.to_owned(), object);
     }
 
+    fn version_of(&self, resource: &str) -> Option<ResourceVersion> {
+        let version = self.objects.get(resource)?["metadata"]["resourceVersion"].as_str();
+        version.map(ResourceVersion::new)
+    }
+
     async fn push_object(&mut self, operation: &str, resource: &str) {
         let object = self.objects[resource].clone();
-        let recorded = self.recording.pushes_of(resource).find(|push| push.route.operation == operation);
-        let mut push = recorded.unwrap_or_else(|| panic!("no {operation} of {resource} was recorded")).clone();
-        push.header.resource_version = object["metadata"]["resourceVersion"].as_str().map(ResourceVersion::new);
+        let recorded = self
+            .recording
+            .pushes_of(resource)
+            .find(|push| push.route.operation == operation);
+        let mut push = recorded
+            .unwrap_or_else(|| panic!("no {operation} of {resource} was recorded"))
+            .clone();
+        push.header.resource_version = self.version_of(resource);
         push.content = Body::from_value(&object).unwrap();
         self.pushes.push_back(push);
         if self.pushes.len() == 1 {
@@ -234,31 +298,42 @@ impl OfficialCloud {
     async fn answer_object(&mut self, request: &Envelope, resource: &str, versioned: bool) {
         let name = request.route.resource.rsplit('/').next().unwrap();
         let object = self.objects.get(resource);
-        let version = object.and_then(|object| object["metadata"]["resourceVersion"].as_str());
-        let version = version.filter(|_| versioned).map(ResourceVersion::new);
+        let version = self.version_of(resource).filter(|_| versioned);
         let missing = json!({"ErrStatus": {"metadata": {}, "status": "Failure", "reason": "NotFound", "code": 404,
-            "message": format!("leases.coordination.k8s.io {name:?} not found"),
-            "details": {"name": name, "group": "coordination.k8s.io", "kind": "leases"}}});
+            "message": format!("{name:?} not found"), "details": {"name": name}}});
         let body = match object {
             Some(object) => json!({"Object": object, "Err": null}),
             None => json!({"Object": {"metadata": {}, "spec": {}}, "Err": missing}),
         };
-        self.answer(request, version, Body::from_value(&body).unwrap()).await;
+        self.answer(request, version, Body::from_value(&body).unwrap())
+            .await;
     }
 
     /// The recorded answer to the same request.
     async fn answer_as_recorded(&mut self, request: &Envelope) {
         let same = |envelope: &&Envelope| {
-            envelope.route.operation == request.route.operation && envelope.route.resource == request.route.resource
+            envelope.route.operation == request.route.operation
+                && envelope.route.resource == request.route.resource
         };
-        let recorded = self.recording.to_cloud().find(same).and_then(|asked| self.recording.answer_to(&asked.header.id));
-        let recorded = recorded.unwrap_or_else(|| panic!("nobody recorded {}", request.encode())).clone();
+        let recorded = self
+            .recording
+            .to_cloud()
+            .find(same)
+            .and_then(|asked| self.recording.answer_to(&asked.header.id));
+        let recorded = recorded
+            .unwrap_or_else(|| panic!("nobody recorded {}", request.encode()))
+            .clone();
         let mut body = content(&recorded);
         if body["kind"] == "TokenRequest" {
             body["spec"] = content(request)["spec"].clone();
             body["status"]["expirationTimestamp"] = "2100-01-01T00:00:00Z".into();
         }
-        self.answer(request, recorded.header.resource_version, Body::from_value(&body).unwrap()).await;
+        self.answer(
+            request,
+            recorded.header.resource_version,
+            Body::from_value(&body).unwrap(),
+        )
+        .await;
     }
 
     async fn answer(&mut self, request: &Envelope, version: Option<ResourceVersion>, content: Body) {
@@ -271,7 +346,12 @@ impl OfficialCloud {
             operation: "response".into(),
             ..request.route.clone()
         };
-        self.send(&Envelope { header, route, content }).await;
+        self.send(&Envelope {
+            header,
+            route,
+            content,
+        })
+        .await;
     }
 
     fn message_id(&mut self) -> MessageId {
@@ -293,10 +373,15 @@ fn merge(object: &mut Value, patch: &Value) {
             let kept = patch.iter().filter(|item| item.get("$patch").is_none());
             *object = kept.cloned().collect();
         }
-        (object @ (Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Array(_)), Value::Object(_)) => {
+        (
+            object @ (Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Array(_)),
+            Value::Object(_),
+        ) => {
             *object = json!({});
             merge(object, patch);
         }
-        (object, Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_)) => *object = patch.clone(),
+        (object, Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_)) => {
+            *object = patch.clone()
+        }
     }
 }

@@ -6,11 +6,12 @@ use super::shape::push_shape;
 use super::world::{FACT_DEADLINE, World};
 use kedge_pki::Identity;
 use kedge_transport::{Close, CloseCode, Receiver, Sender};
-use kedge_wire::{Body, Envelope, Header, MessageId, NodeName, RawRoute, ResourceVersion};
+use kedge_wire::{Body, Envelope, Header, MessageId, NodeName, RawRoute};
 use serde_json::Value;
 use std::collections::{BTreeSet, HashMap};
+use tokio::time::Instant;
 
-pub struct OfficialEdge {
+pub(crate) struct OfficialEdge {
     node: NodeName,
     identity: Identity,
     socket: Option<(Sender, Receiver)>,
@@ -21,12 +22,12 @@ pub struct OfficialEdge {
     /// The newest push about each resource.
     pushed: HashMap<String, Envelope>,
     /// What kinds of push there were.
-    pub push_shapes: BTreeSet<String>,
+    pub(crate) push_shapes: BTreeSet<String>,
     acks: u32,
 }
 
 impl OfficialEdge {
-    pub async fn join(world: &World, node: &str) -> Self {
+    pub(crate) async fn join(world: &World, node: &str) -> Self {
         let node = NodeName::new(node).unwrap();
         Self {
             identity: world.join(&node).await,
@@ -41,7 +42,7 @@ impl OfficialEdge {
         }
     }
 
-    pub async fn connect(&mut self, world: &World) {
+    pub(crate) async fn connect(&mut self, world: &World) {
         let connection = world.dial(&self.node, &self.identity).await;
         assert_eq!(
             connection.header(kedge_link::OFFER_HEADER),
@@ -51,7 +52,7 @@ impl OfficialEdge {
         self.socket = Some(connection.split());
     }
 
-    pub async fn disconnect(&mut self) {
+    pub(crate) async fn disconnect(&mut self) {
         if let Some((sender, _)) = self.socket.take() {
             sender
                 .close(&Close {
@@ -63,11 +64,11 @@ impl OfficialEdge {
     }
 
     /// From now on the recorded text is written as `here`.
-    pub fn map(&mut self, recorded: &str, here: &str) {
+    pub(crate) fn map(&mut self, recorded: &str, here: &str) {
         self.stands_for.insert(recorded.to_owned(), here.to_owned());
     }
 
-    pub fn knows(&self, recorded: &str) -> bool {
+    pub(crate) fn knows(&self, recorded: &str) -> bool {
         self.stands_for.contains_key(recorded)
     }
 
@@ -80,7 +81,7 @@ impl OfficialEdge {
     }
 
     /// Sends a recorded message.
-    pub async fn say(&mut self, recorded: &Envelope) {
+    pub(crate) async fn say(&mut self, recorded: &Envelope) {
         let mut envelope = recorded.clone();
         let mut body = self.here(recorded.content.json());
         if object_of(recorded).is_some_and(|(_, kind, _)| kind == "lease")
@@ -93,6 +94,7 @@ impl OfficialEdge {
             }
         }
         envelope.content = Body::from_json(body).unwrap();
+        envelope.route.resource = self.here(&recorded.route.resource);
         envelope.header.parent = recorded
             .header
             .parent
@@ -107,7 +109,7 @@ impl OfficialEdge {
     }
 
     /// The cloud's answer to a recorded request; it stands for the recorded answer from then on.
-    pub async fn answer(&mut self, recorded: &Envelope) -> Envelope {
+    pub(crate) async fn answer(&mut self, recorded: &Envelope) -> Envelope {
         let request = recorded.header.parent.clone().expect("an answer");
         let answer = self
             .until(&format!("the answer {}", recorded.route.resource), |edge| {
@@ -124,7 +126,7 @@ impl OfficialEdge {
     }
 
     /// Waits until the newest push about `resource` is like this.
-    pub async fn pushed(&mut self, resource: &str, is_it: impl Fn(&Envelope) -> bool) -> Envelope {
+    pub(crate) async fn pushed(&mut self, resource: &str, is_it: impl Fn(&Envelope) -> bool) -> Envelope {
         self.until(&format!("a push of {resource}"), |edge| {
             edge.pushed.get(resource).filter(|push| is_it(push)).cloned()
         })
@@ -132,12 +134,13 @@ impl OfficialEdge {
     }
 
     async fn until<T>(&mut self, what: &str, mut found: impl FnMut(&mut Self) -> Option<T>) -> T {
+        let deadline = Instant::now() + FACT_DEADLINE;
         loop {
             if let Some(found) = found(self) {
                 return found;
             }
             let (_, receiver) = self.socket.as_mut().expect("connected");
-            match tokio::time::timeout(FACT_DEADLINE, receiver.recv()).await {
+            match tokio::time::timeout_at(deadline, receiver.recv()).await {
                 Ok(received) => {
                     self.take(received.unwrap_or_else(|error| panic!("waiting for {what}: {error}")))
                         .await
@@ -169,9 +172,14 @@ impl OfficialEdge {
     }
 }
 
-/// Whether the version in the header is that of the object in the content.
-pub fn version_is_true(push: &Envelope) -> bool {
-    let meta = push.content.object_meta().unwrap();
-    meta.resource_version.as_ref().map(ResourceVersion::as_str)
-        == push.header.resource_version.as_ref().map(ResourceVersion::as_str)
+/// Whether the version in the header, if there is one, is that of the object in the content.
+pub(crate) fn version_is_true(envelope: &Envelope) -> bool {
+    let content = content(envelope);
+    let object = content.get("Object").unwrap_or(&content);
+    let version = object["metadata"]["resourceVersion"].as_str();
+    envelope
+        .header
+        .resource_version
+        .as_ref()
+        .is_none_or(|told| Some(told.as_str()) == version)
 }

@@ -5,7 +5,7 @@ use kedge_wire::Envelope;
 use serde_json::Value;
 
 /// A message in words: route with the kind for the resource, whether the header has a version, what the content is.
-pub fn shape(envelope: &Envelope) -> String {
+pub(crate) fn shape(envelope: &Envelope) -> String {
     let route = &envelope.route;
     let version = if envelope.header.resource_version.is_some() {
         " versioned"
@@ -20,7 +20,7 @@ pub fn shape(envelope: &Envelope) -> String {
 }
 
 /// As [`shape`], for what is pushed: `put` for insert and update, and nothing said about the content.
-pub fn push_shape(envelope: &Envelope) -> String {
+pub(crate) fn push_shape(envelope: &Envelope) -> String {
     let route = &envelope.route;
     let version = if envelope.header.resource_version.is_some() {
         " versioned"
@@ -40,7 +40,7 @@ pub fn push_shape(envelope: &Envelope) -> String {
 }
 
 /// As [`shape`], for what an edge says of itself: only the type of the content, because any object may be asked about.
-pub fn request_shape(envelope: &Envelope) -> String {
+pub(crate) fn request_shape(envelope: &Envelope) -> String {
     let route = &envelope.route;
     let content = match content(envelope) {
         Value::Null => "null",

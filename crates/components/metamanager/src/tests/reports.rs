@@ -1,7 +1,10 @@
 //! What edged reports.
 
 use super::{World, body, key, reply};
+use crate::reports::{Next, Reports, encode};
 use kedge_link::edge::RequestError;
+use kedge_store::meta::{Report, StoredReport, Written};
+use kedge_telemetry::channel::ask;
 use kedge_wire::{ObjectKey, ObjectKind, Operation, Request};
 
 fn status(phase: &str) -> Request {
@@ -147,4 +150,48 @@ async fn a_report_that_the_cloud_never_takes_is_given_up_after_many_attempts() {
     }
     assert_eq!(asked.await.unwrap(), Err(RequestError::Timeout));
     all_delivered(&world).await;
+}
+
+fn row(id: u64) -> StoredReport {
+    let report = Report {
+        priority: 20,
+        coalesce: Some("web".into()),
+        value: encode(status("Running")),
+    };
+    StoredReport { id, report }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_overtakes_the_commit_of_its_report_reaches_who_waits() {
+    let mut reports = Reports::new();
+    assert_eq!(reports.pick(vec![row(7)]).len(), 1);
+    let now = tokio::time::Instant::now();
+    let answer = reply(&status("Running"), TAKEN);
+    assert_eq!(reports.attempted(7, answer.clone(), now), Next::Forget);
+    let (waiter, answered) = ask::Reply::pair();
+    let written = Written {
+        report: Some(7),
+        ..Written::default()
+    };
+    reports.kept(&written, Some(waiter));
+    assert_eq!(answered.await.unwrap(), answer);
+    reports.forgotten(7);
+}
+
+#[tokio::test(start_paused = true)]
+async fn rows_that_were_read_before_a_delivery_do_not_send_it_again() {
+    let mut reports = Reports::new();
+    let now = tokio::time::Instant::now();
+    assert!(reports.wanted(true, now).is_some());
+    assert_eq!(reports.pick(vec![row(7)]).len(), 1);
+    reports.kept(&Written::default(), None);
+    assert!(
+        reports.wanted(true, now).is_some(),
+        "read again, with 7 still there"
+    );
+    reports.attempted(7, reply(&status("Running"), TAKEN), now);
+    reports.forgotten(7);
+    assert_eq!(reports.pick(vec![row(7)]).len(), 0);
+    assert!(reports.wanted(true, now).is_some());
+    assert_eq!(reports.pick(vec![row(8)]).len(), 1);
 }
