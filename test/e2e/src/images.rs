@@ -2,6 +2,7 @@
 
 use crate::Kedge;
 use base64::Engine as _;
+use kedge_runtime::embedded::Images;
 use kedge_runtime::image::{Blueprint, FileInImage, build_archive};
 use std::path::Path;
 
@@ -46,6 +47,17 @@ fn write(archive: &Path, architecture: &str) {
     };
     let bytes = build_archive(&blueprint).expect("the blueprint is sound");
     std::fs::write(archive, bytes).expect("the archive can be written");
+}
+
+/// Imports an archive into the runtime of an `edgecore`, as `kedge image import` does, while it runs.
+pub fn import_into(runtime: &Path, archive: &Path) {
+    let images = Images::open(runtime).expect("the runtime's directory can be opened");
+    block_on(images.import(archive.to_owned())).expect("the archive can be imported");
+}
+
+fn block_on<T>(work: impl Future<Output = T>) -> T {
+    let tokio = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    tokio.expect("a runtime can be built").block_on(work)
 }
 
 /// The text in a base64 field of a secret.
