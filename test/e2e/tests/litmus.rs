@@ -4,16 +4,16 @@
 // A test fails where it stands.
 #![allow(clippy::unwrap_used)]
 
-use kedge_apiserver::{ApiServer, StorageAt};
-use kedge_cluster::{Cluster, Parts, Patch};
-use kedge_config::{CloudCore, CloudFacts, EdgeCore, EdgeFacts};
-use kedge_pki::{Authority, Certificate, Identity, Key, ServerNames, UnixTime};
+#[path = "support/cloud.rs"]
+mod cloud;
+
+use kedge_cluster::{Cluster, Patch};
+use kedge_config::{EdgeCore, EdgeFacts};
 use kedge_telemetry::Scope;
-use kedge_telemetry::channel::{ask, latest};
+use kedge_telemetry::channel::latest;
 use kedge_transport::Plug;
 use kedge_wire::Body;
 use serde_json::{Value, json};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -39,61 +39,7 @@ impl World {
         let dir = std::env::temp_dir().join(format!("kedge-litmus-{name}-{}", std::process::id()));
         std::fs::create_dir_all(&dir).unwrap();
         let scope = Scope::new();
-        let now = UnixTime::now();
-        let authority = Authority::create_named("test", now).unwrap();
-        let names = ServerNames {
-            ips: vec![IpAddr::V4(Ipv4Addr::LOCALHOST)],
-            dns: vec![],
-        };
-        let server = authority.issue_server_as("test-api", &names, now).unwrap();
-        let (node_get_tx, node_get_rx) = ask::channel("test node gets", 8);
-        let config = kedge_apiserver::Config {
-            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
-            storage: StorageAt::Memory,
-            server_certificate_pem: chain(&server),
-            server_key_pem: server.key().pem(),
-            client_ca_pem: authority.certificate().pem(),
-            service_account_key_pem: Key::generate().unwrap().pkcs8_pem(),
-            service_account_issuer: "https://kubernetes.default.svc".into(),
-            root_ca_pem: authority.certificate().pem(),
-            cluster_cidr: None,
-            trusted_groups: Vec::new(),
-        };
-        let api = ApiServer::open(
-            config,
-            kedge_apiserver::Ports {
-                node_get: Some(node_get_tx),
-            },
-        )
-        .await
-        .unwrap();
-        let url = format!("https://{}", api.address());
-        scope.spawn("api", api.run(scope.clone()));
-        let day = Duration::from_secs(24 * 3600);
-        let admin = authority
-            .issue_client("admin", &[kedge_pki::ADMINS_ORGANIZATION], day, now)
-            .unwrap();
-        let parts = Parts {
-            url: &url,
-            ca_pem: &authority.certificate().pem(),
-            client_certificate_pem: &chain(&admin),
-            client_key_pem: &admin.key().pem(),
-        };
-        let cluster = Cluster::from_parts(parts).await.unwrap();
-        let facts = CloudFacts {
-            primary_ip: "127.0.0.1".into(),
-        };
-        let (mut config, _) = CloudCore::from_yaml("", &facts).unwrap();
-        config.hub.websocket_address = "127.0.0.1".into();
-        config.hub.https_address = "127.0.0.1".into();
-        (
-            config.hub.websocket_port,
-            config.hub.https_port,
-            config.stream.tunnel_port,
-        ) = (0, 0, 0);
-        let cloud = kedge_cloudcore::wiring::start(config, cluster.clone(), node_get_rx, &scope)
-            .await
-            .unwrap();
+        let (cluster, cloud) = cloud::start(&scope).await;
         Self {
             dir,
             scope,
@@ -169,10 +115,6 @@ impl World {
         );
         std::fs::remove_dir_all(&self.dir).unwrap();
     }
-}
-
-fn chain(identity: &Identity) -> String {
-    identity.chain().iter().map(Certificate::pem).collect()
 }
 
 fn edge_config(dir: &Path, name: &str, cloud: &kedge_cloudcore::wiring::Running) -> EdgeCore {

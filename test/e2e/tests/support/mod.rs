@@ -1,5 +1,6 @@
 //! What the story of the official traffic is told with.
 
+pub(crate) mod cloud;
 pub(crate) mod official_cloud;
 pub(crate) mod official_edge;
 pub(crate) mod play;

@@ -1,18 +1,13 @@
 //! An embedded API and a CloudCore in this process, and the way an official edge joins them.
 
-use kedge_apiserver::{ApiServer, StorageAt};
-use kedge_cluster::{Cluster, Parts};
-use kedge_config::{CloudCore, CloudFacts};
+use kedge_cluster::Cluster;
 use kedge_pki::{
-    Authority, Bootstrap, Certificate, Identity, JoinToken, Key, NodeRequest, ServerNames, UnixTime,
-    anonymous_client_config,
+    Bootstrap, Certificate, Identity, JoinToken, NodeRequest, UnixTime, anonymous_client_config,
 };
 use kedge_telemetry::Scope;
-use kedge_telemetry::channel::ask;
 use kedge_transport::{Connection, Plug, Target, dial, dial_tls};
 use kedge_wire::{Body, NodeName};
 use serde_json::Value;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -33,19 +28,7 @@ pub(crate) struct World {
 impl World {
     pub(crate) async fn start() -> Self {
         let scope = Scope::new();
-        let cluster = start_api(&scope).await;
-        let facts = CloudFacts {
-            primary_ip: "127.0.0.1".into(),
-        };
-        let (mut config, _) = CloudCore::from_yaml("", &facts).unwrap();
-        config.hub.websocket_address = "127.0.0.1".into();
-        config.hub.https_address = "127.0.0.1".into();
-        (config.hub.websocket_port, config.hub.https_port) = (0, 0);
-        config.stream.enable = false;
-        let (_, no_gets) = ask::channel("test node gets", 1);
-        let cloud = kedge_cloudcore::wiring::start(config, cluster.clone(), no_gets, &scope)
-            .await
-            .unwrap();
+        let (cluster, cloud) = super::cloud::start(&scope).await;
         Self {
             scope,
             cluster,
@@ -122,46 +105,4 @@ impl World {
             .parse()
             .unwrap()
     }
-}
-
-/// The API with an administrator's client.
-async fn start_api(scope: &Scope) -> Cluster {
-    let now = UnixTime::now();
-    let authority = Authority::create_named("test", now).unwrap();
-    let names = ServerNames {
-        ips: vec![IpAddr::V4(Ipv4Addr::LOCALHOST)],
-        dns: vec![],
-    };
-    let server = authority.issue_server_as("test-api", &names, now).unwrap();
-    let config = kedge_apiserver::Config {
-        listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
-        storage: StorageAt::Memory,
-        server_certificate_pem: chain(&server),
-        server_key_pem: server.key().pem(),
-        client_ca_pem: authority.certificate().pem(),
-        service_account_key_pem: Key::generate().unwrap().pkcs8_pem(),
-        service_account_issuer: "https://kubernetes.default.svc".into(),
-        root_ca_pem: authority.certificate().pem(),
-        cluster_cidr: None,
-        trusted_groups: Vec::new(),
-    };
-    let api = ApiServer::open(config, kedge_apiserver::Ports { node_get: None })
-        .await
-        .unwrap();
-    let url = format!("https://{}", api.address());
-    scope.spawn("api", api.run(scope.clone()));
-    let admin = authority
-        .issue_client("admin", &[kedge_pki::ADMINS_ORGANIZATION], DAY, now)
-        .unwrap();
-    let parts = Parts {
-        url: &url,
-        ca_pem: &authority.certificate().pem(),
-        client_certificate_pem: &chain(&admin),
-        client_key_pem: &admin.key().pem(),
-    };
-    Cluster::from_parts(parts).await.unwrap()
-}
-
-fn chain(identity: &Identity) -> String {
-    identity.chain().iter().map(Certificate::pem).collect()
 }

@@ -1,0 +1,71 @@
+//! An embedded API and a CloudCore in this process, on ports that the system chooses.
+
+use kedge_apiserver::{ApiServer, StorageAt};
+use kedge_cloudcore::wiring::{NodeGetPort, Running};
+use kedge_cluster::{Cluster, Parts};
+use kedge_config::{CloudCore, CloudFacts};
+use kedge_pki::{Authority, Certificate, Identity, Key, ServerNames, UnixTime};
+use kedge_telemetry::Scope;
+use kedge_telemetry::channel::ask;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+/// Starts both; they end with `scope`. The client may do everything.
+pub(crate) async fn start(scope: &Scope) -> (Cluster, Running) {
+    let (cluster, node_get) = start_api(scope).await;
+    let facts = CloudFacts {
+        primary_ip: "127.0.0.1".into(),
+    };
+    let (mut config, _) = CloudCore::from_yaml("", &facts).unwrap();
+    config.hub.websocket_address = "127.0.0.1".into();
+    config.hub.https_address = "127.0.0.1".into();
+    config.hub.websocket_port = 0;
+    config.hub.https_port = 0;
+    config.stream.tunnel_port = 0;
+    let started = kedge_cloudcore::wiring::start(config, cluster.clone(), node_get, scope).await;
+    (cluster, started.unwrap())
+}
+
+async fn start_api(scope: &Scope) -> (Cluster, NodeGetPort) {
+    let now = UnixTime::now();
+    let authority = Authority::create_named("test", now).unwrap();
+    let names = ServerNames {
+        ips: vec![IpAddr::V4(Ipv4Addr::LOCALHOST)],
+        dns: vec![],
+    };
+    let server = authority.issue_server_as("test-api", &names, now).unwrap();
+    let (node_get_tx, node_get_rx) = ask::channel("test node gets", 8);
+    let ports = kedge_apiserver::Ports {
+        node_get: Some(node_get_tx),
+    };
+    let config = kedge_apiserver::Config {
+        listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+        storage: StorageAt::Memory,
+        server_certificate_pem: chain(&server),
+        server_key_pem: server.key().pem(),
+        client_ca_pem: authority.certificate().pem(),
+        service_account_key_pem: Key::generate().unwrap().pkcs8_pem(),
+        service_account_issuer: "https://kubernetes.default.svc".into(),
+        root_ca_pem: authority.certificate().pem(),
+        cluster_cidr: None,
+        trusted_groups: Vec::new(),
+    };
+    let api = ApiServer::open(config, ports).await.unwrap();
+    let url = format!("https://{}", api.address());
+    scope.spawn("api", api.run(scope.clone()));
+    let admins = [kedge_pki::ADMINS_ORGANIZATION];
+    let admin = authority.issue_client("admin", &admins, DAY, now).unwrap();
+    let parts = Parts {
+        url: &url,
+        ca_pem: &authority.certificate().pem(),
+        client_certificate_pem: &chain(&admin),
+        client_key_pem: &admin.key().pem(),
+    };
+    (Cluster::from_parts(parts).await.unwrap(), node_get_rx)
+}
+
+fn chain(identity: &Identity) -> String {
+    identity.chain().iter().map(Certificate::pem).collect()
+}
