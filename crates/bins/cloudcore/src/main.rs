@@ -1,6 +1,6 @@
 //! `cloudcore`: CloudCore alone, beside an existing Kubernetes API.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use clap::Parser;
 use kedge_cloudcore::wiring;
 use kedge_cluster::Cluster;
@@ -65,11 +65,13 @@ async fn serve(config: CloudCore) -> Result<()> {
     let (_node_get, nobody_asks) = ask::channel("node gets", 1);
     let running = wiring::start(config, cluster, nobody_asks, &scope).await?;
     tracing::info!(hub = %running.hub, https = %running.https, tunnel = ?running.tunnel, "CloudCore runs");
-    let signal = stop.await?;
-    tracing::info!(?signal, "draining");
+    let outcome = tokio::select! {
+        signal = stop => signal.map(|signal| tracing::info!(?signal, "draining")).context("wait for signals"),
+        failure = scope.failed() => Err(anyhow!("{failure}; the log says more")),
+    };
     let report = scope.drain(DRAIN_DEADLINE).await;
     if !report.left.is_empty() {
         tracing::warn!(left = ?report.left, "tasks did not end in time");
     }
-    Ok(())
+    outcome
 }

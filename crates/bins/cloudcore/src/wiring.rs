@@ -77,12 +77,12 @@ pub async fn start(
     let tunnel = stream.as_ref().map(CloudStream::local_address);
 
     let controllers = Controllers::new(kedge_controllers::Config::default(), cluster.clone(), attach_rx);
-    scope.spawn("controllers", controllers.run(scope.clone()));
-    scope.spawn("attach adapter", adapt_attach(hub_attach_rx, attach_tx));
+    scope.spawn_vital("controllers", controllers.run(scope.clone()));
+    scope.spawn_vital("attach adapter", adapt_attach(hub_attach_rx, attach_tx));
     scope.spawn_until_cancelled("node exists", answer_node_exists(cluster.clone(), node_exists_rx));
-    scope.spawn("cloudhub", hub.run(scope.clone()));
+    scope.spawn_vital("cloudhub", hub.run(scope.clone()));
     if let Some(stream) = stream {
-        scope.spawn("cloudstream", stream.run(scope.clone()));
+        scope.spawn_vital("cloudstream", stream.run(scope.clone()));
     }
     let refresh = refresh_token(cluster, material, config.hub.token_refresh_interval);
     scope.spawn_until_cancelled("join token refresh", refresh);

@@ -1,6 +1,6 @@
 //! `edgecore`: EdgeCore alone, for KubeEdge's or kedge's CloudCore.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use clap::Parser;
 use kedge_config::{EdgeCore, EdgeFacts};
 use kedge_edgecore::{runtime, wiring};
@@ -64,13 +64,15 @@ fn run(cli: &Cli) -> Result<()> {
         let node = config.edged.node_name.clone();
         wiring::start(config, runtime, Plug::new(), &scope).await?;
         tracing::info!(node, "EdgeCore runs");
-        let signal = stop.await?;
-        tracing::info!(?signal, "draining; containers keep running");
+        let outcome = tokio::select! {
+            signal = stop => signal.map(|signal| tracing::info!(?signal, "draining")).context("wait for signals"),
+            failure = scope.failed() => Err(anyhow!("{failure}; the log says more")),
+        };
         let report = scope.drain(wiring::DRAIN_DEADLINE).await;
         if !report.left.is_empty() {
             tracing::warn!(left = ?report.left, "tasks did not end in time");
         }
-        Ok(())
+        outcome
     })
 }
 

@@ -67,7 +67,7 @@ pub async fn start(
         node_get: gets_rx,
     };
     let edged = Edged::new(edged_config(&config, &node)?, runtime, held, edged_ports)?;
-    scope.spawn("edged", edged.run(scope.clone()));
+    scope.spawn_vital("edged", edged.run(scope.clone()));
     let meta_ports = kedge_metamanager::Ports {
         orders: orders_rx,
         requests: requests_rx,
@@ -75,7 +75,7 @@ pub async fn start(
         online: online_rx.clone(),
         objects: objects_tx,
     };
-    scope.spawn("metamanager", metamanager.run(meta_ports, scope.clone()));
+    scope.spawn_vital("metamanager", metamanager.run(meta_ports, scope.clone()));
 
     let certificate = certificate_config(&config, &node);
     let identity = kedge_edgehub::bootstrap(&certificate, UnixTime::now()).await?;
@@ -92,10 +92,10 @@ pub async fn start(
         Network { plug: plug.clone() },
         hub_ports,
     )?;
-    scope.spawn("edgehub", hub.run(scope.clone()));
+    scope.spawn_vital("edgehub", hub.run(scope.clone()));
     if config.stream.enable {
         let stream = edge_stream(&config, node, identity_rx, gets_tx, plug)?;
-        scope.spawn("edgestream", stream.run(scope.clone()));
+        scope.spawn_vital("edgestream", stream.run(scope.clone()));
     }
     Ok(Running { online: online_rx })
 }

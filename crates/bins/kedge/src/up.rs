@@ -5,7 +5,7 @@ use crate::data_dir::{DataDir, Held, Run};
 use crate::preflight::{self, HubPorts};
 use crate::progress::Progress;
 use crate::{demo, edge_file, wiring};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use kedge_cluster::Cluster;
 use kedge_config::EdgeCore;
 use kedge_runtime::Runtime;
@@ -34,6 +34,17 @@ struct Scopes {
     edge: Scope,
 }
 
+impl Scopes {
+    /// Completes when a vital task of any part has failed.
+    async fn failed(&self) -> String {
+        tokio::select! {
+            failure = self.api.failed() => failure,
+            failure = self.cloud.failed() => failure,
+            failure = self.edge.failed() => failure,
+        }
+    }
+}
+
 /// Starts everything and stays until a signal.
 pub(crate) async fn up(dir: &DataDir, up: &Up, json: bool) -> Result<()> {
     let mut progress = Progress::new(json);
@@ -55,6 +66,7 @@ pub(crate) async fn up(dir: &DataDir, up: &Up, json: bool) -> Result<()> {
     let outcome = tokio::select! {
         biased;
         signal = stop => signal.context("wait for signals")?.map(|_| ()).context("wait for signals"),
+        failure = scopes.failed() => Err(anyhow!("{failure}; {} says more", dir.log_file().display())),
         outcome = started => outcome,
     };
     progress.begin_step();

@@ -46,7 +46,7 @@ pub(crate) async fn start_api(dir: &DataDir, port: u16, scope: &Scope) -> Result
     )
     .await?;
     let url = format!("https://{}", server.address());
-    scope.spawn("apiserver", server.run(scope.clone()));
+    scope.spawn_vital("apiserver", server.run(scope.clone()));
     kedge_pki::write_private(&dir.kubeconfig(), kubeconfig(&url, &credentials.admin).as_bytes())?;
     Ok(Api {
         admin: client(&url, &credentials.admin).await?,

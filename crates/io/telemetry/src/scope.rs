@@ -1,8 +1,10 @@
 //! One scope per process: every task is spawned through it, with a name, and ends through it.
 
+use futures_util::FutureExt;
 use std::collections::BTreeMap;
 use std::future::Future;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::panic::AssertUnwindSafe;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -14,6 +16,7 @@ pub struct Scope {
     token: CancellationToken,
     tracker: TaskTracker,
     running: Arc<Mutex<BTreeMap<String, usize>>>,
+    failure: Arc<OnceLock<String>>,
 }
 
 /// What was still running when the drain's deadline passed.
@@ -36,6 +39,7 @@ impl Scope {
             token: CancellationToken::new(),
             tracker: TaskTracker::new(),
             running: Arc::default(),
+            failure: Arc::default(),
         }
     }
 
@@ -45,11 +49,12 @@ impl Scope {
             token: self.token.child_token(),
             tracker: TaskTracker::new(),
             running: Arc::default(),
+            failure: Arc::default(),
         }
     }
 
     /// Runs a task under `name` until it returns. The task watches [`Scope::cancelled`] itself, so that it can
-    /// finish what it has begun.
+    /// finish what it has begun. Should it panic, that is logged and the others go on.
     pub fn spawn<F>(&self, name: impl Into<String>, task: F)
     where
         F: Future<Output = ()> + Send + 'static,
@@ -58,10 +63,49 @@ impl Scope {
         let guard = Running::enter(Arc::clone(&self.running), name.clone());
         self.tracker.spawn(async move {
             let _guard = guard;
-            tracing::trace!(task = %name, "started");
-            task.await;
-            tracing::trace!(task = %name, "ended");
+            if AssertUnwindSafe(task).catch_unwind().await.is_err() {
+                tracing::error!(task = %name, "panicked");
+            }
         });
+    }
+
+    /// Runs a task without which the process is of no use, such as a component. When it ends before the scope was
+    /// asked to, by a panic or by returning, the scope is cancelled and [`Scope::failure`] says why: a process that
+    /// ends is started again, one that lost a part is not noticed.
+    pub fn spawn_vital<F>(&self, name: impl Into<String>, task: F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let (name, scope) = (name.into(), self.clone());
+        self.spawn(name.clone(), async move {
+            let outcome = AssertUnwindSafe(task).catch_unwind().await;
+            if scope.is_cancelled() && outcome.is_ok() {
+                return;
+            }
+            let how = if outcome.is_ok() {
+                "ended by itself"
+            } else {
+                "panicked"
+            };
+            tracing::error!(task = %name, how, "a vital task is gone");
+            // The first failure is the cause; later ones follow from it.
+            let _ = scope.failure.set(format!("{name} {how}"));
+            scope.cancel();
+        });
+    }
+
+    /// Why the scope was cancelled, when it was a vital task that failed.
+    pub fn failure(&self) -> Option<&str> {
+        self.failure.get().map(String::as_str)
+    }
+
+    /// Completes when a vital task has failed, with the sentence that says which. Never completes otherwise.
+    pub async fn failed(&self) -> String {
+        self.cancelled().await;
+        match self.failure() {
+            Some(failure) => failure.to_owned(),
+            None => std::future::pending().await,
+        }
     }
 
     /// Runs a task that is dropped at cancellation, for tasks with nothing to finish.
@@ -148,6 +192,24 @@ mod tests {
             report.left.into_iter().collect::<Vec<_>>(),
             [("stubborn".to_owned(), 1)]
         );
+    }
+
+    #[tokio::test]
+    async fn a_vital_task_that_is_gone_ends_the_scope() {
+        for (task, told) in [(false, "hub ended by itself"), (true, "hub panicked")] {
+            let scope = Scope::new();
+            scope.spawn_vital(
+                "hub",
+                async move { assert!(!task, "this panic is part of the test") },
+            );
+            scope.cancelled().await;
+            assert_eq!(scope.failure(), Some(told));
+        }
+        let scope = Scope::new();
+        let inner = scope.clone();
+        scope.spawn_vital("polite", async move { inner.cancelled().await });
+        scope.drain(Duration::from_secs(5)).await;
+        assert_eq!(scope.failure(), None);
     }
 
     #[tokio::test]
