@@ -76,7 +76,11 @@ pub async fn start(
     };
     let tunnel = stream.as_ref().map(CloudStream::local_address);
 
-    let controllers = Controllers::new(kedge_controllers::Config::default(), cluster.clone(), attach_rx);
+    let controllers_config = kedge_controllers::Config {
+        advertise_address: config.hub.advertise_addresses.first().cloned(),
+        ..kedge_controllers::Config::default()
+    };
+    let controllers = Controllers::new(controllers_config, cluster.clone(), attach_rx);
     scope.spawn_vital("controllers", controllers.run(scope.clone()));
     scope.spawn_vital("attach adapter", adapt_attach(hub_attach_rx, attach_tx));
     scope.spawn_until_cancelled("node exists", answer_node_exists(cluster.clone(), node_exists_rx));
