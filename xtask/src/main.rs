@@ -20,6 +20,18 @@ usage: cargo xtask <chore>
   bench    offline_power_on | all_in_one, in release builds (root)
 ";
 
+/// What end-to-end tests and benchmarks start.
+const RELEASE_BINARIES: &[&str] = &[
+    "build",
+    "--release",
+    "--package",
+    "kedge",
+    "--package",
+    "kedge-cloudcore",
+    "--package",
+    "kedge-edgecore",
+];
+
 fn main() -> ExitCode {
     match chore(&std::env::args().skip(1).collect::<Vec<_>>()) {
         Ok(()) => ExitCode::SUCCESS,
@@ -56,19 +68,12 @@ fn chore(args: &[String]) -> Result<()> {
         ["shape"] => shape::check(),
         ["city"] => layers::city(),
         ["e2e"] => {
-            cargo(&["build", "--release", "--package", "kedge"])?;
-            cargo(&[
-                "test",
-                "--package",
-                "kedge-e2e",
-                "--features",
-                "real",
-                "--",
-                "--test-threads=1",
-            ])
+            cargo(RELEASE_BINARIES)?;
+            let test = ["test", "--package", "kedge-e2e", "--features", "real"];
+            cargo(&[&test[..], &["--", "--test-threads=1", "--nocapture"]].concat())
         }
         ["bench", name @ ("offline_power_on" | "all_in_one")] => {
-            cargo(&["build", "--release", "--package", "kedge"])?;
+            cargo(RELEASE_BINARIES)?;
             cargo(&[
                 "bench",
                 "--package",

@@ -20,7 +20,7 @@ pub fn binary(name: &str) -> PathBuf {
     let path = target.join("release").join(name);
     assert!(
         path.exists(),
-        "{} is missing; run `cargo build --release -p {name}` first",
+        "{} is missing; `cargo xtask e2e` builds it",
         path.display()
     );
     path
