@@ -253,7 +253,7 @@ impl Drop for Kedge {
 }
 
 /// A port for the API, and one for the hub with the two others that belong to it.
-fn free_ports() -> (u16, u16) {
+pub fn free_ports() -> (u16, u16) {
     let free = |port: u16| TcpListener::bind(("127.0.0.1", port)).is_ok();
     loop {
         let probe = TcpListener::bind(("127.0.0.1", 0)).and_then(|listener| listener.local_addr());

@@ -10,7 +10,7 @@ pub mod pods;
 pub mod proc;
 pub mod stats;
 
-pub use kedge::{Kedge, Options, binary};
+pub use kedge::{Kedge, Options, binary, free_ports};
 pub use kubectl::Output;
 
 use std::time::{Duration, Instant};

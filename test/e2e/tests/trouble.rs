@@ -3,7 +3,7 @@
 // A test fails where it stands.
 #![allow(clippy::unwrap_used)]
 
-use kedge_e2e::{Kedge, Options, binary, images, wait_for};
+use kedge_e2e::{Kedge, Options, binary, free_ports, images, wait_for};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -49,7 +49,9 @@ fn a_port_in_use_is_named() {
     let folder = Folder::new("port");
     let taken = TcpListener::bind(("127.0.0.1", 0)).unwrap();
     let port = taken.local_addr().unwrap().port().to_string();
-    let told = refusal(&mut kedge(&folder.0, &["up", "--hollow", "--api-port", &port]));
+    let hub_port = free_ports().1.to_string();
+    let up = ["up", "--hollow", "--api-port", &port, "--hub-port", &hub_port];
+    let told = refusal(&mut kedge(&folder.0, &up));
     assert!(
         told.contains(&port) && told.contains("in use") && told.contains("--api-port"),
         "{told}"
@@ -268,7 +270,10 @@ impl Drop for SmallDisk {
 fn a_full_disk_at_the_start_is_told() {
     let disk = SmallDisk::new("disk-start", "1m");
     disk.fill();
-    let told = refusal(&mut kedge(&disk.path().join("data"), &["up", "--hollow"]));
+    let (api_port, hub_port) = free_ports();
+    let ports = [api_port, hub_port].map(|port| port.to_string());
+    let up = ["up", "--hollow", "--api-port", &ports[0], "--hub-port", &ports[1]];
+    let told = refusal(&mut kedge(&disk.path().join("data"), &up));
     assert!(told.to_lowercase().contains("no space"), "{told}");
 }
 
