@@ -12,6 +12,7 @@ fn main() {
     let mut again_ms = Vec::new();
     let mut rss_mb = Vec::new();
     let mut supervisor_mb = Vec::new();
+    let mut supervisor_own_mb = Vec::new();
     for run in 0..RUNS {
         let mut kedge = Kedge::up(&format!("bench-{run}"), Options::default());
         ready_ms.push(total_ms(&mut kedge));
@@ -20,8 +21,12 @@ fn main() {
         kedge.wait_running("app=sleeper", PODS as usize);
         rss_mb.push(megabytes(proc::rss_bytes(kedge.pid()).expect("kedge runs")));
         let supervisors = kedge.supervisors();
-        let sum: u64 = supervisors.iter().filter_map(|pid| proc::rss_bytes(*pid)).sum();
-        supervisor_mb.push(megabytes(sum) / f64::from(PODS));
+        let mean = |bytes: fn(u32) -> Option<u64>| {
+            let sum: u64 = supervisors.iter().filter_map(|pid| bytes(*pid)).sum();
+            megabytes(sum) / f64::from(PODS)
+        };
+        supervisor_mb.push(mean(proc::rss_bytes));
+        supervisor_own_mb.push(mean(proc::anonymous_bytes));
         // A second up on the same data directory, with ten pods to adopt.
         assert_eq!(kedge.interrupt(), Some(0));
         kedge.start();
@@ -32,6 +37,7 @@ fn main() {
     stats::print("up to node ready, ten pods adopted", "ms", &again_ms);
     stats::print("RSS of kedge with ten pods", "MB", &rss_mb);
     stats::print("RSS of one supervisor", "MB", &supervisor_mb);
+    stats::print("of which not shared", "MB", &supervisor_own_mb);
 }
 
 fn total_ms(kedge: &mut Kedge) -> f64 {
