@@ -6,7 +6,7 @@ use crate::registry::{Door, Enter, Entered, Registry};
 use crate::session::Session;
 use crate::{Config, Error, Ports};
 use kedge_link::{OFFER_HEADER, OFFER_VERSION, Peer};
-use kedge_pki::{Certificate, ClientAuth};
+use kedge_pki::{ClientAuth, node_of_peer};
 use kedge_telemetry::Scope;
 use kedge_transport::{
     Acceptance, Close, CloseCode, Connection, Limits, Listener, Refusal, UpgradeRequest, accept,
@@ -199,25 +199,8 @@ impl Shared {
 /// Who dials: the certificate says it, the headers must agree.
 fn decide(request: &UpgradeRequest<'_>) -> Result<Acceptance<(NodeName, Peer)>, Refusal> {
     let refuse = |status, text: String| Refusal { status, text };
-    let certificate = request
-        .certificate
-        .ok_or_else(|| refuse(403, "a node certificate is needed".into()))?;
-    let certificate = Certificate::from_der(certificate).map_err(|error| refuse(403, error.to_string()))?;
-    let info = certificate.info();
-    let node = info.node().ok_or_else(|| {
-        refuse(
-            403,
-            format!("the certificate of {:?} is not a node's", info.common_name),
-        )
-    })?;
-    let claimed = request.header("node_id").unwrap_or_default();
-    if claimed != node.as_str() {
-        let claimed: String = claimed.chars().take(80).collect();
-        return Err(refuse(
-            403,
-            format!("header node_id says {claimed:?} but the certificate is of node {node}"),
-        ));
-    }
+    let node = node_of_peer(request.certificate, "node_id", request.header("node_id"))
+        .map_err(|text| refuse(403, text))?;
     if request.header("ConnectionUse") != Some("msg") {
         return Err(refuse(400, "header ConnectionUse must be msg".into()));
     }

@@ -19,7 +19,7 @@ mod table;
 mod tunnel;
 
 use bytes::Bytes;
-use kedge_pki::{Certificate, ClientAuth, Identity};
+use kedge_pki::{ClientAuth, Identity, node_of_peer};
 use kedge_telemetry::Scope;
 use kedge_telemetry::channel::{ask, queue};
 use kedge_transport::{
@@ -131,30 +131,17 @@ async fn arrive(arrivals: &queue::Sender<Arrival>, node: NodeName, connection: C
     }
 }
 
+/// The header in which an edge names itself.
+const NODE_HEADER: &str = "SessionHostNameOverride";
+
 /// Who dials: the certificate says it, the header must agree.
 fn decide(request: &UpgradeRequest<'_>) -> Result<Acceptance<NodeName>, Refusal> {
     let refuse = |status, text: String| Refusal { status, text };
     if request.path != TUNNEL_PATH {
         return Err(refuse(404, format!("there is only {TUNNEL_PATH} here")));
     }
-    let certificate = request
-        .certificate
-        .ok_or_else(|| refuse(403, "a node certificate is needed".into()))?;
-    let certificate = Certificate::from_der(certificate).map_err(|error| refuse(403, error.to_string()))?;
-    let info = certificate.info();
-    let node = info.node().ok_or_else(|| {
-        refuse(
-            403,
-            format!("the certificate of {:?} is not a node's", info.common_name),
-        )
-    })?;
-    let claimed = request.header("SessionHostNameOverride").unwrap_or_default();
-    if claimed != node.as_str() {
-        let claimed: String = claimed.chars().take(80).collect();
-        let text =
-            format!("header SessionHostNameOverride says {claimed:?} but the certificate is of node {node}");
-        return Err(refuse(403, text));
-    }
+    let node = node_of_peer(request.certificate, NODE_HEADER, request.header(NODE_HEADER))
+        .map_err(|text| refuse(403, text))?;
     Ok(Acceptance {
         value: node,
         headers: Vec::new(),

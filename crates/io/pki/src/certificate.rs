@@ -115,6 +115,32 @@ impl Certificate {
     }
 }
 
+/// Who dials, as every server of nodes decides it: the certificate of the TLS session says the name, and what a header
+/// claims must agree. The error is a sentence for the one who dials.
+pub fn node_of_peer(
+    certificate: Option<&CertificateDer<'_>>,
+    header: &'static str,
+    claimed: Option<&str>,
+) -> Result<kedge_wire::NodeName, String> {
+    let certificate = certificate.ok_or("a node certificate is needed")?;
+    let certificate = Certificate::from_der(certificate).map_err(|error| error.to_string())?;
+    let info = certificate.info();
+    let node = info
+        .node()
+        .ok_or_else(|| format!("the certificate of {:?} is not a node's", info.common_name))?;
+    let claimed = claimed.unwrap_or_default();
+    if claimed != node.as_str() {
+        let claimed: String = claimed.chars().take(CLAIM_CHARS_MAX).collect();
+        return Err(format!(
+            "header {header} says {claimed:?} but the certificate is of node {node}"
+        ));
+    }
+    Ok(node)
+}
+
+/// How much of a wrong claim is quoted.
+const CLAIM_CHARS_MAX: usize = 80;
+
 impl CertificateInfo {
     fn read(parsed: &X509Certificate<'_>) -> Self {
         let (mut dns_names, mut ips) = (Vec::new(), Vec::new());
