@@ -43,12 +43,20 @@ impl Drop for Daemon {
     }
 }
 
-/// `edgecore` leaves its bridge to the next start; after the test there is none.
-struct Bridge(&'static str);
+/// `edgecore` leaves its bridge and its control group to the next start; after the test there is none.
+struct Leavings(&'static str);
 
-impl Drop for Bridge {
+impl Drop for Leavings {
     fn drop(&mut self) {
         let _ = Command::new("ip").args(["link", "delete", self.0]).status();
+        let trees = std::fs::read_dir("/sys/fs/cgroup")
+            .into_iter()
+            .flatten()
+            .flatten();
+        for tree in trees {
+            let _ = std::fs::remove_dir(tree.path().join(self.0));
+        }
+        let _ = std::fs::remove_dir(Path::new("/sys/fs/cgroup").join(self.0));
     }
 }
 
@@ -143,7 +151,7 @@ fn a_cloud_and_an_edge_that_die_and_come_back() {
     );
     let dir: PathBuf = kedge.data_dir.join("gate-7");
     std::fs::create_dir(&dir).unwrap();
-    let _bridge = Bridge("kedge-gate7");
+    let _leavings = Leavings("kedge-gate7");
     let ports = ports();
     let (cloud_yaml, edge_yaml) = (dir.join("cloudcore.yaml"), dir.join("edgecore.yaml"));
     let (cloud_log, edge_log) = (dir.join("cloudcore.log"), dir.join("edgecore.log"));

@@ -13,7 +13,7 @@ use kedge_wire::{
 };
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -39,15 +39,33 @@ struct Node {
     desired: keyed::Sender<ObjectKey, Option<Body>>,
     logs: ask::Sender<NodeGet, LogAnswer>,
     scope: Scope,
-    root: PathBuf,
+    root: Arc<Root>,
 }
 
-fn root() -> PathBuf {
+/// A node's disk; it goes with the last node that was started on it.
+#[derive(Debug)]
+struct Root(PathBuf);
+
+impl std::ops::Deref for Root {
+    type Target = Path;
+
+    fn deref(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Root {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn root() -> Arc<Root> {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let serial = NEXT.fetch_add(1, Ordering::Relaxed);
     let root = std::env::temp_dir().join(format!("kedge-edged-test-{}-{serial}", std::process::id()));
     let _ = std::fs::remove_dir_all(&root);
-    root
+    Arc::new(Root(root))
 }
 
 impl Node {
@@ -57,7 +75,7 @@ impl Node {
 
     fn start_on(
         runtime: Arc<Hollow>,
-        root: PathBuf,
+        root: Arc<Root>,
         cloud: Cloud,
         online: bool,
         initial: Vec<(ObjectKey, Body)>,
@@ -70,7 +88,7 @@ impl Node {
         scope.spawn_until_cancelled("cloud", serve(Arc::clone(&cloud), requests, online_rx.clone()));
         let config = Config {
             report_events: true,
-            ..Config::new(NodeName::new("edge-1".to_owned()).unwrap(), root.clone())
+            ..Config::new(NodeName::new("edge-1".to_owned()).unwrap(), root.to_path_buf())
         };
         let ports = Ports {
             desired: desired_rx,
@@ -300,7 +318,7 @@ async fn a_restart_adopts_running_containers() {
     let cloud = Cloud::default();
     let again = Node::start_on(
         Arc::clone(&node.runtime),
-        node.root.clone(),
+        Arc::clone(&node.root),
         cloud,
         true,
         initial(),
