@@ -54,10 +54,20 @@ impl Drop for Leavings {
             .flatten()
             .flatten();
         for tree in trees {
-            let _ = std::fs::remove_dir(tree.path().join(self.0));
+            remove_groups(&tree.path().join(self.0));
         }
-        let _ = std::fs::remove_dir(Path::new("/sys/fs/cgroup").join(self.0));
+        remove_groups(&Path::new("/sys/fs/cgroup").join(self.0));
     }
+}
+
+/// A control group goes when those below it are gone; its files go by themselves.
+fn remove_groups(group: &Path) {
+    for entry in std::fs::read_dir(group).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove_groups(&entry.path());
+        }
+    }
+    let _ = std::fs::remove_dir(group);
 }
 
 /// Three ports that are free now: link, certificates, tunnel.
