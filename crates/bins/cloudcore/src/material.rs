@@ -4,7 +4,7 @@
 use anyhow::{Context, Result};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use kedge_cluster::{Cluster, Patch};
+use kedge_cluster::Cluster;
 use kedge_pki::{Authority, Certificate, Identity, JoinToken, Key, ServerNames, UnixTime};
 use kedge_wire::Body;
 use serde_json::{Value, json};
@@ -101,7 +101,7 @@ async fn ensure_namespace(cluster: &Cluster) -> Result<()> {
         .create("/api/v1/namespaces", &Body::from_value(&namespace)?)
         .await
     {
-        Err(error) if error.refusal().is_none_or(|status| status.code != 409) => {
+        Err(error) if !error.is_already_exists() => {
             Err(error).context(format!("create namespace {NAMESPACE}"))
         }
         Ok(_) | Err(_) => Ok(()),
@@ -140,17 +140,10 @@ async fn write(cluster: &Cluster, name: &str, data: &[(&str, &[u8])]) -> Result<
     let collection = format!("/api/v1/namespaces/{NAMESPACE}/secrets");
     let secret = json!({"apiVersion": "v1", "kind": "Secret", "type": "Opaque",
         "metadata": {"name": name, "namespace": NAMESPACE}, "data": data});
-    let act = || format!("write secret {NAMESPACE}/{name}");
-    match cluster.create(&collection, &Body::from_value(&secret)?).await {
-        Ok(_) => Ok(()),
-        Err(error) if error.refusal().is_some_and(|status| status.code == 409) => {
-            let patch = json!({"data": data}).to_string();
-            cluster
-                .patch(&format!("{collection}/{name}"), Patch::Merge, &patch)
-                .await
-                .with_context(act)?;
-            Ok(())
-        }
-        Err(error) => Err(error).with_context(act),
-    }
+    let patch = json!({"data": data}).to_string();
+    cluster
+        .create_or_merge(&collection, name, &Body::from_value(&secret)?, &patch)
+        .await
+        .with_context(|| format!("write secret {NAMESPACE}/{name}"))?;
+    Ok(())
 }

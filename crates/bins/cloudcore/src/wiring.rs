@@ -109,7 +109,7 @@ fn hub_config(hub: &kedge_config::CloudHub, material: &Material) -> Result<kedge
         keepalive_timeout: hub.keepalive_timeout,
         certificate_lifetime: hub.edge_cert_duration,
         kubernetes_ca: None,
-        seed: kedge_telemetry::clock::wall_ms() ^ u64::from(std::process::id()).rotate_left(32),
+        seed: kedge_telemetry::clock::process_seed(),
     })
 }
 

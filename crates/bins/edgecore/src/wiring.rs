@@ -19,6 +19,7 @@ use kedge_runtime::Runtime;
 use kedge_store::meta::MetaStore;
 use kedge_telemetry::Scope;
 use kedge_telemetry::channel::{ask, keyed, latest};
+use kedge_telemetry::clock::process_seed;
 use kedge_transport::Plug;
 use kedge_wire::NodeName;
 use std::path::PathBuf;
@@ -153,7 +154,7 @@ fn hub_config(config: &EdgeCore, certificate: CertificateConfig) -> kedge_edgehu
         project_id: config.hub.project_id.clone(),
         heartbeat: config.hub.heartbeat_interval,
         rotate_certificates: config.hub.rotate_certificates,
-        seed: seed(),
+        seed: process_seed(),
     }
 }
 
@@ -176,17 +177,12 @@ fn edge_stream(
         node,
         internal_ip,
         server: config.stream.server.clone(),
-        seed: seed(),
+        seed: process_seed(),
     };
     Ok(EdgeStream::new(
         stream,
         kedge_edgestream::Ports { identity, gets, plug },
     ))
-}
-
-/// Spreads the delays of nodes that start in the same moment.
-fn seed() -> u64 {
-    kedge_telemetry::clock::wall_ms() ^ u64::from(std::process::id()).rotate_left(32)
 }
 
 /// How long a drain may take before what is left is named and dropped.

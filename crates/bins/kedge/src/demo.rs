@@ -144,18 +144,11 @@ async fn import_image(runtime: &dyn Runtime, data_dir: &Path) -> Result<()> {
 }
 
 async fn apply(cluster: &Cluster, place: &manifest::Place, object: &Value) -> Result<()> {
-    match cluster
-        .create(&place.collection, &Body::from_value(object)?)
-        .await
-    {
-        Ok(_) => Ok(()),
-        Err(error) if error.refusal().is_some_and(|status| status.code == 409) => {
-            let path = format!("{}/{}", place.collection, place.name);
-            cluster.patch(&path, Patch::Merge, &object.to_string()).await?;
-            Ok(())
-        }
-        Err(error) => Err(error.into()),
-    }
+    let body = Body::from_value(object)?;
+    cluster
+        .create_or_merge(&place.collection, &place.name, &body, body.json())
+        .await?;
+    Ok(())
 }
 
 #[derive(Debug, Clone)]

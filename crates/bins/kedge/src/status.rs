@@ -66,7 +66,8 @@ fn name(object: &Value) -> &str {
     object["metadata"]["name"].as_str().unwrap_or_default()
 }
 
-fn is_ready(node: &Value) -> bool {
+/// Whether the node says so.
+pub(crate) fn is_ready(node: &Value) -> bool {
     let conditions = node["status"]["conditions"]
         .as_array()
         .map(Vec::as_slice)

@@ -4,6 +4,7 @@ use crate::cli::Up;
 use crate::data_dir::{DataDir, Held, Run};
 use crate::preflight::{self, HubPorts};
 use crate::progress::Progress;
+use crate::status::is_ready;
 use crate::{demo, edge_file, wiring};
 use anyhow::{Context, Result, anyhow, bail};
 use kedge_cluster::Cluster;
@@ -210,16 +211,6 @@ async fn wait_node_ready(cluster: &Cluster, node: &NodeName, since: jiff::Timest
         }
         tokio::time::sleep(LOOK_INTERVAL).await;
     }
-}
-
-fn is_ready(node: &Value) -> bool {
-    let conditions = node["status"]["conditions"]
-        .as_array()
-        .map(Vec::as_slice)
-        .unwrap_or_default();
-    conditions
-        .iter()
-        .any(|condition| condition["type"] == "Ready" && condition["status"] == "True")
 }
 
 fn renewed(lease: &Value) -> Option<jiff::Timestamp> {

@@ -65,6 +65,11 @@ impl ApiError {
         self.refusal().is_some_and(Status::is_not_found)
     }
 
+    /// Whether a create was refused because the object is there.
+    pub fn is_already_exists(&self) -> bool {
+        self.refusal().is_some_and(|status| status.code == 409)
+    }
+
     /// Whether the server no longer knows the resource version or the page.
     pub(crate) fn is_gone(&self) -> bool {
         self.refusal().is_some_and(|status| status.code == 410)
@@ -114,6 +119,23 @@ impl Cluster {
     /// Creates an object in a collection.
     pub async fn create(&self, path: &str, object: &Body) -> Result<Body, ApiError> {
         self.call(Method::POST, path, JSON, text(object)).await
+    }
+
+    /// Creates an object, or merges `patch` into the one of this name that is there.
+    pub async fn create_or_merge(
+        &self,
+        collection: &str,
+        name: &str,
+        object: &Body,
+        patch: &str,
+    ) -> Result<Body, ApiError> {
+        match self.create(collection, object).await {
+            Err(error) if error.is_already_exists() => {
+                self.patch(&format!("{collection}/{name}"), Patch::Merge, patch)
+                    .await
+            }
+            created => created,
+        }
     }
 
     /// Replaces an object.

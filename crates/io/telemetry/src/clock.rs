@@ -17,3 +17,8 @@ pub fn wall_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
+
+/// A number that differs between processes and between starts: seeds what spreads delays and makes ids. Not a secret.
+pub fn process_seed() -> u64 {
+    wall_ms() ^ u64::from(std::process::id()).rotate_left(32)
+}

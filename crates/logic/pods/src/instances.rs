@@ -1,7 +1,9 @@
 //! The containers of one pod as the runtime shows them, and what is remembered of those that are gone.
 
 use kedge_api::{ContainerStateTerminated, ContainerStatus, Timestamp};
-use kedge_containers::{ContainerId, ContainerState, ExitReason, ObservedContainer, ObservedSandbox};
+use kedge_containers::{
+    ContainerId, ContainerState, ExitReason, ObservedContainer, ObservedSandbox, SandboxId,
+};
 use kedge_wire::Time;
 use std::collections::BTreeMap;
 
@@ -87,6 +89,10 @@ impl Instances {
 
     pub(crate) fn sandboxes(&self) -> &[ObservedSandbox] {
         &self.sandboxes
+    }
+
+    pub(crate) fn sandbox_ids(&self) -> Vec<SandboxId> {
+        self.sandboxes.iter().map(|sandbox| sandbox.id.clone()).collect()
     }
 
     /// The newest ready sandbox.

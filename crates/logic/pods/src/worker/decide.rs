@@ -139,13 +139,7 @@ impl Worker {
             None,
         );
         if !self.instances.sandboxes().is_empty() {
-            let ids = self
-                .instances
-                .sandboxes()
-                .iter()
-                .map(|sandbox| sandbox.id.clone())
-                .collect();
-            return self.send(Action::RemoveSandboxes(ids), out);
+            return self.send(Action::RemoveSandboxes(self.instances.sandbox_ids()), out);
         }
         if self.volumes != Volumes::Removed {
             return self.send(Action::RemoveVolumes, out);
@@ -233,13 +227,7 @@ impl Worker {
             );
         }
         if !self.instances.sandboxes().is_empty() {
-            let ids = self
-                .instances
-                .sandboxes()
-                .iter()
-                .map(|sandbox| sandbox.id.clone())
-                .collect();
-            return self.send(Action::RemoveSandboxes(ids), out);
+            return self.send(Action::RemoveSandboxes(self.instances.sandbox_ids()), out);
         }
         let attempt = self.instances.next_sandbox_attempt();
         self.send(Action::RunSandbox { attempt }, out);
