@@ -1,6 +1,7 @@
 //! One scope per process: every task is spawned through it, with a name, and ends through it.
 
 use futures_util::FutureExt;
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
@@ -9,13 +10,17 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+/// The name of a task. Tasks of which there are thousands share a static one: the number of them is what a person needs,
+/// and a text for each would be memory for each.
+pub type Name = Cow<'static, str>;
+
 /// Owns the tasks of a process or of a part of it. Cloning shares the scope; [`Scope::child`] makes a part that can
 /// be drained alone and ends with its parent.
 #[derive(Debug, Clone)]
 pub struct Scope {
     token: CancellationToken,
     tracker: TaskTracker,
-    running: Arc<Mutex<BTreeMap<String, usize>>>,
+    running: Arc<Mutex<BTreeMap<Name, usize>>>,
     failure: Arc<OnceLock<String>>,
 }
 
@@ -23,7 +28,7 @@ pub struct Scope {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DrainReport {
     /// Names of tasks that did not end in time, with their number. Empty after a clean drain.
-    pub left: BTreeMap<String, usize>,
+    pub left: BTreeMap<Name, usize>,
 }
 
 impl Default for Scope {
@@ -55,28 +60,28 @@ impl Scope {
 
     /// Runs a task under `name` until it returns. The task watches [`Scope::cancelled`] itself, so that it can
     /// finish what it has begun. Should it panic, that is logged and the others go on.
-    pub fn spawn<F>(&self, name: impl Into<String>, task: F)
+    pub fn spawn<F>(&self, name: impl Into<Name>, task: F)
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        let name = name.into();
-        let guard = Running::enter(Arc::clone(&self.running), name.clone());
-        self.tracker.spawn(async move {
-            let _guard = guard;
-            if AssertUnwindSafe(task).catch_unwind().await.is_err() {
-                tracing::error!(task = %name, "panicked");
-            }
-        });
+        let guard = Running::enter(Arc::clone(&self.running), name.into());
+        // Combinators, not an async block: a block that takes a future and awaits it has room for it twice.
+        self.tracker
+            .spawn(AssertUnwindSafe(task).catch_unwind().map(move |outcome| {
+                if outcome.is_err() {
+                    tracing::error!(task = %guard.name, "panicked");
+                }
+            }));
     }
 
     /// Runs a task without which the process is of no use, such as a component. When it ends before the scope was
     /// asked to, by a panic or by returning, the scope is cancelled and [`Scope::failure`] says why: a process that
     /// ends is started again, one that lost a part is not noticed.
-    pub fn spawn_vital<F>(&self, name: impl Into<String>, task: F)
+    pub fn spawn_vital<F>(&self, name: impl Into<Name>, task: F)
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        let (name, scope) = (name.into(), self.clone());
+        let (name, scope, task) = (name.into(), self.clone(), Box::pin(task));
         self.spawn(name.clone(), async move {
             let outcome = AssertUnwindSafe(task).catch_unwind().await;
             if scope.is_cancelled() && outcome.is_ok() {
@@ -109,11 +114,11 @@ impl Scope {
     }
 
     /// Runs a task that is dropped at cancellation, for tasks with nothing to finish.
-    pub fn spawn_until_cancelled<F>(&self, name: impl Into<String>, task: F)
+    pub fn spawn_until_cancelled<F>(&self, name: impl Into<Name>, task: F)
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        let token = self.token.clone();
+        let (token, task) = (self.token.clone(), Box::pin(task));
         self.spawn(name, async move {
             token.run_until_cancelled(task).await;
         });
@@ -147,12 +152,12 @@ impl Scope {
 }
 
 struct Running {
-    names: Arc<Mutex<BTreeMap<String, usize>>>,
-    name: String,
+    names: Arc<Mutex<BTreeMap<Name, usize>>>,
+    name: Name,
 }
 
 impl Running {
-    fn enter(names: Arc<Mutex<BTreeMap<String, usize>>>, name: String) -> Self {
+    fn enter(names: Arc<Mutex<BTreeMap<Name, usize>>>, name: Name) -> Self {
         *names
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -190,7 +195,7 @@ mod tests {
         let report = stubborn.drain(Duration::from_millis(1)).await;
         assert_eq!(
             report.left.into_iter().collect::<Vec<_>>(),
-            [("stubborn".to_owned(), 1)]
+            [("stubborn".into(), 1)]
         );
     }
 
