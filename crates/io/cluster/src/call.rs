@@ -20,7 +20,12 @@ const QUOTE_CHARS_MAX: usize = 200;
 pub enum ApiError {
     /// The API understood and refused: branch on the status.
     #[error("{act}: {status}")]
-    Refused { act: String, status: Box<Status> },
+    Refused {
+        act: String,
+        status: Box<Status>,
+        /// How long the server wants to be left alone, when it says so.
+        retry_after: Option<Duration>,
+    },
     #[error("{act}: the API server cannot be reached: {source}")]
     Unreachable { act: String, source: Box<kube::Error> },
     #[error("{act}: the answer broke off: {source}")]
@@ -57,6 +62,29 @@ impl ApiError {
             Self::TooLarge { .. } | Self::NotJson { .. } | Self::BadPath { .. } => {
                 Status::internal(&self.to_string())
             }
+        }
+    }
+
+    /// How long the server wants to be left alone: its `Retry-After`, with 429 and 503.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Refused { retry_after, .. } => *retry_after,
+            Self::Unreachable { .. }
+            | Self::Broken { .. }
+            | Self::Timeout { .. }
+            | Self::TooLarge { .. }
+            | Self::NotJson { .. }
+            | Self::BadPath { .. } => None,
+        }
+    }
+
+    /// Whether the same call may succeed later: the server is away, overloaded or failing. A refusal that judged the
+    /// content of the call is final.
+    pub fn is_passing(&self) -> bool {
+        match self {
+            Self::Refused { status, .. } => status.code == 429 || status.code >= 500,
+            Self::Unreachable { .. } | Self::Broken { .. } | Self::Timeout { .. } => true,
+            Self::TooLarge { .. } | Self::NotJson { .. } | Self::BadPath { .. } => false,
         }
     }
 
@@ -217,10 +245,16 @@ impl Cluster {
         if code.is_success() {
             return Ok(answer.into_body());
         }
+        let header = answer.headers().get(http::header::RETRY_AFTER);
+        // The other form of the header, a date, is not used by Kubernetes.
+        let header = header.and_then(|value| value.to_str().ok()?.trim().parse().ok());
         let text = collect(act, answer.into_body()).await?;
+        let status = Box::new(status_of(code, &text));
+        let retry_after = header.or_else(|| status.rest.get("details")?.get("retryAfterSeconds")?.as_u64());
         Err(ApiError::Refused {
             act: act.to_owned(),
-            status: Box::new(status_of(code, &text)),
+            status,
+            retry_after: retry_after.map(Duration::from_secs),
         })
     }
 }

@@ -3,7 +3,8 @@
 mod lines;
 mod objects;
 
-use crate::{ApiError, Cluster};
+use crate::{ApiError, Backoff, Cluster};
+use kedge_telemetry::clock;
 use kedge_wire::{Body, Status, Uid};
 use lines::Lines;
 use objects::{Event, Page};
@@ -55,7 +56,9 @@ pub struct Watch {
     known: HashMap<String, Uid>,
     phase: Phase,
     told: VecDeque<WatchItem>,
-    failures: u32,
+    /// Whether the last thing that happened was trouble.
+    troubled: bool,
+    backoff: Backoff,
 }
 
 #[derive(Debug)]
@@ -84,13 +87,19 @@ impl Watch {
             next_page: None,
             fresh: HashMap::new(),
         };
+        // Two watches of one process must not come back in the same instant either.
+        let spread = watched
+            .path
+            .bytes()
+            .fold(0_u64, |sum, byte| sum.rotate_left(7) ^ u64::from(byte));
         Self {
             cluster,
             watched,
             known: HashMap::new(),
             phase,
             told: VecDeque::new(),
-            failures: 0,
+            troubled: false,
+            backoff: Backoff::new(BACKOFF_FIRST, BACKOFF_MAX, clock::process_seed() ^ spread),
         }
     }
 
@@ -137,7 +146,8 @@ impl Watch {
                 match line.await.map_err(|_| Trouble::Silent)?? {
                     Some(line) => {
                         stream.alive = true;
-                        self.failures = 0;
+                        self.troubled = false;
+                        self.backoff.reset();
                         self.take_event(Event::read(&line)?)
                     }
                     None if stream.alive || stream.opened.elapsed() >= STREAM_LIFE_MIN => {
@@ -238,13 +248,17 @@ impl Watch {
     /// Goes back to where work can go on, and waits if this is not the first trouble in a row.
     async fn recover(&mut self, trouble: Trouble) {
         let path = &self.watched.path;
-        let wait = backoff(self.failures, trouble.is_gone());
+        // A version that was forgotten is the server's right: the first new list comes at once.
+        let wait = match trouble.is_gone() && !self.troubled {
+            true => Duration::ZERO,
+            false => self.backoff.next(trouble.retry_after()),
+        };
         if trouble.is_gone() {
             tracing::info!(path, "the watch fell behind and lists again");
         } else {
             tracing::warn!(path, error = %trouble, retry_in_ms = wait.as_millis(), "the watch was interrupted");
         }
-        self.failures = self.failures.saturating_add(1);
+        self.troubled = true;
         if trouble.keeps_place() {
             self.reopen();
         } else {
@@ -256,16 +270,6 @@ impl Watch {
         }
         tokio::time::sleep(wait).await;
     }
-}
-
-/// A version that was forgotten is the server's right: the first new list comes at once.
-fn backoff(failures: u32, gone: bool) -> Duration {
-    if failures == 0 && gone {
-        return Duration::ZERO;
-    }
-    BACKOFF_FIRST
-        .saturating_mul(1 << failures.min(16))
-        .min(BACKOFF_MAX)
 }
 
 fn list_path(path: &str, next_page: Option<&str>) -> String {
@@ -315,29 +319,15 @@ impl Trouble {
     fn keeps_place(&self) -> bool {
         match self {
             Self::Line(_) | Self::Silent | Self::EndedAtOnce => true,
-            Self::Api(ApiError::Refused { status, .. }) => status.code == 429 || status.code >= 500,
-            Self::Api(ApiError::Unreachable { .. } | ApiError::Broken { .. } | ApiError::Timeout { .. }) => {
-                true
-            }
-            Self::Api(ApiError::TooLarge { .. } | ApiError::NotJson { .. } | ApiError::BadPath { .. }) => {
-                false
-            }
+            Self::Api(error) => error.is_passing(),
             Self::Told(_) | Self::Unreadable(_) => false,
         }
     }
-}
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_wait_doubles_up_to_its_limit() {
-        let waits: Vec<u128> = [0, 1, 2, 7, 8, 100]
-            .map(|n| backoff(n, false).as_millis())
-            .to_vec();
-        assert_eq!(waits, [100, 200, 400, 12_800, 15_000, 15_000]);
-        assert_eq!(backoff(0, true), Duration::ZERO);
-        assert_eq!(backoff(1, true).as_millis(), 200);
+    fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Api(error) => error.retry_after(),
+            Self::Line(_) | Self::Unreadable(_) | Self::Told(_) | Self::Silent | Self::EndedAtOnce => None,
+        }
     }
 }
