@@ -4,7 +4,7 @@
 
 use anyhow::Context;
 use base64::Engine;
-use kedge_apiserver::{ApiServer, Config, Ports, StorageAt};
+use kedge_apiserver::{ApiServer, Config, Limits, Ports, StorageAt};
 use kedge_telemetry::{Scope, signals};
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -25,11 +25,13 @@ async fn main() -> anyhow::Result<()> {
         server_certificate_pem: pki.server.0.clone(),
         server_key_pem: pki.server.1.clone(),
         client_ca_pem: pki.ca.clone(),
+        client_ca_key_pem: Some(pki.ca_key.clone()),
         service_account_key_pem: rcgen::KeyPair::generate()?.serialize_pem(),
         service_account_issuer: "https://kubernetes.default.svc".to_owned(),
         root_ca_pem: pki.ca.clone(),
         cluster_cidr: Some("10.42.0.0/16".to_owned()),
         trusted_groups: Vec::new(),
+        limits: Limits::default(),
     };
     let server = ApiServer::open(config, Ports::default()).await?;
     let kubeconfig = directory.join("kubeconfig");
@@ -47,6 +49,7 @@ async fn main() -> anyhow::Result<()> {
 /// One CA, one server certificate, one admin.
 struct Pki {
     ca: String,
+    ca_key: String,
     server: (String, String),
     admin: (String, String),
 }
@@ -70,6 +73,7 @@ impl Pki {
         };
         Ok(Self {
             ca: issuer.pem(),
+            ca_key: issuer.key().serialize_pem(),
             server: sign(&["localhost", "127.0.0.1"], "apiserver", "kedge")?,
             admin: sign(&[], "admin", "system:masters")?,
         })

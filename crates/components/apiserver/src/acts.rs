@@ -6,10 +6,11 @@ use crate::storage::{Collection, Found, Place};
 use jiff::Timestamp;
 use kedge_apimachinery::kinds::Kind;
 use kedge_apimachinery::meta;
+use kedge_apimachinery::rbac;
 use kedge_apimachinery::schema::FieldValidation;
 use kedge_apimachinery::status::{Reason, Status};
 use kedge_apimachinery::strategy::{self, Admitted, Creation, DeleteOptions, Deletion};
-use kedge_store::revisions::WriteError;
+use kedge_store::revisions::{Keep, WriteError};
 use ring::rand::{SecureRandom, SystemRandom};
 use serde_json::Value;
 
@@ -80,7 +81,8 @@ impl Server {
                     Ok(Written { object, warnings })
                 };
             }
-            match self.storage.create(&collection, &place, &object).await {
+            let keep = keep(kind, None, Some(&object));
+            match self.storage.create(&collection, &place, &object, keep).await {
                 Ok(revision) => {
                     self.wrote(kind);
                     set_revision(&mut object, revision);
@@ -119,14 +121,13 @@ impl Server {
                 return Ok(Written { object, warnings });
             }
             to_stored_version(kind, &mut object);
+            let at = found.revision;
             let written = if finished {
-                self.storage
-                    .delete(&collection, place, found.revision, &object)
-                    .await
+                let keep = keep(kind, Some(&old), None);
+                self.storage.delete(&collection, place, at, &object, keep).await
             } else {
-                self.storage
-                    .update(&collection, place, found.revision, &object)
-                    .await
+                let keep = keep(kind, Some(&old), Some(&object));
+                self.storage.update(&collection, place, at, &object, keep).await
             };
             match written {
                 Ok(revision) => {
@@ -161,18 +162,12 @@ impl Server {
                 Deletion::Deleted => (old, true),
                 Deletion::MarkedTerminating { object } => (object, false),
             };
+            let keep = keep(kind, Some(&object), None);
+            let at = found.revision;
             let written = match (options.dry_run, gone) {
-                (true, _) => Ok(found.revision),
-                (false, true) => {
-                    self.storage
-                        .delete(&collection, place, found.revision, &object)
-                        .await
-                }
-                (false, false) => {
-                    self.storage
-                        .update(&collection, place, found.revision, &object)
-                        .await
-                }
+                (true, _) => Ok(at),
+                (false, true) => self.storage.delete(&collection, place, at, &object, keep).await,
+                (false, false) => self.storage.update(&collection, place, at, &object, keep).await,
             };
             match written {
                 Ok(revision) => {
@@ -238,7 +233,13 @@ impl Server {
         for found in self.storage.all(&collection) {
             match self
                 .storage
-                .delete(&collection, &found.place, found.revision, &found.value())
+                .delete(
+                    &collection,
+                    &found.place,
+                    found.revision,
+                    &found.value(),
+                    Keep::Durably,
+                )
                 .await
             {
                 // A request that was under way when the definition went may have changed it once more.
@@ -254,6 +255,17 @@ impl Server {
         if kind.is(DEFINITIONS) {
             self.refresh_registry();
         }
+        if kind.group == rbac::GROUP {
+            self.refresh_access();
+        }
+    }
+}
+
+fn keep(kind: &Kind, before: Option<&Value>, after: Option<&Value>) -> Keep {
+    if strategy::may_be_lost(kind, before, after) {
+        Keep::Lazily
+    } else {
+        Keep::Durably
     }
 }
 

@@ -28,6 +28,8 @@ pub struct Config {
     pub server_key_pem: String,
     /// Who signs client certificates.
     pub client_ca_pem: String,
+    /// Its key, with which approved requests for serving certificates of nodes are signed; without it they wait.
+    pub client_ca_key_pem: Option<String>,
     /// A P-256 key in PKCS#8 that signs service account tokens.
     pub service_account_key_pem: String,
     /// `iss` of service account tokens, and their default audience.
@@ -38,6 +40,30 @@ pub struct Config {
     pub cluster_cidr: Option<String>,
     /// Groups besides `system:masters` whose members may do everything, for example `kedge:cloudcore`.
     pub trusted_groups: Vec<String>,
+    pub limits: Limits,
+}
+
+/// How much is worked on and remembered at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Requests that are worked on at once, besides watches and logs: each may hold a body and an object in memory.
+    pub in_flight: usize,
+    /// Requests that wait for a place among those; one more is refused with 429 and Retry-After. A waiting request is
+    /// only its head.
+    pub waiting: usize,
+    /// Changes that a watcher of a small collection may be behind, or away; older ones are answered with 410. Of a
+    /// collection with more objects as many changes as objects are kept.
+    pub window_changes: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            in_flight: 256,
+            waiting: 1024,
+            window_changes: 1000,
+        }
+    }
 }
 
 impl std::fmt::Debug for Config {

@@ -8,11 +8,12 @@
 //! clients with certificates, and a port to fetch logs from nodes ([`Ports`]).
 //! **Outputs.** A bound address, and answers.
 //!
-//! **Never.** It makes no keys besides signing service account tokens, opens no connection to anybody, and knows
-//! nothing of KubeEdge: CloudCore reaches it like any other Kubernetes API.
+//! **Never.** It makes no keys (it signs service account tokens, and serving certificates that somebody approved),
+//! opens no connection to anybody, and knows nothing of KubeEdge but the definitions of its kinds: CloudCore reaches it
+//! like any other Kubernetes API, and may do what roles let it do.
 //!
 //! ```text
-//!   client --TLS--> serve --> request --> handlers --write--> storage --> store::revisions (SQLite)
+//!   client --TLS--> serve --> authentication --> rbac --> handlers --write--> storage --> store::revisions (SQLite)
 //!                                  \--read/watch--> storage <--commits, in order--/
 //!                                                      |
 //!                                      hint --> controllers --write--> storage
@@ -21,18 +22,19 @@
 //! The way in for a reader: [`ApiServer::run`], then `handlers::answer`, then `storage`.
 
 mod acts;
+mod authentication;
 mod config;
 mod controllers;
 mod definition;
 mod handlers;
-mod identity;
 mod protobuf;
 mod reply;
 mod request;
 mod serve;
+mod signing;
 mod storage;
 mod tls;
 mod token;
 
-pub use config::{Config, NodeGetAnswer, OpenError, Ports, StorageAt};
+pub use config::{Config, Limits, NodeGetAnswer, OpenError, Ports, StorageAt};
 pub use serve::ApiServer;

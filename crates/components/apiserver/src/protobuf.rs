@@ -224,9 +224,17 @@ fn value(shape: &Shape, item: Item<'_>, depth: usize) -> Result<Option<Value>, P
             message(name, shape, item.bytes()?, &mut object, depth)?;
             Some(Value::Object(object))
         }
+        // A list that is the value of a map entry is a message of its own.
+        Shape::List(element) => {
+            let (mut list, mut reader) = (Vec::new(), Reader { rest: item.bytes()? });
+            while let Some((1, item)) = reader.next()? {
+                list.extend(value(element, item, depth + 1)?);
+            }
+            Some(Value::Array(list))
+        }
         // Floating point numbers and free JSON occur in definitions of custom resources only, which have no protobuf
         // form, and in managed fields, which we do not keep.
-        Shape::Number | Shape::Any | Shape::List(_) | Shape::Map(_) => None,
+        Shape::Number | Shape::Any | Shape::Map(_) => None,
     })
 }
 
@@ -382,6 +390,18 @@ mod tests {
         assert_eq!(
             decoded["spec"]["volumes"],
             json!([{"name": "cache", "emptyDir": {}}])
+        );
+    }
+
+    #[test]
+    fn lists_in_maps_are_messages() {
+        let values = [field(1, b"a"), field(1, b"b")].concat();
+        let extra = [field(1, b"scope"), field(2, &values)].concat();
+        let spec = [field(3, b"anna"), field(5, &extra)].concat();
+        let review = object("authorization.k8s.io/v1", "SubjectAccessReview", &field(2, &spec));
+        assert_eq!(
+            decode(&review).unwrap()["spec"],
+            json!({"user": "anna", "extra": {"scope": ["a", "b"]}})
         );
     }
 

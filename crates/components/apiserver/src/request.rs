@@ -199,7 +199,15 @@ impl Query {
     }
 }
 
-fn percent_decode(text: &str) -> Option<String> {
+/// The name that a field selector asks for.
+pub(crate) fn name_in_fields(selector: &str) -> Option<&str> {
+    selector.split(',').find_map(|term| {
+        let name = term.trim().strip_prefix("metadata.name=")?;
+        Some(name.strip_prefix('=').unwrap_or(name))
+    })
+}
+
+pub(crate) fn percent_decode(text: &str) -> Option<String> {
     if !text.contains('%') {
         return Some(text.to_owned());
     }
@@ -415,6 +423,8 @@ mod tests {
         assert!(Query::parse("a=%").is_err());
         assert!(Query::parse(&"a=b&".repeat(PARAMETERS_MAX + 1)).is_err());
         assert_eq!(percent_encode("a b/é"), "a%20b%2F%C3%A9");
+        assert_eq!(name_in_fields("a=b,metadata.name==web"), Some("web"));
+        assert_eq!(name_in_fields("metadata.name!=web"), None);
     }
 
     #[test]

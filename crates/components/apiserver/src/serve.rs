@@ -3,13 +3,14 @@
 use crate::config::{Config, OpenError, Ports};
 use crate::controllers;
 use crate::handlers::{self, Server};
-use crate::identity::{Identity, Policy};
+use crate::signing::CertificateSigner;
 use crate::storage::Storage;
 use crate::tls;
 use crate::token::Signer;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
+use kedge_apimachinery::rbac::User;
 use kedge_telemetry::Scope;
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -55,22 +56,21 @@ impl ApiServer {
     pub async fn open(config: Config, ports: Ports) -> Result<Self, OpenError> {
         let acceptor = TlsAcceptor::from(tls::server_config(&config)?);
         let signer = Signer::new(&config.service_account_key_pem, &config.service_account_issuer)?;
+        let certificates = CertificateSigner::of(&config)?;
         let listener = listen(config.listen).await?;
         let address = listener.local_addr().map_err(|source| OpenError::Listen {
             address: config.listen,
             source,
         })?;
-        let at = config.storage.clone();
-        let storage = tokio::task::spawn_blocking(move || Storage::open(&at))
+        let (at, window) = (config.storage.clone(), config.limits.window_changes);
+        let storage = tokio::task::spawn_blocking(move || Storage::open(&at, window))
             .await
             .map_err(|error| OpenError::Bootstrap {
                 what: "storage".to_owned(),
                 detail: error.to_string(),
             })??;
-        let policy = Policy {
-            trusted_groups: config.trusted_groups.clone(),
-        };
-        let server = Arc::new(Server::new(storage, policy, signer, ports, address, config));
+        let keys = handlers::Keys { signer, certificates };
+        let server = Arc::new(Server::new(storage, keys, ports, address, config));
         handlers::bootstrap(&server).await?;
         Ok(Self {
             server,
@@ -167,7 +167,7 @@ async fn connection(
             }
         },
     };
-    let who: Option<Arc<Identity>> = stream
+    let who: Option<Arc<User>> = stream
         .get_ref()
         .1
         .peer_certificates()

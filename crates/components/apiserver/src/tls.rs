@@ -1,7 +1,7 @@
 //! TLS: our certificate, whose clients we verify, and who a verified client is.
 
 use crate::config::{Config, OpenError};
-use crate::identity::Identity;
+use kedge_apimachinery::rbac::User;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
@@ -54,7 +54,7 @@ pub(crate) fn credentials(what: &'static str, detail: impl ToString) -> OpenErro
 }
 
 /// Who a verified certificate says that its holder is: the common name is the user, organizations are groups.
-pub(crate) fn identity(certificate: &CertificateDer<'_>) -> Option<Identity> {
+pub(crate) fn identity(certificate: &CertificateDer<'_>) -> Option<User> {
     let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
     let subject = certificate.subject();
     let user = subject.iter_common_name().next()?.as_str().ok()?.to_owned();
@@ -63,5 +63,5 @@ pub(crate) fn identity(certificate: &CertificateDer<'_>) -> Option<Identity> {
         .filter_map(|o| o.as_str().ok())
         .map(str::to_owned)
         .collect();
-    Some(Identity { user, groups })
+    Some(User::authenticated(user, groups))
 }

@@ -1,10 +1,10 @@
 //! Service account tokens: JWTs signed with ES256.
 
 use crate::config::OpenError;
-use crate::identity::Identity;
 use crate::tls::credentials;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use kedge_apimachinery::rbac::User;
 use ring::rand::SystemRandom;
 use ring::signature::{self, EcdsaKeyPair, KeyPair, UnparsedPublicKey};
 use rustls::pki_types::PrivatePkcs8KeyDer;
@@ -90,8 +90,8 @@ impl Signer {
         Ok(token)
     }
 
-    /// Who holds a token of ours that is valid at `now_s`.
-    pub(crate) fn verify(&self, token: &str, now_s: i64) -> Option<Identity> {
+    /// What a token of ours says, whatever the time and whoever it is for.
+    pub(crate) fn read(&self, token: &str) -> Option<Verified> {
         if token.len() > TOKEN_BYTES_MAX {
             return None;
         }
@@ -105,23 +105,75 @@ impl Signer {
             .ok()?;
         let header: Value = serde_json::from_slice(&URL_SAFE_NO_PAD.decode(header).ok()?).ok()?;
         let payload: Value = serde_json::from_slice(&URL_SAFE_NO_PAD.decode(payload).ok()?).ok()?;
-        let for_us = payload["aud"]
-            .as_array()?
-            .iter()
-            .any(|audience| audience == self.issuer.as_str());
-        let in_time = payload["nbf"].as_i64()? <= now_s && now_s < payload["exp"].as_i64()?;
-        if header["alg"] != "ES256" || payload["iss"] != self.issuer.as_str() || !for_us || !in_time {
+        if header["alg"] != "ES256" || payload["iss"] != self.issuer.as_str() {
             return None;
         }
-        let namespace = payload["kubernetes.io"]["namespace"].as_str()?;
-        let groups = [
-            "system:serviceaccounts".to_owned(),
-            format!("system:serviceaccounts:{namespace}"),
-        ];
-        Some(Identity {
-            user: payload["sub"].as_str()?.to_owned(),
-            groups: groups.to_vec(),
+        let text = |value: &Value| value.as_str().map(str::to_owned);
+        let private = &payload["kubernetes.io"];
+        let bound = BOUND_KINDS.iter().find_map(|(key, resource)| {
+            let object = &private[*key];
+            Some(Bound {
+                resource,
+                name: text(&object["name"])?,
+                uid: text(&object["uid"])?,
+            })
+        });
+        Some(Verified {
+            namespace: text(&private["namespace"])?,
+            account: text(&private["serviceaccount"]["name"])?,
+            account_uid: text(&private["serviceaccount"]["uid"])?,
+            bound,
+            audiences: payload["aud"].as_array()?.iter().filter_map(text).collect(),
+            not_before_s: payload["nbf"].as_i64()?,
+            expires_s: payload["exp"].as_i64()?,
+            id: text(&payload["jti"])?,
         })
+    }
+}
+
+/// Where a token names the object it is bound to, and the resource of that object.
+const BOUND_KINDS: [(&str, &str); 3] = [("pod", "pods"), ("secret", "secrets"), ("node", "nodes")];
+
+/// The object whose end is the end of a token.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Bound {
+    pub(crate) resource: &'static str,
+    pub(crate) name: String,
+    pub(crate) uid: String,
+}
+
+/// What a token with our signature says. Whether its account and its object still exist is not known here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Verified {
+    pub(crate) namespace: String,
+    pub(crate) account: String,
+    pub(crate) account_uid: String,
+    pub(crate) bound: Option<Bound>,
+    pub(crate) audiences: Vec<String>,
+    not_before_s: i64,
+    pub(crate) expires_s: i64,
+    id: String,
+}
+
+impl Verified {
+    pub(crate) fn is_for(&self, audiences: &[String], now_s: i64) -> bool {
+        let in_time = self.not_before_s <= now_s && now_s < self.expires_s;
+        in_time && self.audiences.iter().any(|own| audiences.contains(own))
+    }
+
+    /// The account as a user.
+    pub(crate) fn user(&self) -> User {
+        let mut user = User::service_account(&self.namespace, &self.account, &self.account_uid);
+        let mut say = |key: &str, value: &str| {
+            let key = format!("authentication.kubernetes.io/{key}");
+            user.extra.push((key, vec![value.to_owned()]));
+        };
+        say("credential-id", &format!("JTI={}", self.id));
+        if let Some(bound) = self.bound.as_ref().filter(|bound| bound.resource == "pods") {
+            say("pod-name", &bound.name);
+            say("pod-uid", &bound.uid);
+        }
+        user
     }
 }
 
@@ -144,24 +196,38 @@ mod tests {
             id: "j1".to_owned(),
         };
         let token = signer.sign(&claims).unwrap();
+        let ours = [signer.issuer().to_owned()];
+        let verify = |signer: &Signer, token: &str, audiences: &[String], now_s| {
+            signer
+                .read(token)
+                .filter(|verified| verified.is_for(audiences, now_s))
+        };
+        let user = verify(&signer, &token, &ours, 1001).unwrap().user();
+        assert_eq!(user.name, "system:serviceaccount:default:web");
+        let bound = signer.read(&token).unwrap().bound.unwrap();
         assert_eq!(
-            signer.verify(&token, 1001).unwrap().user,
-            "system:serviceaccount:default:web"
+            (bound.resource, &*bound.name, &*bound.uid),
+            ("pods", "web-1", "u2")
         );
-        assert_eq!(signer.verify(&token, 4600), None);
-        assert_eq!(signer.verify(&token, 999), None);
+        assert_eq!(verify(&signer, &token, &ours, 4600), None);
+        assert_eq!(verify(&signer, &token, &ours, 999), None);
         let (head, tail) = token.split_at(token.len() / 2);
-        assert_eq!(signer.verify(&format!("{head}A{}", &tail[1..]), 1001), None);
+        assert_eq!(
+            verify(&signer, &format!("{head}A{}", &tail[1..]), &ours, 1001),
+            None
+        );
         let other = Signer::new(
             &rcgen::KeyPair::generate().unwrap().serialize_pem(),
             signer.issuer(),
         )
         .unwrap();
-        assert_eq!(other.verify(&token, 1001), None);
+        assert_eq!(verify(&other, &token, &ours, 1001), None);
         let elsewhere = Claims {
             audiences: vec!["vault".to_owned()],
             ..claims
         };
-        assert_eq!(signer.verify(&signer.sign(&elsewhere).unwrap(), 1001), None);
+        let token = signer.sign(&elsewhere).unwrap();
+        assert_eq!(verify(&signer, &token, &ours, 1001), None);
+        assert!(verify(&signer, &token, &["vault".to_owned()], 1001).is_some());
     }
 }

@@ -289,6 +289,31 @@ impl Status {
         status.detail("causes", causes.into())
     }
 
+    /// Somebody may not do something: `pods "web" is forbidden: <why>`. Empty texts are left out.
+    pub fn access_denied(group: &str, resource: &str, name: &str, why: &str) -> Self {
+        let mut message = String::new();
+        let mut details = Map::new();
+        for (field, value) in [("name", name), ("group", group), ("kind", resource)] {
+            if !value.is_empty() {
+                details.insert(field.to_owned(), value.into());
+            }
+        }
+        if !resource.is_empty() {
+            message.push_str(resource);
+            if !group.is_empty() {
+                message.push_str(&format!(".{group}"));
+            }
+            if !name.is_empty() {
+                message.push_str(&format!(" {name:?}"));
+            }
+            message.push_str(" is ");
+        }
+        message.push_str(&format!("forbidden: {why}"));
+        let mut status = Self::new(Reason::Forbidden, message);
+        status.details = Some(Box::new(details));
+        status
+    }
+
     pub fn bad_request(message: impl Into<String>) -> Self {
         Self::new(Reason::BadRequest, message)
     }

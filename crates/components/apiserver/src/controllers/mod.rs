@@ -8,7 +8,9 @@ mod world;
 
 use crate::acts::{self, Options};
 use crate::handlers::Server;
+use crate::signing::REQUESTS;
 use crate::storage::{Collection, Place};
+use futures_util::{StreamExt, stream};
 use jiff::Timestamp;
 use kedge_apimachinery::controllers::{self as decisions, Decision, Settings, Write};
 use kedge_apimachinery::kinds::Kind;
@@ -27,10 +29,13 @@ const LOOK_AGAIN: Duration = Duration::from_secs(5);
 /// Changes that come together are decided on together; a scheduled pod waits no longer than this.
 const GATHER: Duration = Duration::from_millis(2);
 /// How much longer than a look took the next one is put off while changes keep coming, so that the controllers of a
-/// large cluster use a part of one core only.
-const REST_FACTOR: u32 = 4;
+/// large cluster use a tenth of one core only.
+const REST_FACTOR: u32 = 9;
 /// And at most this long: nothing waits longer because others are busy.
 const REST_MAX: Duration = Duration::from_secs(1);
+/// Writes under way at one time: one flush of the disk serves them all. They are about different objects; where two are
+/// about the same, the later one finds a conflict and is decided anew.
+const WRITES_AT_ONCE: usize = 32;
 /// Pause after writes failed for another reason than somebody else's change, for example on a full disk.
 const FAILURE_PAUSE: Duration = Duration::from_secs(1);
 
@@ -49,22 +54,18 @@ async fn run(server: Arc<Server>, scope: Scope) {
     loop {
         newest.mark_unchanged();
         let began = std::time::Instant::now();
-        mirror.follow(&server.storage, &server.registry());
-        let now = Timestamp::now();
-        mirror.world().observe(now);
-        let Decision { writes, wake_at } = match acts::random() {
-            Ok(seed) => decisions::decide(mirror.world(), &settings, now, seed),
-            Err(status) => {
-                tracing::error!(%status, "controllers rest");
-                Decision::default()
-            }
+        let looked = look(&server, mirror, &settings).await;
+        let Some((seen, decision, now)) = looked else {
+            return;
         };
+        mirror = seen;
         let rest = (began.elapsed() * REST_FACTOR).clamp(GATHER, REST_MAX);
-        let failed = perform(&server, writes, &scope).await;
+        let mut failed = perform(&server, &mirror, decision.writes, &scope).await;
+        failed |= sign_requests(&server, &mirror, now, &scope).await;
         let wait = if failed {
             FAILURE_PAUSE
         } else {
-            until(wake_at, now)
+            until(decision.wake_at, now)
         };
         tokio::select! {
             biased; // The end comes first.
@@ -80,6 +81,34 @@ async fn run(server: Arc<Server>, scope: Scope) {
     }
 }
 
+/// One look at everything. In a large cluster it takes a good part of a second, so it is not done where requests are
+/// answered. `None` when the process is ending.
+async fn look(
+    server: &Arc<Server>,
+    mut mirror: Mirror,
+    settings: &Settings,
+) -> Option<(Mirror, Decision, Timestamp)> {
+    let (server, settings) = (Arc::clone(server), settings.clone());
+    let looking = tokio::task::spawn_blocking(move || {
+        mirror.follow(&server.storage, &server.registry());
+        let now = Timestamp::now();
+        mirror.world().observe(now);
+        let decision = match acts::random() {
+            Ok(seed) => decisions::decide(mirror.world(), &settings, now, seed),
+            Err(status) => {
+                tracing::error!(%status, "controllers rest");
+                Decision::default()
+            }
+        };
+        (mirror, decision, now)
+    });
+    match looking.await {
+        Ok(looked) => Some(looked),
+        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+        Err(_) => None,
+    }
+}
+
 fn until(wake_at: Option<Timestamp>, now: Timestamp) -> Duration {
     let Some(wake_at) = wake_at else { return LOOK_AGAIN };
     let wait_ms = wake_at.as_millisecond().saturating_sub(now.as_millisecond());
@@ -88,30 +117,36 @@ fn until(wake_at: Option<Timestamp>, now: Timestamp) -> Duration {
 
 /// Makes the writes. One that somebody else's change made obsolete is dropped: the next look decides anew. Says
 /// whether any failed for another reason.
-async fn perform(server: &Server, writes: Vec<Write>, scope: &Scope) -> bool {
-    let mut failed = false;
-    for write in writes {
+async fn perform(server: &Server, mirror: &Mirror, writes: Vec<Write>, scope: &Scope) -> bool {
+    let outcomes = stream::iter(writes).map(|write| async move {
         if scope.is_cancelled() {
             return false;
         }
         let told = name(&write);
-        match apply(server, write).await {
-            Ok(()) => tracing::debug!(write = told, "controller wrote"),
+        match apply(server, mirror, write).await {
+            Ok(()) => {
+                tracing::debug!(write = told, "controller wrote");
+                false
+            }
             Err(status) => match status.reason {
                 Reason::Conflict | Reason::NotFound | Reason::AlreadyExists | Reason::Gone => {
                     tracing::debug!(write = told, %status, "controller came too late");
+                    false
                 }
                 _ => {
                     tracing::warn!(write = told, %status, "controller could not write");
-                    failed = true;
+                    true
                 }
             },
         }
-    }
+    });
+    let failed = outcomes.buffer_unordered(WRITES_AT_ONCE);
     failed
+        .fold(false, |any, failed| async move { any || failed })
+        .await
 }
 
-async fn apply(server: &Server, write: Write) -> Result<(), Status> {
+async fn apply(server: &Server, mirror: &Mirror, write: Write) -> Result<(), Status> {
     // Our own objects are not warned about.
     let options = Options {
         validation: FieldValidation::Ignore,
@@ -125,13 +160,24 @@ async fn apply(server: &Server, write: Write) -> Result<(), Status> {
         }
         Write::Update { resource, object } => {
             let kind = kind(server, &resource)?;
-            let change = |old: &Value| strategy::update(&kind, object.clone(), old, options.validation);
+            let view = mirror.view(&resource, &place(&object));
+            let change = |old: &Value| {
+                strategy::update(
+                    &kind,
+                    whole(view.as_deref(), &object, old)?,
+                    old,
+                    options.validation,
+                )
+            };
             server.change(&kind, &place(&object), options, change).await?;
         }
         Write::UpdateStatus { resource, object } => {
             let kind = kind(server, &resource)?;
-            let change =
-                |old: &Value| strategy::update_status(&kind, object.clone(), old, options.validation);
+            let view = mirror.view(&resource, &place(&object));
+            let change = |old: &Value| {
+                let object = whole(view.as_deref(), &object, old)?;
+                strategy::update_status(&kind, object, old, options.validation)
+            };
             server.change(&kind, &place(&object), options, change).await?;
         }
         Write::Delete {
@@ -170,6 +216,40 @@ async fn apply(server: &Server, write: Write) -> Result<(), Status> {
         Write::Event { object } => event(server, object, options).await?,
     }
     Ok(())
+}
+
+/// The object that a controller wants, made of its view of it: what it changed in the view is changed in what is stored.
+fn whole(view: Option<&Value>, wanted: &Value, stored: &Value) -> Result<Value, Status> {
+    let Some(view) = view else {
+        return Ok(wanted.clone());
+    };
+    let mut object = stored.clone();
+    if meta::resource_version(view) == meta::resource_version(stored) {
+        json_patch::merge(&mut object, &decisions::difference(view, wanted));
+    } else {
+        // The version that was looked at makes the write a conflict, as it is.
+        meta::set(
+            &mut object,
+            &["metadata", "resourceVersion"],
+            meta::resource_version(view).into(),
+        );
+    }
+    Ok(object)
+}
+
+/// Gives approved requests their certificates. Says whether any could not be written.
+async fn sign_requests(server: &Server, mirror: &Mirror, now: Timestamp, scope: &Scope) -> bool {
+    let Some(signer) = &server.certificates else {
+        return false;
+    };
+    let settled = mirror
+        .all(REQUESTS)
+        .filter_map(|request| signer.settle(request, now))
+        .map(|object| Write::UpdateStatus {
+            resource: REQUESTS.to_owned(),
+            object,
+        });
+    perform(server, mirror, settled.collect(), scope).await
 }
 
 /// Stores an event, or counts it up when it happened before.

@@ -1,9 +1,10 @@
 //! The controllers' view of all objects, kept up by the same changes that watchers see.
 
-use crate::storage::{ChangeKind, Collection, Storage};
-use kedge_apimachinery::controllers::World;
+use crate::storage::{Change, ChangeKind, Collection, Place, Storage};
+use kedge_apimachinery::controllers::{World, view};
 use kedge_apimachinery::kinds::{Kind, Registry, Verb};
-use std::collections::BTreeMap;
+use serde_json::Value;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 /// A world, and up to where it is complete.
@@ -20,6 +21,16 @@ impl Mirror {
         &mut self.world
     }
 
+    /// The view of an object that the last decision was made from.
+    pub(super) fn view(&self, resource: &str, place: &Place) -> Option<Arc<Value>> {
+        self.world.get(resource, &place.namespace, &place.name).cloned()
+    }
+
+    /// The views of all objects of a resource.
+    pub(super) fn all(&self, resource: &str) -> impl Iterator<Item = &Arc<Value>> {
+        self.world.list(resource)
+    }
+
     /// Takes in what changed since the last time, all collections at one moment: a dependent must never be seen
     /// without its owner. When a window moved past us, everything is read anew.
     pub(super) fn follow(&mut self, storage: &Storage, registry: &Registry) {
@@ -28,10 +39,11 @@ impl Mirror {
             Some(Ok((changes, complete))) => {
                 for (collection, changes) in changes {
                     let resource = resource(&collection);
-                    for change in changes {
+                    for change in latest(&changes) {
                         match change.kind {
                             ChangeKind::Added | ChangeKind::Modified => {
-                                self.world.put(&resource, Arc::new(change.value()));
+                                self.world
+                                    .put(&resource, Arc::new(view(&resource, change.value())));
                             }
                             ChangeKind::Deleted => {
                                 self.world
@@ -48,7 +60,8 @@ impl Mirror {
                 for (collection, found) in all {
                     let resource = resource(&collection);
                     for found in found {
-                        self.world.put(&resource, Arc::new(found.value()));
+                        self.world
+                            .put(&resource, Arc::new(view(&resource, found.value())));
                     }
                 }
                 self.seen = Some(complete);
@@ -81,6 +94,17 @@ impl Mirror {
         }
         self.tracked = served;
     }
+}
+
+/// Of each object its last change only: what it was in between nobody decides on.
+fn latest(changes: &[Arc<Change>]) -> impl Iterator<Item = &Arc<Change>> {
+    let last: HashMap<&Place, u64> = changes
+        .iter()
+        .map(|change| (&change.place, change.revision))
+        .collect();
+    changes
+        .iter()
+        .filter(move |change| last.get(&change.place) == Some(&change.revision))
 }
 
 /// `pods`, `deployments.apps`.

@@ -6,6 +6,7 @@ mod bootstrap;
 mod discovery;
 mod log;
 mod read;
+mod reviews;
 mod shape;
 mod subresource;
 mod token;
@@ -14,10 +15,11 @@ mod write;
 
 pub(crate) use bootstrap::bootstrap;
 
+use crate::authentication::Tokens;
 use crate::config::{Config, Ports};
-use crate::identity::{Act, Identity, Policy};
 use crate::reply::{self, Reply};
 use crate::request::{self, Form, Query, Route, Target};
+use crate::signing::CertificateSigner;
 use crate::storage::{Collection, Place, Storage};
 use crate::token::Signer;
 use bytes::Bytes;
@@ -25,19 +27,28 @@ use http::{HeaderMap, Method, Request, StatusCode};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use kedge_apimachinery::kinds::{Kind, Registry, Subresource, Verb};
+use kedge_apimachinery::rbac::{self, Access, Act, ResourceAct, User};
 use kedge_apimachinery::status::{Reason, Status};
 use kedge_telemetry::Scope;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 /// Largest body, as in Kubernetes.
 const BODY_BYTES_MAX: usize = 3 << 20;
 /// A body that has not arrived by then keeps a place for nothing.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
-/// Requests that are worked on at once, besides watches and logs: each may hold a body and an object in memory.
-const IN_FLIGHT_MAX: usize = 256;
+/// How long a request waits for its turn before it is told to come again: clients give up after about ten seconds, so
+/// an answer after that would be made for nobody.
+const TURN_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What the server signs with.
+pub(crate) struct Keys {
+    pub(crate) signer: Signer,
+    pub(crate) certificates: Option<CertificateSigner>,
+}
 
 /// What all requests share.
 pub(crate) struct Server {
@@ -45,32 +56,36 @@ pub(crate) struct Server {
     pub(crate) config: Config,
     pub(crate) ports: Ports,
     pub(crate) address: SocketAddr,
+    pub(crate) tokens: Tokens,
+    pub(crate) certificates: Option<CertificateSigner>,
     registry: RwLock<Arc<Registry>>,
-    policy: Policy,
-    signer: Signer,
+    access: RwLock<Arc<Access>>,
     in_flight: Semaphore,
+    waiting: AtomicUsize,
 }
 
 impl Server {
     pub(crate) fn new(
         storage: Storage,
-        policy: Policy,
-        signer: Signer,
+        keys: Keys,
         ports: Ports,
         address: SocketAddr,
         config: Config,
     ) -> Self {
         let server = Self {
             storage,
-            config,
             ports,
             address,
+            tokens: Tokens::new(keys.signer),
+            certificates: keys.certificates,
             registry: RwLock::new(Arc::new(Registry::builtin())),
-            policy,
-            signer,
-            in_flight: Semaphore::new(IN_FLIGHT_MAX),
+            access: RwLock::new(Arc::new(Access::new(config.trusted_groups.clone()))),
+            in_flight: Semaphore::new(config.limits.in_flight),
+            waiting: AtomicUsize::new(0),
+            config,
         };
         server.refresh_registry();
+        server.refresh_access();
         server
     }
 
@@ -93,12 +108,39 @@ impl Server {
         }
         *place = Arc::new(registry);
     }
+
+    /// Who may do what now.
+    pub(crate) fn access(&self) -> Arc<Access> {
+        Arc::clone(&self.access.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Reads roles and bindings again.
+    pub(crate) fn refresh_access(&self) {
+        // Locked while reading, as above.
+        let mut place = self.access.write().unwrap_or_else(PoisonError::into_inner);
+        let kinds = ["roles", "clusterroles", "rolebindings", "clusterrolebindings"];
+        let all: Vec<_> = kinds
+            .iter()
+            .flat_map(|plural| self.storage.all(&Collection::new(rbac::GROUP, plural)))
+            .map(|found| found.value())
+            .collect();
+        *place = Arc::new(place.with(&all));
+    }
+
+    /// Refuses what the user may not do.
+    pub(crate) fn authorize(&self, user: &User, act: &Act<'_>) -> Result<(), Status> {
+        self.access().allow(user, act).map_err(|why| {
+            // Whoever writes roles finds here what a program was refused, also when the program says nothing.
+            tracing::debug!(user = user.name, why, "refused");
+            act.refusal(&why)
+        })
+    }
 }
 
 /// A request for a resource, with everything known about it but its body.
 pub(crate) struct Call {
     pub(crate) server: Arc<Server>,
-    pub(crate) who: Arc<Identity>,
+    pub(crate) who: Arc<User>,
     pub(crate) kind: Arc<Kind>,
     pub(crate) target: Target,
     pub(crate) query: Query,
@@ -164,7 +206,7 @@ impl Operation {
 /// Answers one request. Every refusal is a Status that says what was wrong.
 pub(crate) async fn answer(
     server: Arc<Server>,
-    who: Option<Arc<Identity>>,
+    who: Option<Arc<User>>,
     scope: Scope,
     request: Request<Incoming>,
 ) -> Reply {
@@ -176,7 +218,7 @@ pub(crate) async fn answer(
 
 async fn respond(
     server: Arc<Server>,
-    who: Option<Arc<Identity>>,
+    who: Option<Arc<User>>,
     scope: Scope,
     request: Request<Incoming>,
 ) -> Result<Reply, Status> {
@@ -187,26 +229,28 @@ async fn respond(
         Route::Version => return Ok(discovery::version()),
         _ => {}
     }
-    let who = who
-        .or_else(|| bearer(&server, &head.headers))
-        .ok_or_else(Status::unauthorized)?;
+    let who = server.identify(who, &head.headers)?;
     let Route::Resource(target) = route else {
+        let verb = head.method.as_str().to_ascii_lowercase();
+        let path = head.uri.path();
+        server.authorize(&who, &Act::Path { verb: &verb, path })?;
         if head.method != Method::GET {
             return Err(Status::new(Reason::MethodNotAllowed, "only GET is possible here"));
         }
         return discovery::answer(&server, &route, &head.headers);
     };
     let query = Query::parse(head.uri.query().unwrap_or_default())?;
+    let operation = Operation::of(&head.method, &target, &query);
+    authorize(&server, &who, &target, &query, operation)?;
     let Some(kind) = server
         .registry()
         .lookup(&target.group, &target.version, &target.plural)
     else {
         return Err(Status::no_such_resource());
     };
-    let Some(operation) = Operation::of(&head.method, &target, &query) else {
+    let Some(operation) = operation else {
         return Err(Status::method_not_allowed(&kind, head.method.as_str()));
     };
-    authorize(&server, &who, &target, operation)?;
     if kind.namespaced
         && target.namespace.is_empty()
         && operation != Operation::List
@@ -249,7 +293,7 @@ async fn dispatch(call: Call, operation: Operation, body: Incoming) -> Result<Re
         return watch::watch(call);
     }
     let server = Arc::clone(&call.server);
-    let _place = admit(&server)?;
+    let _place = admit(&server).await?;
     match operation {
         Operation::Get => read::get(&call),
         Operation::List => read::list(&call),
@@ -282,7 +326,7 @@ async fn subresource(call: Call, operation: Operation, body: Incoming) -> Result
         return log::log(&call).await;
     }
     let server = Arc::clone(&call.server);
-    let _place = admit(&server)?;
+    let _place = admit(&server).await?;
     match (subresource, operation) {
         (Subresource::Binding, _) => subresource::bind(&call, receive(body).await?).await,
         (Subresource::Eviction, _) => subresource::evict(&call, receive(body).await?).await,
@@ -297,9 +341,40 @@ async fn subresource(call: Call, operation: Operation, body: Incoming) -> Result
 }
 
 /// A place among the requests that are worked on.
-fn admit(server: &Server) -> Result<tokio::sync::SemaphorePermit<'_>, Status> {
-    let full = || Status::too_many_requests("the server works on as many requests as it can; try again", 1);
-    server.in_flight.try_acquire().map_err(|_| full())
+async fn admit(server: &Server) -> Result<SemaphorePermit<'_>, Status> {
+    if let Ok(place) = server.in_flight.try_acquire() {
+        return Ok(place);
+    }
+    let full = || Status::too_many_requests("too many requests, please try again later.", RETRY_AFTER_S);
+    let turn = Turn::take(server).ok_or_else(full)?;
+    let place = tokio::time::timeout(TURN_TIMEOUT, server.in_flight.acquire()).await;
+    drop(turn);
+    match place {
+        Ok(Ok(place)) => Ok(place),
+        // The semaphore is never closed.
+        Ok(Err(_)) | Err(_) => Err(full()),
+    }
+}
+
+/// What a refused client is told to wait.
+const RETRY_AFTER_S: u32 = 1;
+
+/// One of the waiting requests, until it is dropped.
+struct Turn<'a>(&'a AtomicUsize);
+
+impl<'a> Turn<'a> {
+    /// `None` when as many wait as may.
+    fn take(server: &'a Server) -> Option<Self> {
+        let turn = Self(&server.waiting);
+        let before = server.waiting.fetch_add(1, Ordering::Relaxed);
+        (before < server.config.limits.waiting).then_some(turn)
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 async fn receive(body: Incoming) -> Result<Bytes, Status> {
@@ -314,44 +389,37 @@ async fn receive(body: Incoming) -> Result<Bytes, Status> {
     }
 }
 
-fn bearer(server: &Server, headers: &HeaderMap) -> Option<Arc<Identity>> {
-    let header = headers.get(http::header::AUTHORIZATION)?.to_str().ok()?;
-    let token = header.strip_prefix("Bearer ")?;
-    server
-        .signer
-        .verify(token.trim(), jiff::Timestamp::now().as_second())
-        .map(Arc::new)
-}
-
-fn authorize(server: &Server, who: &Identity, target: &Target, operation: Operation) -> Result<(), Status> {
-    let act = Act {
-        verb: operation.verb().as_str(),
-        group: &target.group,
-        plural: &target.plural,
-        subresource: &target.subresource,
-        namespace: &target.namespace,
-        name: &target.name,
+/// The act as roles name it, allowed or refused. A method that is no act is judged as its own name.
+fn authorize(
+    server: &Server,
+    who: &User,
+    target: &Target,
+    query: &Query,
+    operation: Option<Operation>,
+) -> Result<(), Status> {
+    // One object that is looked for by its name in a list or a watch is an object of that name.
+    let one = request::name_in_fields(query.text("fieldSelector"));
+    let name = match operation {
+        Some(Operation::List | Operation::Watch | Operation::DeleteCollection) if target.name.is_empty() => {
+            one
+        }
+        _ => None,
     };
-    // Everybody may ask what they may do; the answer depends on who asks.
-    if target.plural == "selfsubjectaccessreviews" {
-        return Ok(());
-    }
-    server.policy.allow(who, &act).map_err(|why| {
-        let of_group = if target.group.is_empty() {
-            String::new()
+    // A namespace lies in itself, so that a role in it can speak of it.
+    let is_namespace = target.group.is_empty() && target.plural == "namespaces";
+    let act = Act::Resource(ResourceAct {
+        verb: operation.map_or("unknown", |operation| operation.verb().as_str()),
+        group: &target.group,
+        resource: &target.plural,
+        subresource: &target.subresource,
+        namespace: if is_namespace {
+            &target.name
         } else {
-            format!(".{}", target.group)
-        };
-        let name = if target.name.is_empty() {
-            String::new()
-        } else {
-            format!(" {:?}", target.name)
-        };
-        Status::new(
-            Reason::Forbidden,
-            format!("{}{of_group}{name} is forbidden: {why}", target.plural),
-        )
-    })
+            &target.namespace
+        },
+        name: name.unwrap_or(&target.name),
+    });
+    server.authorize(who, &act)
 }
 
 /// What is known but not served says so; 404 would send people looking for a typo.

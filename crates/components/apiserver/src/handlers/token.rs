@@ -1,10 +1,9 @@
-//! What is asked and answered without being stored: service account tokens, and "may I?".
+//! Service account tokens: asked for, signed, never stored.
 
 use super::write::{body, written};
 use super::{Call, read};
 use crate::acts::new_uid;
-use crate::identity::Act;
-use crate::reply::{self, Reply};
+use crate::reply::Reply;
 use crate::storage::{Collection, Place};
 use crate::token::Claims;
 use bytes::Bytes;
@@ -33,7 +32,7 @@ pub(super) async fn request(call: &Call, bytes: Bytes) -> Result<Reply, Status> 
         let error = FieldError::invalid("spec.expirationSeconds", lifetime_s, why);
         return Err(Status::invalid(&call.kind, &call.target.name, &[error]));
     }
-    let issuer = call.server.signer.issuer();
+    let issuer = call.server.tokens.signer.issuer();
     let mut audiences: Vec<String> = meta::items(spec, &["audiences"])
         .iter()
         .filter_map(|a| a.as_str().map(str::to_owned))
@@ -56,7 +55,12 @@ pub(super) async fn request(call: &Call, bytes: Bytes) -> Result<Reply, Status> 
         expires_s,
         id: new_uid()?,
     };
-    let token = call.server.signer.sign(&claims).map_err(Status::internal)?;
+    let token = call
+        .server
+        .tokens
+        .signer
+        .sign(&claims)
+        .map_err(Status::internal)?;
     let expires = Timestamp::from_second(expires_s).map_err(|error| Status::internal(error.to_string()))?;
     let mut answer = json!({
         "kind": "TokenRequest", "apiVersion": "authentication.k8s.io/v1",
@@ -107,34 +111,4 @@ fn bound_object(call: &Call, spec: &Value) -> Result<Option<(String, String, Str
         name.to_owned(),
         meta::uid(&found).to_owned(),
     )))
-}
-
-/// POST of `selfsubjectaccessreviews` (`kubectl auth can-i`).
-pub(super) fn review_access(call: &Call, mut review: Value) -> Result<Reply, Status> {
-    let attributes = &review["spec"]["resourceAttributes"];
-    let text = |name: &str| attributes.get(name).and_then(Value::as_str).unwrap_or_default();
-    let act = Act {
-        verb: known_verb(text("verb")),
-        group: text("group"),
-        plural: text("resource"),
-        subresource: text("subresource"),
-        namespace: text("namespace"),
-        name: text("name"),
-    };
-    let status = match call.server.policy.allow(&call.who, &act) {
-        Ok(()) => json!({"allowed": true}),
-        Err(why) => json!({"allowed": false, "reason": why}),
-    };
-    meta::set(&mut review, &["status"], status);
-    Ok(reply::json(StatusCode::CREATED, &review))
-}
-
-/// The verb as our own text; what is not known is allowed to nobody but those who may do all.
-fn known_verb(text: &str) -> &'static str {
-    use kedge_apimachinery::kinds::Verb;
-    Verb::ALL
-        .iter()
-        .map(|verb| verb.as_str())
-        .find(|verb| *verb == text)
-        .unwrap_or("use")
 }

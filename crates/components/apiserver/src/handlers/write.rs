@@ -1,16 +1,18 @@
 //! Create, update, patch and delete over HTTP.
 
 use super::shape::Shape;
-use super::{Call, read, subresource, token};
+use super::{Call, read, reviews, subresource};
 use crate::acts::{Gone, Options};
 use crate::reply::{self, Reply};
 use crate::request::{self, Notation};
+use crate::signing::REQUESTS;
 use crate::storage::Place;
 use bytes::Bytes;
 use http::StatusCode;
-use kedge_apimachinery::kinds::Subresource;
+use kedge_apimachinery::kinds::{Subresource, Verb};
 use kedge_apimachinery::meta;
 use kedge_apimachinery::patch::{self, PatchKind};
+use kedge_apimachinery::rbac::{self, Act, ResourceAct};
 use kedge_apimachinery::schema::FieldValidation;
 use kedge_apimachinery::status::Status;
 use kedge_apimachinery::strategy::{self, Admitted, DeleteOptions};
@@ -49,13 +51,17 @@ pub(super) async fn create(call: &Call, bytes: Bytes) -> Result<Reply, Status> {
             "create with a name in the path",
         ));
     }
-    let object = body(call, &bytes)?;
+    let mut object = body(call, &bytes)?;
     if call.kind.is("bindings") {
         return subresource::bind_body(call, object).await;
     }
-    if call.kind.is("selfsubjectaccessreviews.authorization.k8s.io") {
-        return token::review_access(call, object);
+    if !call.kind.serves(Verb::Get) {
+        return reviews::answer(call, object);
     }
+    if call.kind.is(REQUESTS) {
+        strategy::requested_by(&mut object, &call.who);
+    }
+    check_grant(call, &object, None)?;
     let written = call
         .server
         .create(&call.kind, &call.target.namespace, object, options(call)?)
@@ -73,6 +79,8 @@ pub(super) async fn update(call: &Call, bytes: Bytes) -> Result<Reply, Status> {
         .get(&call.collection(), &call.place())
         .is_none();
     if new && created_by_update(call) && meta::resource_version(&object).is_empty() {
+        // Who may only change what is there may not make something of it.
+        authorize_create(call)?;
         let written = call
             .server
             .create(&call.kind, &call.target.namespace, object, options)
@@ -104,8 +112,93 @@ fn check_name(call: &Call, object: &Value) -> Result<(), Status> {
     )))
 }
 
-/// A changed object as the subresource lets it change.
+fn authorize_create(call: &Call) -> Result<(), Status> {
+    let act = Act::Resource(ResourceAct {
+        verb: "create",
+        group: &call.target.group,
+        resource: &call.target.plural,
+        namespace: &call.target.namespace,
+        ..ResourceAct::default()
+    });
+    call.server.authorize(&call.who, &act)
+}
+
+/// Roles and bindings give rights: the writer must hold them.
+fn check_grant(call: &Call, object: &Value, old: Option<&Value>) -> Result<(), Status> {
+    if call.kind.group != rbac::GROUP {
+        return Ok(());
+    }
+    let gives = ["rules", "subjects", "roleRef"];
+    if old.is_some_and(|old| gives.iter().all(|field| old.get(field) == object.get(field))) {
+        return Ok(());
+    }
+    let mut object = object.clone();
+    if call.kind.namespaced {
+        meta::set(
+            &mut object,
+            &["metadata", "namespace"],
+            call.target.namespace.clone().into(),
+        );
+    }
+    let access = call.server.access();
+    if matches!(call.kind.kind.as_str(), "Role" | "ClusterRole") {
+        rbac::check_role(&access, &call.who, &call.kind, &object)
+    } else {
+        rbac::check_binding(&access, &call.who, &call.kind, &object)
+    }
+}
+
+/// A request for a certificate is approved and signed only by those who may do that for its signer.
+fn check_signer(call: &Call, verb: &str, object: &Value, old: &Value) -> Result<(), Status> {
+    let signer = meta::text(old, &["spec", "signerName"]);
+    let unchanged = match verb {
+        "sign" => meta::at(object, &["status", "certificate"]) == meta::at(old, &["status", "certificate"]),
+        _ => meta::at(object, &["status", "conditions"]) == meta::at(old, &["status", "conditions"]),
+    };
+    let domain = format!("{}/*", signer.split('/').next().unwrap_or_default());
+    let access = call.server.access();
+    let may = |name: &str| {
+        let act = Act::Resource(ResourceAct {
+            verb,
+            group: &call.kind.group,
+            resource: "signers",
+            name,
+            ..ResourceAct::default()
+        });
+        access.allow(&call.who, &act).is_ok()
+    };
+    if unchanged || may(signer) || may(&domain) {
+        return Ok(());
+    }
+    let why = format!("user not permitted to {verb} requests with signerName {signer:?}");
+    Err(Status::access_denied(
+        &call.kind.group,
+        &call.kind.plural,
+        meta::name(old),
+        &why,
+    ))
+}
+
+/// A changed object as the subresource lets it change, by somebody who may.
 fn admit(call: &Call, body: Value, old: &Value, validation: FieldValidation) -> Result<Admitted, Status> {
+    let admitted = admit_object(call, body, old, validation)?;
+    check_grant(call, &admitted.object, Some(old))?;
+    if call.kind.is(REQUESTS) {
+        match Subresource::parse(&call.target.subresource) {
+            Some(Subresource::Approval) => check_signer(call, "approve", &admitted.object, old)?,
+            Some(Subresource::Status) => check_signer(call, "sign", &admitted.object, old)?,
+            _ => {}
+        }
+    }
+    Ok(admitted)
+}
+
+fn admit_object(
+    call: &Call,
+    body: Value,
+    old: &Value,
+    validation: FieldValidation,
+) -> Result<Admitted, Status> {
     let kind = &call.kind;
     let plain = |object| Admitted {
         object,

@@ -17,7 +17,7 @@ pub(crate) use watch::{Change, ChangeKind, Follow, WatchGap, event_line};
 use crate::config::{OpenError, StorageAt};
 use kedge_apimachinery::kinds::Kind;
 use kedge_store::revisions::{
-    Action, Commit, Content, Expect, Options, Revision, Revisions, Write, WriteError,
+    Action, Commit, Content, Expect, Keep, Options, Revision, Revisions, Write, WriteError,
 };
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -52,7 +52,7 @@ impl Collection {
 }
 
 /// Where an object lies in its collection; the namespace is empty for kinds of the cluster.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Place {
     pub(crate) namespace: String,
     pub(crate) name: String,
@@ -76,7 +76,12 @@ struct Index {
     revision: Revision,
 }
 
+/// Collections whose changes may be kept lazily, so that their history over a restart is not complete.
+const LAZY: [(&str, &str); 2] = [("", "events"), ("coordination.k8s.io", "leases")];
+
 struct Shared {
+    /// Changes kept for watchers of a small collection.
+    window_changes: usize,
     index: RwLock<Index>,
     /// The newest revision, for whoever must look again after any change.
     newest: latest::Sender<Revision>,
@@ -90,8 +95,9 @@ pub(crate) struct Storage {
 }
 
 impl Storage {
-    pub(crate) fn open(at: &StorageAt) -> Result<Self, OpenError> {
+    pub(crate) fn open(at: &StorageAt, window_changes: usize) -> Result<Self, OpenError> {
         let shared = Arc::new(Shared {
+            window_changes,
             index: RwLock::new(Index {
                 tables: BTreeMap::new(),
                 revision: 0,
@@ -214,9 +220,16 @@ impl Storage {
         collection: &Collection,
         place: &Place,
         object: &Value,
+        keep: Keep,
     ) -> Result<Revision, WriteError> {
-        self.write(collection, place, Expect::Absent, Action::Put(draft(object)))
-            .await
+        self.write(
+            collection,
+            place,
+            Expect::Absent,
+            Action::Put(draft(object)),
+            keep,
+        )
+        .await
     }
 
     /// Replaces an object that was last changed at `at`.
@@ -226,9 +239,16 @@ impl Storage {
         place: &Place,
         at: Revision,
         object: &Value,
+        keep: Keep,
     ) -> Result<Revision, WriteError> {
-        self.write(collection, place, Expect::At(at), Action::Put(draft(object)))
-            .await
+        self.write(
+            collection,
+            place,
+            Expect::At(at),
+            Action::Put(draft(object)),
+            keep,
+        )
+        .await
     }
 
     /// Removes an object that was last changed at `at`; watchers see `object` as its last state.
@@ -238,9 +258,16 @@ impl Storage {
         place: &Place,
         at: Revision,
         object: &Value,
+        keep: Keep,
     ) -> Result<Revision, WriteError> {
-        self.write(collection, place, Expect::At(at), Action::Delete(draft(object)))
-            .await
+        self.write(
+            collection,
+            place,
+            Expect::At(at),
+            Action::Delete(draft(object)),
+            keep,
+        )
+        .await
     }
 
     async fn write(
@@ -249,12 +276,14 @@ impl Storage {
         place: &Place,
         expect: Expect,
         action: Action,
+        keep: Keep,
     ) -> Result<Revision, WriteError> {
         self.store
             .write(Write {
                 key: key(collection, place),
                 expect,
                 action,
+                keep,
             })
             .await
     }
@@ -273,10 +302,13 @@ impl Shared {
     /// Takes what was stored before: objects, and the last changes for watchers that come back.
     fn load(&self, content: Content) {
         let mut index = self.index.write().unwrap_or_else(PoisonError::into_inner);
-        let before_log = content
-            .log
-            .first()
-            .map_or(content.revision, |first| first.revision - 1);
+        let (before_log, revision) = (content.log_after, content.revision);
+        let begin = |collection: &Collection| match LAZY
+            .contains(&(collection.group.as_str(), collection.plural.as_str()))
+        {
+            true => revision,
+            false => before_log,
+        };
         for entry in content.entries {
             let Some((collection, place)) = parse_key(&entry.key) else {
                 continue;
@@ -284,8 +316,8 @@ impl Shared {
             let table = index.tables.entry(collection).or_default();
             table.put(place, entry.revision, entry.value);
         }
-        for table in index.tables.values_mut() {
-            table.window.begin(before_log);
+        for (collection, table) in &mut index.tables {
+            table.window.begin(begin(collection));
         }
         let mut before: BTreeMap<String, bytes::Bytes> = BTreeMap::new();
         for commit in content.log {
@@ -293,12 +325,15 @@ impl Shared {
                 continue;
             };
             let previous = before.insert(commit.key.clone(), commit.value.clone());
+            let from = begin(&collection);
             let table = index.tables.entry(collection).or_insert_with(|| {
                 let mut table = Table::default();
-                table.window.begin(before_log);
+                table.window.begin(from);
                 table
             });
-            table.window.push(Change::of(&commit, place, previous));
+            if commit.revision > from {
+                table.push(Change::of(&commit, place, previous), self.window_changes);
+            }
         }
         index.revision = content.revision;
         self.newest.send_replace(content.revision);
@@ -319,7 +354,7 @@ impl Shared {
                 }
                 kedge_store::revisions::ChangeKind::Deleted => table.remove(&place),
             };
-            table.window.push(Change::of(&commit, place, previous));
+            table.push(Change::of(&commit, place, previous), self.window_changes);
             if !touched.contains(&collection) {
                 touched.push(collection);
             }

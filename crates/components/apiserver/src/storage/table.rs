@@ -1,6 +1,6 @@
 //! One collection: its objects and its last changes.
 
-use super::watch::Window;
+use super::watch::{Change, WINDOW_BYTES_MAX, Window};
 use super::{Place, Revision};
 use bytes::Bytes;
 use serde_json::Value;
@@ -35,6 +35,8 @@ pub(crate) struct Page {
 
 pub(crate) struct Table {
     objects: BTreeMap<Place, (Revision, Bytes)>,
+    /// Text of all objects.
+    bytes: usize,
     pub(super) window: Window,
     pub(super) changed: latest::Sender<Revision>,
 }
@@ -43,6 +45,7 @@ impl Default for Table {
     fn default() -> Self {
         Self {
             objects: BTreeMap::new(),
+            bytes: 0,
             window: Window::default(),
             changed: latest::Sender::new(0),
         }
@@ -52,11 +55,24 @@ impl Default for Table {
 impl Table {
     /// Stores and gives back what was there.
     pub(super) fn put(&mut self, place: Place, revision: Revision, text: Bytes) -> Option<Bytes> {
-        self.objects.insert(place, (revision, text)).map(|(_, text)| text)
+        self.bytes += text.len();
+        let (_, before) = self.objects.insert(place, (revision, text))?;
+        self.bytes -= before.len();
+        Some(before)
     }
 
     pub(super) fn remove(&mut self, place: &Place) -> Option<Bytes> {
-        self.objects.remove(place).map(|(_, text)| text)
+        let (_, before) = self.objects.remove(place)?;
+        self.bytes -= before.len();
+        Some(before)
+    }
+
+    /// Shows a change to watchers. Each object of a large collection may change once before a watcher that is busy
+    /// with the first of these changes has to read everything again, which would cost more than remembering them.
+    pub(super) fn push(&mut self, change: Change, window_changes: usize) {
+        let changes = window_changes.max(self.objects.len());
+        let bytes = WINDOW_BYTES_MAX.max(self.bytes);
+        self.window.push(change, changes, bytes);
     }
 
     pub(super) fn get(&self, place: &Place) -> Option<Found> {

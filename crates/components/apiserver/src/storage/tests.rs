@@ -1,6 +1,7 @@
-use super::watch::WINDOW_CHANGES_MAX;
 use super::*;
 use serde_json::json;
+
+const WINDOW_CHANGES: usize = 1000;
 
 fn pods() -> Collection {
     Collection::new("", "pods")
@@ -34,9 +35,12 @@ use kedge_store::revisions::Draft;
 
 #[tokio::test]
 async fn who_was_answered_reads_what_it_wrote() {
-    let storage = Storage::open(&StorageAt::Memory).unwrap();
+    let storage = Storage::open(&StorageAt::Memory, WINDOW_CHANGES).unwrap();
     let place = Place::new("default", "web");
-    let one = storage.create(&pods(), &place, &pod("web", 1)).await.unwrap();
+    let one = storage
+        .create(&pods(), &place, &pod("web", 1), Keep::Durably)
+        .await
+        .unwrap();
     let found = storage.get(&pods(), &place).unwrap();
     assert_eq!(
         (
@@ -46,18 +50,18 @@ async fn who_was_answered_reads_what_it_wrote() {
         (one, json!(one.to_string()))
     );
     let two = storage
-        .update(&pods(), &place, one, &pod("web", 2))
+        .update(&pods(), &place, one, &pod("web", 2), Keep::Durably)
         .await
         .unwrap();
     assert!(
         storage
-            .update(&pods(), &place, one, &pod("web", 3))
+            .update(&pods(), &place, one, &pod("web", 3), Keep::Durably)
             .await
             .is_err()
     );
     assert_eq!(storage.get(&pods(), &place).unwrap().value()["spec"]["n"], 2);
     storage
-        .delete(&pods(), &place, two, &pod("web", 2))
+        .delete(&pods(), &place, two, &pod("web", 2), Keep::Durably)
         .await
         .unwrap();
     assert!(storage.get(&pods(), &place).is_none());
@@ -65,10 +69,15 @@ async fn who_was_answered_reads_what_it_wrote() {
 
 #[tokio::test]
 async fn pages_are_ordered_and_go_on_after_a_place() {
-    let storage = Storage::open(&StorageAt::Memory).unwrap();
+    let storage = Storage::open(&StorageAt::Memory, WINDOW_CHANGES).unwrap();
     for (namespace, name) in [("b", "2"), ("a", "1"), ("b", "1"), ("ab", "1")] {
         storage
-            .create(&pods(), &Place::new(namespace, name), &pod(name, 0))
+            .create(
+                &pods(),
+                &Place::new(namespace, name),
+                &pod(name, 0),
+                Keep::Durably,
+            )
             .await
             .unwrap();
     }
@@ -94,15 +103,21 @@ async fn pages_are_ordered_and_go_on_after_a_place() {
 
 #[tokio::test]
 async fn a_follower_sees_every_change_once_and_a_slow_one_is_told() {
-    let storage = Storage::open(&StorageAt::Memory).unwrap();
+    let storage = Storage::open(&StorageAt::Memory, WINDOW_CHANGES).unwrap();
     let place = Place::new("default", "web");
     let mut slow = storage.follow(&pods(), 0).unwrap();
     let mut follow = storage.follow(&pods(), 0).unwrap();
-    let mut at = storage.create(&pods(), &place, &pod("web", 0)).await.unwrap();
+    let mut at = storage
+        .create(&pods(), &place, &pod("web", 0), Keep::Durably)
+        .await
+        .unwrap();
     assert_eq!(kinds(&follow.next().await.unwrap()), [("ADDED", 1)]);
     assert!(follow.ready().unwrap().is_empty());
-    for n in 1..=WINDOW_CHANGES_MAX as u64 {
-        at = storage.update(&pods(), &place, at, &pod("web", n)).await.unwrap();
+    for n in 1..=WINDOW_CHANGES as u64 {
+        at = storage
+            .update(&pods(), &place, at, &pod("web", n), Keep::Durably)
+            .await
+            .unwrap();
         assert_eq!(kinds(&follow.next().await.unwrap()), [("MODIFIED", at)]);
     }
     assert_eq!(slow.next().await.unwrap_err(), WatchGap { asked: 0, oldest: 1 });
@@ -120,7 +135,7 @@ async fn a_follower_sees_every_change_once_and_a_slow_one_is_told() {
         .remove(0);
     assert_eq!(
         change.previous_value().unwrap()["spec"]["n"],
-        WINDOW_CHANGES_MAX as u64 - 1
+        WINDOW_CHANGES as u64 - 1
     );
 }
 
@@ -129,20 +144,26 @@ async fn objects_and_positions_survive_a_restart() {
     let path = std::env::temp_dir().join(format!("kedge-apiserver-storage-{}", std::process::id()));
     let _ = std::fs::remove_dir_all(&path);
     let at = StorageAt::Directory(path.clone());
-    let storage = Storage::open(&at).unwrap();
+    let storage = Storage::open(&at, WINDOW_CHANGES).unwrap();
     let place = Place::new("default", "web");
-    let one = storage.create(&pods(), &place, &pod("web", 1)).await.unwrap();
+    let one = storage
+        .create(&pods(), &place, &pod("web", 1), Keep::Durably)
+        .await
+        .unwrap();
     let two = storage
-        .update(&pods(), &place, one, &pod("web", 2))
+        .update(&pods(), &place, one, &pod("web", 2), Keep::Durably)
         .await
         .unwrap();
     storage.close().await;
 
-    let storage = Storage::open(&at).unwrap();
+    let storage = Storage::open(&at, WINDOW_CHANGES).unwrap();
     assert_eq!(storage.get(&pods(), &place).unwrap().value()["spec"]["n"], 2);
     let changes = storage.follow(&pods(), one).unwrap().next().await.unwrap();
     assert_eq!(kinds(&changes), [("MODIFIED", two)]);
-    assert_eq!(changes[0].previous_value().unwrap()["spec"]["n"], 1);
+    assert!(
+        changes[0].previous_value().is_none(),
+        "replaced values are not kept"
+    );
     storage.close().await;
     std::fs::remove_dir_all(path).unwrap();
 }

@@ -11,9 +11,8 @@ use std::collections::VecDeque;
 use std::sync::{Arc, OnceLock};
 use tokio::sync::watch as latest;
 
-/// Changes kept in a window: a watcher may be this far behind, or away while this much happens.
-pub(super) const WINDOW_CHANGES_MAX: usize = 1000;
-/// Text kept in a window, because objects may be large: the older half goes first.
+/// Text kept in the window of a small collection, because objects may be large; of a larger one as much as the text of
+/// all its objects. The oldest goes first.
 pub(super) const WINDOW_BYTES_MAX: usize = 2 << 20;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -114,12 +113,10 @@ impl Window {
         self.gone = self.gone.max(revision);
     }
 
-    pub(super) fn push(&mut self, change: Change) {
+    pub(super) fn push(&mut self, change: Change, changes_max: usize, bytes_max: usize) {
         self.bytes += change.text.len();
         self.changes.push_back(Arc::new(change));
-        while self.changes.len() > WINDOW_CHANGES_MAX
-            || (self.bytes > WINDOW_BYTES_MAX && self.changes.len() > 1)
-        {
+        while self.changes.len() > changes_max.max(1) || (self.bytes > bytes_max && self.changes.len() > 1) {
             if let Some(oldest) = self.changes.pop_front() {
                 self.bytes -= oldest.text.len();
                 self.gone = oldest.revision;

@@ -6,7 +6,7 @@ use http::{HeaderMap, Method, Request, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use kedge_apiserver::{ApiServer, Config, Ports, StorageAt};
+use kedge_apiserver::{ApiServer, Config, Limits, Ports, StorageAt};
 use kedge_telemetry::Scope;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
@@ -61,11 +61,13 @@ impl Pki {
             server_certificate_pem: certificate,
             server_key_pem: key,
             client_ca_pem: self.issuer.pem(),
+            client_ca_key_pem: Some(self.issuer.key().serialize_pem()),
             service_account_key_pem: self.account_key.clone(),
             service_account_issuer: "https://kubernetes.default.svc".to_owned(),
             root_ca_pem: self.issuer.pem(),
             cluster_cidr: Some("10.42.0.0/16".to_owned()),
             trusted_groups: vec!["kedge:cloudcore".to_owned()],
+            limits: Limits::default(),
         }
     }
 }
@@ -83,7 +85,21 @@ impl Running {
     }
 
     pub(crate) async fn with(pki: Arc<Pki>, storage: StorageAt, ports: Ports) -> Self {
-        let server = ApiServer::open(pki.config(storage), ports).await.unwrap();
+        let config = pki.config(storage);
+        Self::with_config(pki, config, ports).await
+    }
+
+    pub(crate) async fn with_limits(limits: Limits) -> Self {
+        let pki = Arc::new(Pki::new());
+        let config = Config {
+            limits,
+            ..pki.config(StorageAt::Memory)
+        };
+        Self::with_config(pki, config, Ports::default()).await
+    }
+
+    async fn with_config(pki: Arc<Pki>, config: Config, ports: Ports) -> Self {
+        let server = ApiServer::open(config, ports).await.unwrap();
         let address = server.address();
         let scope = Scope::new();
         let inner = scope.clone();
@@ -98,6 +114,14 @@ impl Running {
 
     pub(crate) fn admin(&self) -> Client {
         self.client(Some(("admin", "system:masters")))
+    }
+
+    /// Somebody who holds a token.
+    pub(crate) fn bearer(&self, token: &str) -> Client {
+        Client {
+            token: Some(token.to_owned()),
+            ..self.client(None)
+        }
     }
 
     pub(crate) fn client(&self, who: Option<(&str, &str)>) -> Client {

@@ -158,3 +158,28 @@ async fn a_definition_is_served_at_once() {
     watch.until("it is established", established).await;
     running.stop().await;
 }
+
+#[tokio::test]
+async fn controllers_leave_alone_what_they_do_not_look_at() {
+    let running = Running::start().await;
+    let admin = running.admin();
+    let mut nodes = admin.watch("/api/v1/nodes?watch=1").await;
+    let node = json!({"metadata": {"name": "edge-1", "annotations": {"a": "b"}},
+        "status": {"nodeInfo": {"osImage": "Edge OS"}, "images": [{"names": ["example/web:1"], "sizeBytes": 1}]}});
+    admin.post("/api/v1/nodes", &node).await.ok();
+    let tainted = |node: &Value| node["spec"]["podCIDR"].is_string() && node["spec"]["taints"].is_array();
+    let seen = nodes.until("it has a network and a taint", tainted).await;
+    assert_eq!(seen["metadata"]["annotations"]["a"], "b");
+    assert_eq!(seen["status"]["nodeInfo"]["osImage"], "Edge OS");
+    assert_eq!(seen["status"]["images"][0]["names"], json!(["example/web:1"]));
+
+    let mut pods = admin.watch("/api/v1/pods?watch=1").await;
+    let pod = json!({"metadata": {"name": "web"}, "spec": {"containers": [{"name": "main", "image": "example/web:1",
+        "env": [{"name": "A", "value": "b"}]}]}});
+    admin.post("/api/v1/namespaces/default/pods", &pod).await.ok();
+    let refused = |pod: &Value| pod["status"]["conditions"][0]["reason"] == "Unschedulable";
+    let seen = pods.until("no node takes it", refused).await;
+    assert_eq!(seen["spec"]["containers"][0]["env"][0]["value"], "b");
+    assert_eq!(seen["status"]["qosClass"], "BestEffort");
+    running.stop().await;
+}

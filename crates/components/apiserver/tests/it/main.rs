@@ -2,8 +2,11 @@
 
 #![allow(clippy::unwrap_used)] // a test fails by panicking
 
+mod certificates;
 mod client;
 mod controllers;
+mod manifests;
 mod objects;
+mod rights;
 mod server;
 mod watches;

@@ -1,6 +1,7 @@
 //! Watches as clients see them.
 
 use crate::client::Running;
+use kedge_apiserver::Limits;
 use serde_json::{Value, json};
 
 const MAPS: &str = "/api/v1/namespaces/default/configmaps";
@@ -91,10 +92,14 @@ async fn a_streamed_list_says_where_it_ends() {
 
 #[tokio::test]
 async fn what_is_too_old_is_gone_and_time_ends_a_watch() {
-    let running = Running::start().await;
+    let running = Running::with_limits(Limits {
+        window_changes: 20,
+        ..Limits::default()
+    })
+    .await;
     let admin = running.admin();
     admin.post(MAPS, &map("a", "x")).await.ok();
-    for n in 0..1_001 {
+    for n in 0..21 {
         let patch = json!({"data": {"k": n.to_string()}});
         admin
             .patch(&format!("{MAPS}/a"), "merge-patch+json", &patch)

@@ -8,10 +8,16 @@
 //! **Inputs.** [`Write`]s. **Outputs.** [`Commit`]s, told to one listener in order and before any asker is answered,
 //! so that whoever was answered can read what it wrote; and at opening, everything that is stored.
 //!
+//! Changes whose loss harms nobody ([`Keep::Lazily`]) wait in memory for the next snapshot and cost no flush of their
+//! own. Their revisions are never given out twice either: a range of revisions is reserved on the disk before the first
+//! of them is used, and after a crash counting goes on behind that range.
+//!
 //! **Never.** It does not look into values, besides printing the revision at the place that the [`Draft`] leaves.
 //!
 //! ```text
 //!   askers --write--> queue --(drain, at most BATCH_MAX)--> one transaction --commit--> listener --> answers
+//!                                     └──(all lazy)──> memory ──────────────────────────^
+//!                                                        └──(every SNAPSHOT_PERIOD, in slices)──> disk
 //! ```
 
 mod memory;
@@ -24,6 +30,7 @@ mod tests;
 use bytes::Bytes;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 
 /// How many writes wait for the writer thread before askers wait too: a few batches, so that the writer never idles
@@ -39,6 +46,19 @@ pub const LOG_TRIM_STEP: u64 = 500;
 pub const VALUE_BYTES_MAX: usize = 4 << 20;
 /// Longest key: group, plural, namespace and name at their own limits.
 pub const KEY_BYTES_MAX: usize = 1024;
+
+/// How old a lazily kept change may get before it is on the disk. A renewal of a lease that a crash undoes is at most
+/// this old; its node renews again long before anybody acts on that.
+pub const SNAPSHOT_PERIOD: Duration = Duration::from_secs(60);
+/// Lazily kept changes that one transaction of the snapshot writes: a few milliseconds, which the writes that arrive
+/// meanwhile wait.
+pub const SNAPSHOT_SLICE: usize = 256;
+/// Lazily kept changes that may wait in memory; when there are more, the snapshot begins early. At half a KiB each, a
+/// few ten megabytes.
+pub const LAZY_MAX: usize = 50_000;
+/// Revisions reserved at once for lazily kept changes: one small transaction for so many of them, and the largest gap
+/// that a crash leaves in the numbering.
+pub const REVISIONS_RESERVED: u64 = 100_000;
 
 /// A position in the log. The first change has revision 1.
 pub type Revision = u64;
@@ -84,12 +104,24 @@ pub enum Action {
     Delete(Draft),
 }
 
+/// When a change must be on the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Keep {
+    /// Before its asker is answered.
+    #[default]
+    Durably,
+    /// Within [`SNAPSHOT_PERIOD`], or when the store is closed. A crash may undo it. Readers that resume after a
+    /// restart are not told of it one by one: it is not in [`Content::log`].
+    Lazily,
+}
+
 /// One compare-and-swap.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Write {
     pub key: String,
     pub expect: Expect,
     pub action: Action,
+    pub keep: Keep,
 }
 
 /// What a change did.
@@ -100,7 +132,7 @@ pub enum ChangeKind {
     Deleted,
 }
 
-/// One change that is durable.
+/// One change, durable unless it was to be kept lazily.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Commit {
     pub revision: Revision,
@@ -122,9 +154,11 @@ pub struct Entry {
 pub struct Content {
     /// All values, ordered by key.
     pub entries: Vec<Entry>,
-    /// The last changes, oldest first, without gaps.
+    /// The last durable changes, oldest first, without gaps but for changes that a later one of the same key replaced.
     pub log: Vec<Commit>,
-    /// The revision of the last change; 0 when there was none.
+    /// Nothing is missing from [`Content::log`] after this revision.
+    pub log_after: Revision,
+    /// The revision of the last change, or a later one after a crash; 0 when there was none.
     pub revision: Revision,
 }
 
@@ -173,6 +207,8 @@ pub enum OpenError {
 pub struct Options {
     /// Largest size of the database in pages of 4 KiB; beyond it writes fail with [`WriteError::DiskFull`].
     pub pages_max: Option<u32>,
+    /// Instead of [`SNAPSHOT_PERIOD`].
+    pub snapshot_period: Option<Duration>,
 }
 
 /// Told of every commit, in order, on the writer thread. It must be quick and must not ask the store.
@@ -194,26 +230,38 @@ impl Revisions {
         listener: impl FnOnce(Content) -> Listener,
     ) -> Result<Self, OpenError> {
         let (backend, content) = sqlite::Sqlite::open(path, options)?;
-        Self::start(writer::Backend::Sqlite(Box::new(backend)), content, listener)
+        let period = options.snapshot_period.unwrap_or(SNAPSHOT_PERIOD);
+        Self::start(
+            writer::Backend::Sqlite(Box::new(backend)),
+            period,
+            content,
+            listener,
+        )
     }
 
     /// A store with the same behaviour that forgets everything when it is closed.
     pub fn memory(listener: impl FnOnce(Content) -> Listener) -> Result<Self, OpenError> {
         let backend = writer::Backend::Memory(memory::Memory::default());
-        Self::start(backend, Content::default(), listener)
+        Self::start(backend, SNAPSHOT_PERIOD, Content::default(), listener)
     }
 
     fn start(
         backend: writer::Backend,
+        snapshot_period: Duration,
         content: Content,
         listener: impl FnOnce(Content) -> Listener,
     ) -> Result<Self, OpenError> {
         let (tx, rx) = mpsc::channel(WAITING_MAX);
         let revision = content.revision;
-        let writer = writer::Writer::new(backend, revision, listener(content));
+        let writer = writer::Writer::new(backend, revision, snapshot_period, listener(content));
+        // The writer waits for orders and for the next snapshot, so it needs a clock of its own.
+        let clock = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build()
+            .map_err(OpenError::Thread)?;
         std::thread::Builder::new()
             .name("revisions".to_owned())
-            .spawn(move || writer.run(rx))
+            .spawn(move || clock.block_on(writer.run(rx)))
             .map_err(OpenError::Thread)?;
         Ok(Self { tx })
     }

@@ -16,6 +16,14 @@ fn put(key: &str, expect: Expect, text: &str) -> Write {
         key: key.to_owned(),
         expect,
         action: Action::Put(draft),
+        keep: Keep::Durably,
+    }
+}
+
+fn lazily(write: Write) -> Write {
+    Write {
+        keep: Keep::Lazily,
+        ..write
     }
 }
 
@@ -28,6 +36,7 @@ fn delete(key: &str, at: Revision) -> Write {
         key: key.to_owned(),
         expect: Expect::At(at),
         action: Action::Delete(draft),
+        keep: Keep::Durably,
     }
 }
 
@@ -67,7 +76,15 @@ fn open(folder: &Folder, options: Options) -> (Revisions, Content, Seen) {
     (store, found.unwrap(), seen)
 }
 
-async fn contract(store: Revisions, seen: Seen) {
+async fn contract(store: Revisions, seen: Seen, keep: Keep) {
+    let put = |key: &str, expect, text: &str| Write {
+        keep,
+        ..put(key, expect, text)
+    };
+    let delete = |key: &str, at| Write {
+        keep,
+        ..delete(key, at)
+    };
     let one = store.write(put("a", Expect::Absent, "one")).await.unwrap();
     let refused = store.write(put("a", Expect::Absent, "again")).await.unwrap_err();
     assert!(matches!(refused, WriteError::Conflict { found: Some(at), .. } if at == one));
@@ -101,6 +118,7 @@ async fn contract(store: Revisions, seen: Seen) {
         key: "huge".to_owned(),
         expect: Expect::Absent,
         action: Action::Put(huge),
+        keep: Keep::Durably,
     };
     assert!(matches!(
         store.write(refused).await.unwrap_err(),
@@ -112,7 +130,7 @@ async fn contract(store: Revisions, seen: Seen) {
         WriteError::TooLarge { .. }
     ));
 
-    contended(&store).await;
+    contended(&store, keep).await;
     let revisions: Vec<_> = seen.lock().unwrap().iter().map(|c| c.revision).collect();
     assert!(revisions.is_sorted_by(|a, b| a < b), "commits are told in order");
 
@@ -125,14 +143,13 @@ async fn contract(store: Revisions, seen: Seen) {
 }
 
 /// Of many writers with the same expectation exactly one wins.
-async fn contended(store: &Revisions) {
+async fn contended(store: &Revisions, keep: Keep) {
     let mut tasks = tokio::task::JoinSet::new();
     for writer in 0..100 {
         let store = store.clone();
         tasks.spawn(async move {
-            store
-                .write(put("race", Expect::Absent, &writer.to_string()))
-                .await
+            let write = put("race", Expect::Absent, &writer.to_string());
+            store.write(Write { keep, ..write }).await
         });
     }
     let won = tasks.join_all().await.into_iter().filter(Result::is_ok).count();
@@ -142,14 +159,21 @@ async fn contended(store: &Revisions) {
 #[tokio::test]
 async fn the_memory_store_keeps_the_contract() {
     let seen = Seen::default();
-    contract(Revisions::memory(|_| listener(&seen)).unwrap(), seen).await;
+    contract(
+        Revisions::memory(|_| listener(&seen)).unwrap(),
+        seen,
+        Keep::Durably,
+    )
+    .await;
 }
 
 #[tokio::test]
 async fn the_file_store_keeps_the_contract() {
-    let folder = Folder::new("contract");
-    let (store, _, seen) = open(&folder, Options::default());
-    contract(store, seen).await;
+    for keep in [Keep::Durably, Keep::Lazily] {
+        let folder = Folder::new(&format!("contract-{keep:?}"));
+        let (store, _, seen) = open(&folder, Options::default());
+        contract(store, seen, keep).await;
+    }
 }
 
 #[tokio::test]
@@ -178,14 +202,116 @@ async fn a_second_opening_finds_everything_and_goes_on_counting() {
         log,
         [
             (a, ChangeKind::Created),
-            (b, ChangeKind::Created),
+            // The creation of b was replaced by its removal.
             (gone, ChangeKind::Deleted)
         ]
     );
+    assert_eq!(found.log_after, a - 1);
     assert!(store.write(put("b", Expect::Absent, "b")).await.unwrap() > gone);
     let mode = std::fs::metadata(folder.file()).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
     store.close().await;
+}
+
+#[tokio::test]
+async fn what_is_kept_lazily_is_on_the_disk_after_a_snapshot_or_a_close() {
+    let folder = Folder::new("lazy");
+    let options = Options {
+        snapshot_period: Some(Duration::from_millis(1)),
+        ..Options::default()
+    };
+    let (store, _, seen) = open(&folder, options);
+    let mut tasks = tokio::task::JoinSet::new();
+    for n in 0..2 * SNAPSHOT_SLICE {
+        let store = store.clone();
+        tasks.spawn(async move {
+            let created = store.write(put(&format!("k{n:04}"), Expect::Absent, "1")).await;
+            let renewal = put(&format!("k{n:04}"), Expect::At(created.unwrap()), "2");
+            store.write(lazily(renewal)).await.unwrap()
+        });
+    }
+    let last = tasks.join_all().await.into_iter().max().unwrap();
+    // One of them is removed durably while it may wait in memory, one lazily.
+    let at = |key: &str| {
+        let seen = seen.lock().unwrap();
+        let last = seen.iter().rev().find(|commit| commit.key == key);
+        last.unwrap().revision
+    };
+    let (one, two) = (at("k0000"), at("k0001"));
+    store.write(delete("k0000", one)).await.unwrap();
+    let gone = store.write(lazily(delete("k0001", two))).await.unwrap();
+    assert!(gone > last);
+    store.close().await;
+
+    let (store, found, _) = open(&folder, Options::default());
+    assert_eq!(found.revision, gone, "a store that was closed leaves no gap");
+    assert_eq!(found.entries.len(), 2 * SNAPSHOT_SLICE - 2);
+    let renewed = |entry: &Entry| entry.value == format!("2@{}!", entry.revision);
+    assert!(found.entries.iter().all(renewed));
+    let kinds: Vec<_> = found
+        .log
+        .iter()
+        .map(|commit| (commit.kind, &*commit.key))
+        .collect();
+    assert_eq!(
+        kinds,
+        [(ChangeKind::Deleted, "k0000")],
+        "renewals are not told again"
+    );
+    store.close().await;
+}
+
+#[tokio::test]
+async fn a_file_of_the_layout_before_is_taken_over() {
+    let folder = Folder::new("layout");
+    let (store, _, _) = open(&folder, Options::default());
+    let a = store.write(put("a", Expect::Absent, "a")).await.unwrap();
+    store.close().await;
+    let connection = rusqlite::Connection::open(folder.file()).unwrap();
+    connection
+        .execute_batch(
+            "DROP TABLE reserved; UPDATE log SET value = x'616263'; PRAGMA user_version = 0x6b656401;",
+        )
+        .unwrap();
+    drop(connection);
+    let (store, found, _) = open(&folder, Options::default());
+    let log: Vec<_> = found.log.iter().map(|c| (c.revision, c.value.clone())).collect();
+    assert_eq!(log, [(a, Bytes::from("abc"))]);
+    store.write(lazily(put("b", Expect::Absent, "b"))).await.unwrap();
+    store.close().await;
+}
+
+#[tokio::test]
+async fn many_writers_share_one_flush() {
+    const WRITERS: usize = 64;
+    const EACH: usize = 20;
+    let folder = Folder::new("group");
+    let batches = Arc::new(Mutex::new(Vec::new()));
+    let told = Arc::clone(&batches);
+    let store = Revisions::open(&folder.file(), Options::default(), |_| {
+        Box::new(move |commits| told.lock().unwrap().push(commits.len()))
+    })
+    .unwrap();
+    let mut tasks = tokio::task::JoinSet::new();
+    for writer in 0..WRITERS {
+        let store = store.clone();
+        tasks.spawn(async move {
+            for n in 0..EACH {
+                let write = put(&format!("{writer}/{n}"), Expect::Absent, "v");
+                store.write(write).await.unwrap();
+            }
+        });
+    }
+    tasks.join_all().await;
+    store.close().await;
+    let batches = batches.lock().unwrap();
+    assert_eq!(batches.iter().sum::<usize>(), WRITERS * EACH);
+    // The first may be alone; while it is flushed all others gather.
+    assert!(
+        batches.len() <= WRITERS * EACH / 16,
+        "{} transactions",
+        batches.len()
+    );
 }
 
 #[tokio::test]
@@ -217,7 +343,13 @@ async fn the_log_stays_bounded() {
 #[tokio::test]
 async fn a_full_disk_is_named_and_loses_nothing() {
     let folder = Folder::new("full");
-    let (store, _, seen) = open(&folder, Options { pages_max: Some(64) });
+    let (store, _, seen) = open(
+        &folder,
+        Options {
+            pages_max: Some(64),
+            ..Options::default()
+        },
+    );
     let text = "x".repeat(16 << 10);
     let mut written = 0;
     let refused = loop {
@@ -268,6 +400,7 @@ async fn child_that_writes_until_killed() {
         return;
     };
     let store = Revisions::open(Path::new(&file), Options::default(), |_| Box::new(|_| {})).unwrap();
+    let mut renewed = None;
     for n in 0_u64.. {
         let revision = store
             .write(put(&format!("k{n:06}"), Expect::Absent, "v"))
@@ -275,6 +408,13 @@ async fn child_that_writes_until_killed() {
             .unwrap();
         let mut out = std::io::stdout().lock();
         writeln!(out, "acknowledged k{n:06} {revision}").unwrap();
+        let expect = renewed.map_or(Expect::Absent, Expect::At);
+        let renewal = lazily(put("z", expect, "renewed"));
+        drop(out);
+        let revision = store.write(renewal).await.unwrap();
+        renewed = Some(revision);
+        let mut out = std::io::stdout().lock();
+        writeln!(out, "renewed {revision}").unwrap();
         out.flush().unwrap();
     }
 }
@@ -295,11 +435,15 @@ async fn kill_nine_loses_nothing_acknowledged() {
             .stdout(std::process::Stdio::piped())
             .spawn()
             .unwrap();
-        let mut acknowledged = Vec::new();
+        let (mut acknowledged, mut renewed) = (Vec::new(), 0_u64);
         let mut lines = std::io::BufReader::new(child.stdout.take().unwrap()).lines();
         for line in lines.by_ref() {
-            if let Some(text) = line.unwrap().split("acknowledged ").nth(1) {
+            let line = line.unwrap();
+            if let Some(text) = line.split("acknowledged ").nth(1) {
                 acknowledged.push(text.to_owned());
+            }
+            if let Some(text) = line.strip_prefix("renewed ") {
+                renewed = text.parse().unwrap();
             }
             if acknowledged.len() == 40 * round {
                 child.kill().unwrap();
@@ -321,6 +465,7 @@ async fn kill_nine_loses_nothing_acknowledged() {
         }
         last = store.write(put("after", Expect::Absent, "v")).await.unwrap();
         assert!(last > found.revision);
+        assert!(last > renewed && renewed > 0, "no revision is given out twice");
         store.close().await;
     }
     assert!(last > 0);

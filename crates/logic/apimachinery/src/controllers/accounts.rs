@@ -4,7 +4,7 @@ use super::{Pass, Settings};
 use crate::meta::{self, at};
 use serde_json::json;
 
-const CA_NAME: &str = "kube-root-ca.crt";
+pub(super) const CA_NAME: &str = "kube-root-ca.crt";
 const CA_KEY: &str = "ca.crt";
 
 pub(super) fn run(pass: &mut Pass<'_>, settings: &Settings) {

@@ -18,10 +18,13 @@ mod namespaces;
 mod nodes;
 mod pods;
 mod replicaset;
+mod requests;
 mod scheduler;
+mod view;
 mod world;
 
 pub use event::count_event;
+pub use view::{difference, view};
 pub use world::World;
 
 use crate::meta;
@@ -103,6 +106,7 @@ pub fn decide(world: &World, settings: &Settings, now: Timestamp, seed: u64) -> 
     deployment::run(&mut pass);
     replicaset::run(&mut pass);
     scheduler::run(&mut pass);
+    requests::run(&mut pass);
     event::expire(&mut pass);
     let mut decision = pass.decision;
     if decision.writes.len() > WRITES_MAX {

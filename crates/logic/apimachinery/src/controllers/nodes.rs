@@ -5,7 +5,9 @@ use crate::meta::{self, at, items, text};
 use crate::strategy::DeleteOptions;
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
+use std::collections::{HashMap, HashSet};
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 
 const SOURCE: &str = "node-controller";
 
@@ -19,34 +21,51 @@ const CORDONED: &str = "node.kubernetes.io/unschedulable";
 /// Bits of a node's share of the cluster network.
 const NODE_PREFIX: u32 = 24;
 
+/// Name of a node -> its pods.
+type Pods<'a> = HashMap<&'a str, Vec<&'a Arc<Value>>>;
+
 pub(super) fn run(pass: &mut Pass<'_>, settings: &Settings) {
     let world = pass.world;
     let mut free = free_networks(pass, settings);
+    let mut pods = Pods::new();
+    for pod in world.list("pods") {
+        pods.entry(text(pod, &["spec", "nodeName"]))
+            .or_default()
+            .push(pod);
+    }
     for node in world.list("nodes") {
-        let mut node = (**node).clone();
-        let silent = is_silent(pass, &node);
-        if silent && mark_unknown(pass, &mut node) {
+        let name = meta::name(node);
+        let unknown = is_silent(pass, node)
+            .then(|| marked_unknown(pass, node))
+            .flatten();
+        if let Some(node) = &unknown {
             pass.update_status("nodes", node.clone());
-            pass.tell(
-                &node,
-                "Normal",
-                "NodeNotReady",
-                &format!("Node {} status is now: NodeNotReady", meta::name(&node)),
-                SOURCE,
-            );
+            let message = format!("Node {name} status is now: NodeNotReady");
+            pass.tell(node, "Normal", "NodeNotReady", &message, SOURCE);
         }
-        let mut changed = set_taints(pass, &mut node);
-        if text(&node, &["spec", "podCIDR"]).is_empty()
-            && let Some(network) = free.next()
-        {
-            meta::set(&mut node, &["spec", "podCIDR"], network.clone().into());
-            meta::set(&mut node, &["spec", "podCIDRs"], json!([network]));
-            changed = true;
-        }
-        if changed {
+        let seen = unknown.as_ref().unwrap_or(node);
+        let taints = changed_taints(pass, seen);
+        let network = text(seen, &["spec", "podCIDR"])
+            .is_empty()
+            .then(|| free.next())
+            .flatten();
+        // Most nodes are as they should be, and copying thousands of them in each pass would take a while.
+        let changed = (taints.is_some() || network.is_some()).then(|| {
+            let mut node = seen.clone();
+            if let Some(taints) = taints {
+                set_taints(&mut node, taints);
+            }
+            if let Some(network) = network {
+                meta::set(&mut node, &["spec", "podCIDR"], network.clone().into());
+                meta::set(&mut node, &["spec", "podCIDRs"], json!([network]));
+            }
+            node
+        });
+        if let Some(node) = &changed {
             pass.update("nodes", node.clone());
         }
-        pods_of(pass, &node);
+        let seen = changed.as_ref().unwrap_or(seen);
+        pods_of(pass, seen, pods.get(name).map(Vec::as_slice).unwrap_or_default());
     }
 }
 
@@ -61,22 +80,22 @@ fn is_silent(pass: &mut Pass<'_>, node: &Value) -> bool {
     false
 }
 
-/// Sets the conditions of a silent node to Unknown; returns whether that is news.
-fn mark_unknown(pass: &Pass<'_>, node: &mut Value) -> bool {
+/// A silent node with its conditions Unknown; `None` when they are already.
+fn marked_unknown(pass: &Pass<'_>, node: &Value) -> Option<Value> {
     const MESSAGE: &str = "The node stopped posting its status.";
-    let mut news = false;
+    let mut marked = None;
     for kind in ["Ready", "MemoryPressure", "DiskPressure", "PIDPressure"] {
-        let status = meta::condition(node, kind).map(|c| text(c, &["status"]).to_owned());
-        if status.as_deref() != Some("Unknown") && (status.is_some() || kind == "Ready") {
+        let status = meta::condition(node, kind).map(|c| text(c, &["status"]));
+        if status != Some("Unknown") && (status.is_some() || kind == "Ready") {
+            let node = marked.get_or_insert_with(|| node.clone());
             meta::set_condition(node, kind, "Unknown", "NodeStatusUnknown", MESSAGE, pass.now);
-            news = true;
         }
     }
-    news
+    marked
 }
 
-/// Brings the taints that mirror conditions up to date; returns whether they changed.
-fn set_taints(pass: &Pass<'_>, node: &mut Value) -> bool {
+/// The taints of a node with those that mirror conditions up to date; `None` when they are.
+fn changed_taints(pass: &Pass<'_>, node: &Value) -> Option<Vec<Value>> {
     let ready = meta::condition(node, "Ready").map(|c| text(c, &["status"]).to_owned());
     let unreachable = ready.as_deref() == Some("Unknown");
     let not_ready = !unreachable && ready.as_deref() != Some("True");
@@ -121,13 +140,15 @@ fn set_taints(pass: &Pass<'_>, node: &mut Value) -> bool {
             taints.push(taint);
         }
     }
-    let changed = taints != before;
+    (taints != before).then_some(taints)
+}
+
+fn set_taints(node: &mut Value, taints: Vec<Value>) {
     if taints.is_empty() {
         meta::take(node, &["spec", "taints"]);
     } else {
         meta::set(node, &["spec", "taints"], taints.into());
     }
-    changed
 }
 
 /// Whether a toleration covers a taint.
@@ -147,7 +168,7 @@ pub(super) fn tolerates(toleration: &Value, taint: &Value) -> bool {
 }
 
 /// Pods of a node that is not ready are not ready either, and leave when they no longer tolerate its taints.
-fn pods_of(pass: &mut Pass<'_>, node: &Value) {
+fn pods_of(pass: &mut Pass<'_>, node: &Value, pods: &[&Arc<Value>]) {
     let unknown = meta::condition(node, "Ready").is_some_and(|c| text(c, &["status"]) == "Unknown");
     let taints: Vec<Value> = items(node, &["spec", "taints"])
         .iter()
@@ -157,13 +178,9 @@ fn pods_of(pass: &mut Pass<'_>, node: &Value) {
     if !unknown && taints.is_empty() {
         return;
     }
-    let world = pass.world;
-    for pod in world
-        .list("pods")
-        .filter(|p| text(p, &["spec", "nodeName"]) == meta::name(node))
-    {
-        let mut object = (**pod).clone();
+    for &pod in pods {
         if unknown && meta::condition_true(pod, "Ready") {
+            let mut object = (**pod).clone();
             meta::set_condition(
                 &mut object,
                 "Ready",
@@ -227,7 +244,7 @@ fn evict_at(pass: &Pass<'_>, pod: &Value, taints: &[Value]) -> Option<Timestamp>
 
 /// The networks of the cluster that no node has yet.
 fn free_networks(pass: &Pass<'_>, settings: &Settings) -> impl Iterator<Item = String> + use<> {
-    let taken: Vec<String> = pass
+    let taken: HashSet<String> = pass
         .world
         .list("nodes")
         .map(|n| text(n, &["spec", "podCIDR"]).to_owned())

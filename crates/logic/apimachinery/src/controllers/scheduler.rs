@@ -8,6 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 const NAME: &str = "default-scheduler";
+/// So many nodes that can take a pod are enough to choose among; in a large cluster the others are not looked at.
+const CANDIDATES_ENOUGH: usize = 100;
 
 /// What a node offers and what is taken.
 struct Room<'a> {
@@ -53,8 +55,10 @@ pub(super) fn run(pass: &mut Pass<'_>) {
             text(p, &["metadata", "creationTimestamp"]).to_owned(),
         )
     });
+    // Each pod begins behind the last node that was looked at, so that all nodes get their share.
+    let mut start = 0;
     for pod in waiting {
-        schedule(pass, pod, &mut rooms);
+        start = schedule(pass, pod, &mut rooms, start);
     }
 }
 
@@ -86,23 +90,36 @@ fn rooms<'a>(pass: &Pass<'a>) -> Vec<Room<'a>> {
     rooms
 }
 
-fn schedule(pass: &mut Pass<'_>, pod: &Value, rooms: &mut [Room<'_>]) {
+/// Gives the pod a node; returns where to begin with the next one.
+fn schedule(pass: &mut Pass<'_>, pod: &Value, rooms: &mut [Room<'_>], start: usize) -> usize {
+    let asks = requests(pod);
     let mut refusals: BTreeMap<String, usize> = BTreeMap::new();
     let mut best: Option<(i64, usize)> = None;
-    for (place, room) in rooms.iter().enumerate() {
-        let reasons = refuse(pod, room);
+    let (mut candidates, mut looked) = (0, 0);
+    for step in 0..rooms.len() {
+        let place = (start + step) % rooms.len();
+        let room = &rooms[place];
+        looked += 1;
+        let reasons = refuse(pod, &asks, room);
         if reasons.is_empty() {
-            let score = score(pod, room);
-            if best.is_none_or(|(top, _)| score > top) {
+            candidates += 1;
+            let score = score(pod, &asks, room);
+            // Of equals the first in the order of names, wherever we began.
+            if best.is_none_or(|(top, first)| score > top || (score == top && place < first)) {
                 best = Some((score, place));
+            }
+            if candidates == CANDIDATES_ENOUGH {
+                break;
             }
         }
         for reason in reasons {
             *refusals.entry(reason).or_default() += 1;
         }
     }
+    let next = (start + looked) % rooms.len().max(1);
     let Some((_, place)) = best else {
-        return unschedulable(pass, pod, rooms.len(), &refusals);
+        unschedulable(pass, pod, rooms.len(), &refusals);
+        return next;
     };
     let room = &mut rooms[place];
     room.take(pod);
@@ -119,6 +136,7 @@ fn schedule(pass: &mut Pass<'_>, pod: &Value, rooms: &mut [Room<'_>]) {
         node,
     });
     pass.tell(pod, "Normal", "Scheduled", &message, NAME);
+    next
 }
 
 fn unschedulable(pass: &mut Pass<'_>, pod: &Value, nodes: usize, refusals: &BTreeMap<String, usize>) {
@@ -146,7 +164,7 @@ fn unschedulable(pass: &mut Pass<'_>, pod: &Value, nodes: usize, refusals: &BTre
 }
 
 /// Every reason why the pod cannot run there.
-fn refuse(pod: &Value, room: &Room<'_>) -> Vec<String> {
+fn refuse(pod: &Value, asks: &BTreeMap<String, Quantity>, room: &Room<'_>) -> Vec<String> {
     let mut reasons = Vec::new();
     let node = room.node;
     let tolerates = |taint: &Value| {
@@ -157,8 +175,9 @@ fn refuse(pod: &Value, room: &Room<'_>) -> Vec<String> {
     if meta::is_terminating(node) {
         reasons.push("node(s) were being deleted".to_owned());
     }
-    let cordon = serde_json::json!({"key": "node.kubernetes.io/unschedulable", "effect": "NoSchedule"});
-    if at(node, &["spec", "unschedulable"]) == &Value::Bool(true) && !tolerates(&cordon) {
+    let cordoned = at(node, &["spec", "unschedulable"]) == &Value::Bool(true);
+    let cordon = || serde_json::json!({"key": "node.kubernetes.io/unschedulable", "effect": "NoSchedule"});
+    if cordoned && !tolerates(&cordon()) {
         reasons.push("node(s) were unschedulable".to_owned());
         return reasons;
     }
@@ -185,9 +204,9 @@ fn refuse(pod: &Value, room: &Room<'_>) -> Vec<String> {
     if Quantity::units(room.pods) + Quantity::units(1) > room.allocatable("pods") {
         reasons.push("Too many pods".to_owned());
     }
-    for (resource, amount) in requests(pod) {
-        let used = room.used.get(&resource).copied().unwrap_or_default();
-        if amount > Quantity::ZERO && used + amount > room.allocatable(&resource) {
+    for (resource, &amount) in asks {
+        let used = room.used.get(resource).copied().unwrap_or_default();
+        if amount > Quantity::ZERO && used + amount > room.allocatable(resource) {
             reasons.push(format!("Insufficient {resource}"));
         }
     }
@@ -293,15 +312,14 @@ fn host_ports(pod: &Value) -> impl Iterator<Item = (i64, String)> {
 }
 
 /// Higher is better: free CPU and memory, few pods of the same owner, preferred affinity, no soft taints.
-fn score(pod: &Value, room: &Room<'_>) -> i64 {
+fn score(pod: &Value, asks: &BTreeMap<String, Quantity>, room: &Room<'_>) -> i64 {
     const SAME_OWNER: i64 = 20;
     const SOFT_TAINT: i64 = 50;
-    let requests = requests(pod);
     let free: f64 = ["cpu", "memory"]
         .iter()
         .map(|r| {
-            let used = room.used.get(*r).copied().unwrap_or_default()
-                + requests.get(*r).copied().unwrap_or_default();
+            let used =
+                room.used.get(*r).copied().unwrap_or_default() + asks.get(*r).copied().unwrap_or_default();
             1.0 - used.share_of(room.allocatable(r)).min(1.0)
         })
         .sum::<f64>()

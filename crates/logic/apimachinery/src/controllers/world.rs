@@ -4,8 +4,11 @@ use crate::kinds::{Kind, Registry};
 use crate::meta::{self, text};
 use jiff::Timestamp;
 use serde_json::Value;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
+
+/// By namespace and name.
+type Namespaces = BTreeMap<String, BTreeMap<String, Arc<Value>>>;
 
 /// By resource (`pods`, `deployments.apps` ...) and then by namespace and name.
 ///
@@ -13,7 +16,7 @@ use std::sync::Arc;
 /// the controllers' writes before the next pass, so that no decision is taken twice.
 #[derive(Clone, Debug)]
 pub struct World {
-    objects: BTreeMap<String, BTreeMap<(String, String), Arc<Value>>>,
+    objects: BTreeMap<String, Namespaces>,
     /// Group and kind of everything that is completely here: only owners of these kinds can be known to be gone. The
     /// built-in kinds, and custom ones once an object of theirs was here.
     tracked: BTreeSet<(String, String)>,
@@ -56,60 +59,58 @@ impl World {
     }
 
     pub fn put(&mut self, group_resource: &str, object: Arc<Value>) {
-        let key = (
-            meta::namespace(&object).to_owned(),
-            meta::name(&object).to_owned(),
-        );
         let group = group_of(text(&object, &["apiVersion"]));
         let kind = text(&object, &["kind"]);
         if !kind.is_empty() && !self.tracked.iter().any(|(g, k)| g == group && k == kind) {
             self.tracked.insert((group.to_owned(), kind.to_owned()));
         }
-        match self.objects.get_mut(group_resource) {
-            Some(objects) => objects.insert(key, object),
-            None => self
-                .objects
-                .entry(group_resource.to_owned())
-                .or_default()
-                .insert(key, object),
-        };
+        let (namespace, name) = (
+            meta::namespace(&object).to_owned(),
+            meta::name(&object).to_owned(),
+        );
+        if !self.objects.contains_key(group_resource) {
+            self.objects.insert(group_resource.to_owned(), Namespaces::new());
+        }
+        if let Some(namespaces) = self.objects.get_mut(group_resource) {
+            namespaces.entry(namespace).or_default().insert(name, object);
+        }
     }
 
     pub fn remove(&mut self, group_resource: &str, namespace: &str, name: &str) {
-        if let Some(objects) = self.objects.get_mut(group_resource) {
-            objects.remove(&(namespace.to_owned(), name.to_owned()));
+        let Some(namespaces) = self.objects.get_mut(group_resource) else {
+            return;
+        };
+        if let Some(objects) = namespaces.get_mut(namespace) {
+            objects.remove(name);
+            if objects.is_empty() {
+                namespaces.remove(namespace);
+            }
         }
     }
 
     pub fn get(&self, group_resource: &str, namespace: &str, name: &str) -> Option<&Arc<Value>> {
-        self.objects
-            .get(group_resource)?
-            .get(&(namespace.to_owned(), name.to_owned()))
+        self.objects.get(group_resource)?.get(namespace)?.get(name)
     }
 
     /// All objects of a resource, by namespace and name.
     pub fn list(&self, group_resource: &str) -> impl Iterator<Item = &Arc<Value>> {
-        self.objects
-            .get(group_resource)
-            .into_iter()
-            .flat_map(BTreeMap::values)
+        let namespaces = self.objects.get(group_resource).into_iter();
+        namespaces.flat_map(BTreeMap::values).flat_map(BTreeMap::values)
     }
 
     /// The objects of a resource in one namespace.
     pub fn list_in(&self, group_resource: &str, namespace: &str) -> impl Iterator<Item = &Arc<Value>> {
-        let start = (namespace.to_owned(), String::new());
-        let objects = self.objects.get(group_resource).into_iter();
-        objects
-            .flat_map(move |o| o.range(start.clone()..))
-            .take_while(move |((n, _), _)| n == namespace)
-            .map(|(_, object)| object)
+        let namespaces = self.objects.get(group_resource);
+        let objects = namespaces.and_then(|namespaces| namespaces.get(namespace));
+        objects.into_iter().flat_map(BTreeMap::values)
     }
 
     /// Everything with its resource.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Arc<Value>)> {
-        self.objects
-            .iter()
-            .flat_map(|(resource, objects)| objects.values().map(move |o| (resource.as_str(), o)))
+        self.objects.iter().flat_map(|(resource, namespaces)| {
+            let objects = namespaces.values().flat_map(BTreeMap::values);
+            objects.map(move |object| (resource.as_str(), object))
+        })
     }
 
     /// Whether absence of an object of this apiVersion and kind means that it does not exist.
@@ -122,22 +123,19 @@ impl World {
     /// wrong, so what counts is when we saw the sign change, not the time written in it. Without it the written times
     /// are believed.
     pub fn observe(&mut self, now: Timestamp) {
-        let nodes: Vec<(String, String)> = self
+        let signs: Vec<(String, String)> = self
             .list("nodes")
             .map(|n| (meta::name(n).to_owned(), self.sign_of_life(n)))
             .collect();
-        self.heartbeats
-            .retain(|name, _| nodes.iter().any(|(n, _)| n == name));
-        for (name, sign) in nodes {
-            match self.heartbeats.get_mut(&name) {
-                Some((last, _)) if *last == sign => {}
-                Some(entry) => *entry = (sign, now),
-                None => {
-                    self.heartbeats.insert(name, (sign, now));
-                }
-            }
+        let mut before = std::mem::take(&mut self.heartbeats);
+        for (name, sign) in signs {
+            let entry = match before.remove(&name) {
+                Some((last, seen)) if last == sign => (last, seen),
+                Some(_) | None => (sign, now),
+            };
+            self.heartbeats.insert(name, entry);
         }
-        let homeless: Vec<String> = self
+        let homeless: HashSet<String> = self
             .list("pods")
             .filter(|p| {
                 let node = text(p, &["spec", "nodeName"]);

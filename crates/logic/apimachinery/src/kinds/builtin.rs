@@ -33,19 +33,24 @@ const STORED: &[Row] = &[
     ("apiextensions.k8s.io", "v1", "CustomResourceDefinition", "customresourcedefinitions", &["crd", "crds"], false, &[S::Status], false),
     ("certificates.k8s.io", "v1", "CertificateSigningRequest", "certificatesigningrequests", &["csr"], false, &[S::Approval, S::Status], false),
     ("coordination.k8s.io", "v1", "Lease", "leases",              &[],        true,  &[], false),
+    ("rbac.authorization.k8s.io", "v1", "ClusterRole", "clusterroles", &[], false, &[], false),
+    ("rbac.authorization.k8s.io", "v1", "ClusterRoleBinding", "clusterrolebindings", &[], false, &[], false),
+    ("rbac.authorization.k8s.io", "v1", "Role", "roles",          &[],        true,  &[], false),
+    ("rbac.authorization.k8s.io", "v1", "RoleBinding", "rolebindings", &[],   true,  &[], false),
+    ("storage.k8s.io", "v1", "StorageClass", "storageclasses",    &["sc"],    false, &[], false),
     ("storage.k8s.io", "v1", "VolumeAttachment", "volumeattachments", &[],    false, &[S::Status], false),
 ];
 
-/// Kinds that are posted and answered, never stored.
+/// Kinds that are posted and answered, never stored: group, version, kind, plural, namespaced.
+#[rustfmt::skip]
 const POSTED: &[(&str, &str, &str, &str, bool)] = &[
     ("", "v1", "Binding", "bindings", true),
-    (
-        "authorization.k8s.io",
-        "v1",
-        "SelfSubjectAccessReview",
-        "selfsubjectaccessreviews",
-        false,
-    ),
+    ("authentication.k8s.io", "v1", "SelfSubjectReview", "selfsubjectreviews", false),
+    ("authentication.k8s.io", "v1", "TokenReview", "tokenreviews", false),
+    ("authorization.k8s.io", "v1", "LocalSubjectAccessReview", "localsubjectaccessreviews", true),
+    ("authorization.k8s.io", "v1", "SelfSubjectAccessReview", "selfsubjectaccessreviews", false),
+    ("authorization.k8s.io", "v1", "SelfSubjectRulesReview", "selfsubjectrulesreviews", false),
+    ("authorization.k8s.io", "v1", "SubjectAccessReview", "subjectaccessreviews", false),
 ];
 
 pub(super) fn kinds() -> Vec<Kind> {

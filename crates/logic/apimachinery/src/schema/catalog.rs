@@ -52,12 +52,14 @@ pub struct Type {
     pub name: &'static str,
     /// `io.k8s.api.core.v1`
     pub package: &'static str,
+    /// In the order of their names.
     pub fields: Vec<Field>,
 }
 
 impl Type {
     pub fn field(&self, name: &str) -> Option<&Field> {
-        self.fields.iter().find(|f| f.name == name)
+        let place = self.fields.binary_search_by(|field| field.name.cmp(name)).ok()?;
+        self.fields.get(place)
     }
 
     /// `io.k8s.api.core.v1.Pod`
@@ -97,6 +99,9 @@ impl Catalog {
                     },
                 );
             }
+        }
+        for known in types.values_mut() {
+            known.fields.sort_unstable_by_key(|field| field.name);
         }
         Self { types }
     }

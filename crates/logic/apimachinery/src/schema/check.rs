@@ -70,21 +70,41 @@ pub(super) fn join(path: &str, field: &str) -> String {
     }
 }
 
+/// Where the walk is. It is spelled out only when something is wrong there: most objects are right, and each has
+/// hundreds of fields.
+#[derive(Clone, Copy)]
+enum Path<'a> {
+    Root(&'a str),
+    Field(&'a Path<'a>, &'a str),
+    Element(&'a Path<'a>, usize),
+}
+
+impl std::fmt::Display for Path<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Root(name) => write!(f, "{name}"),
+            Self::Field(Self::Root(""), name) => write!(f, "{name}"),
+            Self::Field(parent, name) => write!(f, "{parent}.{name}"),
+            Self::Element(parent, place) => write!(f, "{parent}[{place}]"),
+        }
+    }
+}
+
 pub(super) fn builtin(type_name: &str, object: &Value) -> Vec<Mistake> {
     let mut mistakes = Vec::new();
-    walk_type(type_name, "", object, &mut mistakes);
+    walk_type(type_name, &Path::Root(""), object, &mut mistakes);
     mistakes
 }
 
 /// Only the metadata, for custom resources.
 pub(super) fn metadata(object: &Value, mistakes: &mut Vec<Mistake>) {
-    walk_type("ObjectMeta", "metadata", object, mistakes);
+    walk_type("ObjectMeta", &Path::Root("metadata"), object, mistakes);
 }
 
-fn walk_type(type_name: &str, path: &str, value: &Value, mistakes: &mut Vec<Mistake>) {
+fn walk_type(type_name: &str, path: &Path<'_>, value: &Value, mistakes: &mut Vec<Mistake>) {
     let Some(fields) = value.as_object() else {
         if !value.is_null() {
-            mistakes.push(wrong_type(path, "map", value));
+            mistakes.push(wrong_type(&path.to_string(), "map", value));
         }
         return;
     };
@@ -92,15 +112,17 @@ fn walk_type(type_name: &str, path: &str, value: &Value, mistakes: &mut Vec<Mist
         return;
     };
     for (name, value) in fields {
-        let path = join(path, name);
+        let path = Path::Field(path, name);
         match known.field(name) {
             Some(field) => walk(&field.shape, &path, value, mistakes),
-            None => mistakes.push(Mistake::UnknownField { path }),
+            None => mistakes.push(Mistake::UnknownField {
+                path: path.to_string(),
+            }),
         }
     }
 }
 
-fn walk(shape: &Shape, path: &str, value: &Value, mistakes: &mut Vec<Mistake>) {
+fn walk(shape: &Shape, path: &Path<'_>, value: &Value, mistakes: &mut Vec<Mistake>) {
     // Null stands for absent everywhere.
     if value.is_null() {
         return;
@@ -109,17 +131,17 @@ fn walk(shape: &Shape, path: &str, value: &Value, mistakes: &mut Vec<Mistake>) {
         (Shape::Type(name), _) => walk_type(name, path, value, mistakes),
         (Shape::List(element), Value::Array(values)) => {
             for (place, value) in values.iter().enumerate() {
-                walk(element, &format!("{path}[{place}]"), value, mistakes);
+                walk(element, &Path::Element(path, place), value, mistakes);
             }
         }
         (Shape::Map(element), Value::Object(values)) => {
             for (key, value) in values {
-                walk(element, &join(path, key), value, mistakes);
+                walk(element, &Path::Field(path, key), value, mistakes);
             }
         }
         _ => {
             if let Some(expected) = scalar_mismatch(shape, value) {
-                mistakes.push(wrong_type(path, expected, value));
+                mistakes.push(wrong_type(&path.to_string(), expected, value));
             }
         }
     }
@@ -200,33 +222,36 @@ fn prune(shape: &Shape, value: &mut Value) {
 /// Fields that the schema requires and that are absent, below a value of that type. Booleans are left out: their
 /// absence means false.
 pub(super) fn missing(type_name: &str, path: &str, value: &Value, errors: &mut Vec<FieldError>) {
+    missing_at(type_name, &Path::Root(path), value, errors);
+}
+
+fn missing_at(type_name: &str, path: &Path<'_>, value: &Value, errors: &mut Vec<FieldError>) {
     let (Some(known), Some(fields)) = (catalog::find(type_name), value.as_object()) else {
         return;
     };
     for field in &known.fields {
+        let path = Path::Field(path, field.name);
         match fields.get(field.name) {
-            Some(value) if !value.is_null() => {
-                missing_in(&field.shape, &join(path, field.name), value, errors)
-            }
+            Some(value) if !value.is_null() => missing_in(&field.shape, &path, value, errors),
             _ if field.required && field.shape != Shape::Bool => {
-                errors.push(FieldError::required(join(path, field.name), ""));
+                errors.push(FieldError::required(path.to_string(), ""));
             }
             _ => {}
         }
     }
 }
 
-fn missing_in(shape: &Shape, path: &str, value: &Value, errors: &mut Vec<FieldError>) {
+fn missing_in(shape: &Shape, path: &Path<'_>, value: &Value, errors: &mut Vec<FieldError>) {
     match (shape, value) {
-        (Shape::Type(name), _) => missing(name, path, value, errors),
+        (Shape::Type(name), _) => missing_at(name, path, value, errors),
         (Shape::List(element), Value::Array(values)) => {
             for (place, value) in values.iter().enumerate() {
-                missing_in(element, &format!("{path}[{place}]"), value, errors);
+                missing_in(element, &Path::Element(path, place), value, errors);
             }
         }
         (Shape::Map(element), Value::Object(values)) => {
             for (key, value) in values {
-                missing_in(element, &join(path, key), value, errors);
+                missing_in(element, &Path::Field(path, key), value, errors);
             }
         }
         _ => {}

@@ -22,6 +22,10 @@ pub(super) fn builtin(kind: &Kind, object: &mut Value) {
         "events" => event(object),
         "customresourcedefinitions.apiextensions.k8s.io" => definition(object),
         "certificatesigningrequests.certificates.k8s.io" => signing_request(object),
+        "rolebindings.rbac.authorization.k8s.io" | "clusterrolebindings.rbac.authorization.k8s.io" => {
+            role_binding(object)
+        }
+        "storageclasses.storage.k8s.io" => storage_class(object),
         _ => {}
     }
 }
@@ -379,6 +383,23 @@ fn signing_request(object: &mut Value) {
         &["spec", "usages"],
         json!(["digital signature", "key encipherment"]),
     );
+}
+
+fn role_binding(object: &mut Value) {
+    let group = || Value::from(crate::rbac::GROUP);
+    if at(object, &["roleRef"]).is_object() {
+        set_default(object, &["roleRef", "apiGroup"], group());
+    }
+    each(object, "subjects", |subject| {
+        if matches!(text(subject, &["kind"]), "User" | "Group") {
+            set_default(subject, &["apiGroup"], group());
+        }
+    });
+}
+
+fn storage_class(object: &mut Value) {
+    set_default(object, &["reclaimPolicy"], "Delete".into());
+    set_default(object, &["volumeBindingMode"], "Immediate".into());
 }
 
 #[cfg(test)]

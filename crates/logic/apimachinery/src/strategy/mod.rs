@@ -124,8 +124,10 @@ pub fn update_status(
     check_type(kind, &mut body)?;
     let warnings = schema::decode(kind, &mut body, validation)?;
     check_same(kind, &mut body, old)?;
-    let mut object = old.clone();
-    copy(&mut object, &body, &["status"]);
+    let mut object = without_status(old);
+    if let Some(status) = meta::take(&mut body, &["status"]).filter(|status| !status.is_null()) {
+        meta::set(&mut object, &["status"], status);
+    }
     if kind.is("nodes") || kind.is("pods") {
         for place in ["labels", "annotations"] {
             copy(&mut object, &body, &["metadata", place]);
@@ -146,6 +148,13 @@ pub fn update_status(
     }
     refuse_invalid(kind, &object, &errors)?;
     Ok(Admitted { object, warnings })
+}
+
+/// A copy of what is not the status. Status is the larger part of a node or a pod, and it is about to be replaced.
+fn without_status(object: &Value) -> Value {
+    let fields = object.as_object().into_iter().flatten();
+    let kept = fields.filter(|(name, _)| *name != "status");
+    Value::Object(kept.map(|(name, value)| (name.clone(), value.clone())).collect())
 }
 
 /// Whether a write changes anything; a write that does not is answered without a new version.
@@ -197,6 +206,31 @@ pub fn approve(kind: &Kind, body: &Value, old: &Value) -> Result<Value, Status> 
     }
     meta::set(&mut object, &["status", "conditions"], conditions);
     Ok(object)
+}
+
+/// Whether nobody is harmed when a crash undoes this write (`None`: the object is not there): an event, or the renewal
+/// of a lease by its holder. Who holds a lease is never forgotten.
+pub fn may_be_lost(kind: &Kind, before: Option<&Value>, after: Option<&Value>) -> bool {
+    if kind.is("leases.coordination.k8s.io") {
+        let holder = |lease: &Value| at(lease, &["spec", "holderIdentity"]).clone();
+        return match (before, after) {
+            (Some(before), Some(after)) => holder(before) == holder(after) && !meta::is_terminating(after),
+            (None, _) | (_, None) => false,
+        };
+    }
+    kind.is("events")
+}
+
+/// A signing request names who asks for it; only the server knows that.
+pub fn requested_by(request: &mut Value, user: &crate::rbac::User) {
+    for field in ["username", "uid", "groups", "extra"] {
+        meta::take(request, &["spec", field]);
+    }
+    if let Value::Object(fields) = user.to_value() {
+        for (field, value) in fields {
+            meta::set(request, &["spec", &field], value);
+        }
+    }
 }
 
 /// apiVersion and kind of a body must be those of the address; absent ones are filled in.

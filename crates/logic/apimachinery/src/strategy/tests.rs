@@ -406,3 +406,37 @@ mod any_body {
         }
     }
 }
+
+#[test]
+fn what_a_crash_may_undo() {
+    let registry = Registry::builtin();
+    let lease =
+        |holder: &str, renewed: &str| json!({"spec": {"holderIdentity": holder, "renewTime": renewed}});
+    let leases = registry.lookup("coordination.k8s.io", "v1", "leases").unwrap();
+    let lost = |before: Option<&Value>, after: Option<&Value>| may_be_lost(&leases, before, after);
+    let (a1, a2, b) = (lease("a", "1"), lease("a", "2"), lease("b", "3"));
+    assert!(lost(Some(&a1), Some(&a2)), "a renewal");
+    assert!(!lost(Some(&a2), Some(&b)), "another holder");
+    assert!(!lost(None, Some(&a1)), "the first");
+    assert!(!lost(Some(&a1), None), "the end");
+    let events = registry.lookup("", "v1", "events").unwrap();
+    assert!(may_be_lost(&events, None, Some(&json!({}))));
+    let pods = registry.lookup("", "v1", "pods").unwrap();
+    assert!(!may_be_lost(
+        &pods,
+        Some(&json!({})),
+        Some(&json!({"status": {}}))
+    ));
+}
+
+#[test]
+fn the_server_says_who_asks_for_a_certificate() {
+    let mut request =
+        json!({"spec": {"username": "root", "groups": ["system:masters"], "uid": "x", "extra": {}}});
+    requested_by(
+        &mut request,
+        &crate::rbac::User::authenticated("anna", Vec::new()),
+    );
+    expect![[r#"{"spec":{"username":"anna","groups":["system:authenticated"]}}"#]]
+        .assert_eq(&request.to_string());
+}

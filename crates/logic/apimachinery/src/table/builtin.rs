@@ -91,6 +91,21 @@ pub(super) fn printer(kind: &Kind) -> Printer {
             "Name|Status|Volume|Capacity|Access Modes|StorageClass|Age|VolumeMode+",
             persistent_volume_claim,
         ),
+        "roles.rbac.authorization.k8s.io" | "clusterroles.rbac.authorization.k8s.io" => {
+            ("Name|Created At@", |o, _| {
+                vec![
+                    meta::name(o).into(),
+                    text(o, &["metadata", "creationTimestamp"]).into(),
+                ]
+            })
+        }
+        "rolebindings.rbac.authorization.k8s.io" | "clusterrolebindings.rbac.authorization.k8s.io" => {
+            ("Name|Role|Age|Users+|Groups+|ServiceAccounts+", role_binding)
+        }
+        "storageclasses.storage.k8s.io" => (
+            "Name|Provisioner|ReclaimPolicy|VolumeBindingMode|AllowVolumeExpansion|Age",
+            storage_class,
+        ),
         _ => ("Name|Age", |o, now| vec![meta::name(o).into(), created(o, now)]),
     };
     Printer {
@@ -392,5 +407,40 @@ fn persistent_volume_claim(object: &Value, now: Timestamp) -> Vec<Value> {
         text(object, &["spec", "storageClassName"]).into(),
         created(object, now),
         text(object, &["spec", "volumeMode"]).into(),
+    ]
+}
+
+fn role_binding(object: &Value, now: Timestamp) -> Vec<Value> {
+    let role = at(object, &["roleRef"]);
+    let subjects = |kind: &str| {
+        let of_kind = items(object, &["subjects"])
+            .iter()
+            .filter(|s| text(s, &["kind"]) == kind);
+        let names: Vec<String> = of_kind
+            .map(|s| match text(s, &["namespace"]) {
+                "" => text(s, &["name"]).to_owned(),
+                namespace => format!("{namespace}/{}", text(s, &["name"])),
+            })
+            .collect();
+        Value::from(names.join(", "))
+    };
+    vec![
+        meta::name(object).into(),
+        format!("{}/{}", text(role, &["kind"]), text(role, &["name"])).into(),
+        created(object, now),
+        subjects("User"),
+        subjects("Group"),
+        subjects("ServiceAccount"),
+    ]
+}
+
+fn storage_class(object: &Value, now: Timestamp) -> Vec<Value> {
+    vec![
+        meta::name(object).into(),
+        text(object, &["provisioner"]).into(),
+        text(object, &["reclaimPolicy"]).into(),
+        text(object, &["volumeBindingMode"]).into(),
+        (at(object, &["allowVolumeExpansion"]) == &Value::Bool(true)).into(),
+        created(object, now),
     ]
 }

@@ -14,7 +14,11 @@ fn name_grammar(kind: &Kind) -> fn(&str) -> Verdict {
     match kind.group_resource().as_str() {
         "namespaces" => names::dns_label,
         "services" => names::dns_1035_label,
-        "certificatesigningrequests.certificates.k8s.io" => names::path_segment,
+        "certificatesigningrequests.certificates.k8s.io"
+        | "roles.rbac.authorization.k8s.io"
+        | "clusterroles.rbac.authorization.k8s.io"
+        | "rolebindings.rbac.authorization.k8s.io"
+        | "clusterrolebindings.rbac.authorization.k8s.io" => names::path_segment,
         _ => names::dns_subdomain,
     }
 }

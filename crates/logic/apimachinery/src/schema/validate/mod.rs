@@ -3,6 +3,7 @@
 mod metadata;
 mod others;
 mod pod;
+mod roles;
 mod workload;
 
 pub use crate::status::FieldError;
@@ -57,6 +58,13 @@ fn builtin(kind: &Kind, object: &Value, errors: &mut Errors) {
         "events" => others::event(object, errors),
         "customresourcedefinitions.apiextensions.k8s.io" => others::definition(object, errors),
         "certificatesigningrequests.certificates.k8s.io" => others::signing_request(object, errors),
+        "roles.rbac.authorization.k8s.io" | "clusterroles.rbac.authorization.k8s.io" => {
+            roles::role(kind, object, errors)
+        }
+        "rolebindings.rbac.authorization.k8s.io" | "clusterrolebindings.rbac.authorization.k8s.io" => {
+            roles::binding(kind, object, errors)
+        }
+        "storageclasses.storage.k8s.io" => others::storage_class(object, errors),
         _ => {}
     }
 }
@@ -102,6 +110,17 @@ pub fn update(kind: &Kind, new: &Value, old: &Value) -> Errors {
         }
         "certificatesigningrequests.certificates.k8s.io" | "volumeattachments.storage.k8s.io" => {
             fixed(&["spec"])
+        }
+        "rolebindings.rbac.authorization.k8s.io" | "clusterrolebindings.rbac.authorization.k8s.io"
+            if at(new, &["roleRef"]) != at(old, &["roleRef"]) =>
+        {
+            let given = at(new, &["roleRef"]).clone();
+            errors.push(FieldError::invalid("roleRef", given, "cannot change roleRef"));
+        }
+        "storageclasses.storage.k8s.io" => {
+            for field in ["provisioner", "parameters", "reclaimPolicy", "volumeBindingMode"] {
+                fixed(&[field]);
+            }
         }
         _ => {}
     }

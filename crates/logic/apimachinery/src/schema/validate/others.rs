@@ -244,3 +244,18 @@ pub(super) fn signing_request(object: &Value, errors: &mut Errors) {
         ));
     }
 }
+
+pub(super) fn storage_class(object: &Value, errors: &mut Errors) {
+    if text(object, &["provisioner"]).is_empty() {
+        errors.push(FieldError::required("provisioner", ""));
+    }
+    let policy = text(object, &["reclaimPolicy"]);
+    one_of("reclaimPolicy", policy, &["Delete", "Retain"], errors);
+    let mode = text(object, &["volumeBindingMode"]);
+    one_of(
+        "volumeBindingMode",
+        mode,
+        &["Immediate", "WaitForFirstConsumer"],
+        errors,
+    );
+}
