@@ -3,7 +3,7 @@
 use crate::certificate::Certificate;
 use crate::identity::Identity;
 use crate::key::Key;
-use crate::request::read_node_request;
+use crate::request::CheckedRequest;
 use crate::{NODE_NAME_PREFIX, NODES_ORGANIZATION};
 use kedge_wire::NodeName;
 use rcgen::string::{Ia5String, PrintableString};
@@ -12,7 +12,7 @@ use rcgen::{
     ExtendedKeyUsagePurpose, IsCa, Issuer, KeyUsagePurpose, SanType, SerialNumber,
 };
 use ring::rand::{SecureRandom, SystemRandom};
-use rustls_pki_types::{CertificateSigningRequestDer, UnixTime};
+use rustls_pki_types::UnixTime;
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
@@ -164,11 +164,21 @@ impl Authority {
         lifetime: Duration,
         now: UnixTime,
     ) -> Result<Certificate, Error> {
-        let public_key = read_node_request(&CertificateSigningRequestDer::from(request_der), node)?;
-        let name = format!("{NODE_NAME_PREFIX}{node}");
+        self.sign_checked(CheckedRequest::read(request_der, node)?, lifetime, now)
+    }
+
+    /// Signs a request that was checked before.
+    pub fn sign_checked(
+        &self,
+        request: CheckedRequest,
+        lifetime: Duration,
+        now: UnixTime,
+    ) -> Result<Certificate, Error> {
+        let name = format!("{NODE_NAME_PREFIX}{}", request.node);
         let mut params = profile(&subject(&name, &[NODES_ORGANIZATION])?, now, lifetime);
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         params.serial_number = Some(random_serial()?);
+        let public_key = request.public_key;
         let request = CertificateSigningRequestParams { params, public_key };
         let signed = request.signed_by(&self.issuer()?).map_err(signing(&name))?;
         Certificate::from_der(signed.der())

@@ -6,6 +6,7 @@ use base64::engine::general_purpose::STANDARD;
 use ring::digest;
 use rustls_pki_types::{CertificateDer, UnixTime};
 use std::net::IpAddr;
+use std::time::Duration;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate, X509Name};
 
@@ -24,7 +25,7 @@ pub struct Certificate {
 /// What is written in a certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CertificateInfo {
-    /// Empty when there is none.
+    /// Empty when there is none. Several, which no certificate of ours has, stand in one text that names nobody.
     pub common_name: String,
     pub organizations: Vec<String>,
     pub not_before: UnixTime,
@@ -32,6 +33,8 @@ pub struct CertificateInfo {
     pub dns_names: Vec<String>,
     pub ips: Vec<IpAddr>,
     pub is_authority: bool,
+    /// Whether a server may show it.
+    pub serves: bool,
     /// The subject's public key, without its algorithm.
     pub public_key: Vec<u8>,
 }
@@ -104,6 +107,19 @@ impl Certificate {
         &self.info
     }
 
+    /// Whether `authority` has signed this certificate. Says nothing of time or purpose.
+    pub fn is_signed_by(&self, authority: &Certificate) -> bool {
+        let parsed = (
+            X509Certificate::from_der(&self.der),
+            X509Certificate::from_der(&authority.der),
+        );
+        let (Ok((_, own)), Ok((_, other))) = parsed else {
+            return false;
+        };
+        own.issuer().as_raw() == other.subject().as_raw()
+            && own.verify_signature(Some(other.public_key())).is_ok()
+    }
+
     /// Lower-case hex of the SHA-256 of the DER, as a join token begins.
     pub fn hash(&self) -> String {
         hex(digest::digest(&digest::SHA256, &self.der).as_ref())
@@ -154,18 +170,35 @@ impl CertificateInfo {
             }
         }
         Self {
-            common_name: common_names(parsed.subject())
-                .into_iter()
-                .next()
-                .unwrap_or_default(),
+            common_name: common_names(parsed.subject()).join(", "),
             organizations: organizations(parsed.subject()),
             not_before: moment::from_seconds(parsed.validity().not_before.timestamp()),
             not_after: moment::from_seconds(parsed.validity().not_after.timestamp()),
             dns_names,
             ips,
             is_authority: parsed.is_ca(),
+            serves: match parsed.extended_key_usage() {
+                Ok(Some(usages)) => usages.value.server_auth || usages.value.any,
+                Ok(None) => true,
+                Err(_) => false,
+            },
             public_key: parsed.public_key().subject_public_key.data.to_vec(),
         }
+    }
+
+    /// How long it is still valid; zero when it is not any more.
+    pub fn time_left(&self, now: UnixTime) -> Duration {
+        Duration::from_secs(self.not_after.as_secs().saturating_sub(now.as_secs()))
+    }
+
+    /// From the first moment to the last.
+    pub fn lifetime(&self) -> Duration {
+        Duration::from_secs(self.not_after.as_secs().saturating_sub(self.not_before.as_secs()))
+    }
+
+    /// Whether it can be used at this moment.
+    pub fn is_valid_at(&self, now: UnixTime) -> bool {
+        (self.not_before.as_secs()..self.not_after.as_secs()).contains(&now.as_secs())
     }
 
     /// The node that this certificate names; `None` when it is not a node's.
@@ -193,7 +226,7 @@ fn text(attribute: &x509_parser::x509::AttributeTypeAndValue<'_>) -> String {
     attribute.as_str().unwrap_or("\u{fffd}").to_owned()
 }
 
-fn ip(bytes: &[u8]) -> Option<IpAddr> {
+pub(crate) fn ip(bytes: &[u8]) -> Option<IpAddr> {
     if let Ok(v4) = <[u8; 4]>::try_from(bytes) {
         return Some(IpAddr::from(v4));
     }
@@ -244,4 +277,58 @@ pub(crate) fn pem_sections(pem: &[u8], what: &'static str) -> Result<Vec<(String
         rest = after;
     }
     Ok(sections)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Authority;
+    use proptest::prelude::*;
+
+    fn at(seconds: u64) -> UnixTime {
+        UnixTime::since_unix_epoch(Duration::from_secs(seconds))
+    }
+
+    #[test]
+    fn the_one_who_signed_is_known() {
+        let now = at(1_767_225_600);
+        let (ours, theirs) = (Authority::create(now).unwrap(), Authority::create(now).unwrap());
+        let client = ours
+            .issue_client("c", &["o"], Duration::from_secs(600), now)
+            .unwrap();
+        let client = client.certificate();
+        assert!(client.is_signed_by(ours.certificate()));
+        assert!(!client.is_signed_by(theirs.certificate()));
+        assert!(!client.info().serves);
+        assert!(ours.certificate().info().serves);
+        assert_eq!(client.info().time_left(now), Duration::from_secs(600));
+        assert!(client.info().is_valid_at(now));
+        assert!(!client.info().is_valid_at(at(1_767_226_200)));
+        assert_eq!(client.info().time_left(at(u64::MAX)), Duration::ZERO);
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_refused_or_read(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
+            let _ = Certificate::from_der(&bytes);
+            let _ = Certificate::chain_from_pem(&bytes);
+        }
+
+        #[test]
+        fn a_damaged_certificate_never_panics(cut in 0usize..600, spot in 0usize..600, value: u8) {
+            let mut der = Authority::create(at(1_767_225_600)).unwrap().certificate().der().to_vec();
+            let spot = spot % der.len();
+            der[spot] = value;
+            der.truncate(der.len() - cut % 3);
+            if let Ok(certificate) = Certificate::from_der(&der) {
+                let _ = certificate.is_signed_by(&certificate);
+                let _ = certificate.info().node();
+            }
+        }
+
+        #[test]
+        fn any_text_of_blocks_never_panics(text in "(-----BEGIN [A-Z ]{0,6}-----|-----END [A-Z ]{0,6}-----|[A-Za-z0-9+/=\n]{0,20}){0,6}") {
+            let _ = pem_sections(text.as_bytes(), "text");
+        }
+    }
 }

@@ -1,6 +1,7 @@
 //! A certificate and its key in files: mode 0600, replaced together or not at all.
 
-use crate::{Certificate, Error, Identity, Key};
+use crate::{Certificate, Error, Identity, Key, NodeRequest};
+use kedge_wire::NodeName;
 use rustix::fs::{Mode, OFlags};
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -67,6 +68,19 @@ impl IdentityFiles {
             .map_err(content(&self.authority))
     }
 
+    /// The request of a node that has no certificate yet. Its key is kept until an identity is saved: a one-time token
+    /// is bound to the key that it was used with, so a device whose answer was lost must ask again with the same key.
+    pub fn first_request(&self, node: &NodeName) -> Result<NodeRequest, FileError> {
+        let waiting = requested(&self.key);
+        let kept = read(&waiting)?.and_then(|pem| Key::from_pem(&pem).ok());
+        let request = match kept {
+            Some(key) => NodeRequest::of(node, key).map_err(content(&waiting))?,
+            None => NodeRequest::create(node).map_err(content(&waiting))?,
+        };
+        write_private(&waiting, request.key().pem().as_bytes())?;
+        Ok(request)
+    }
+
     /// Replaces the files. After a crash at any point [`IdentityFiles::load`] gives the old identity or the new one.
     pub fn save(&self, identity: &Identity) -> Result<(), FileError> {
         write_private(&self.authority, identity.authority().pem().as_bytes())?;
@@ -74,7 +88,8 @@ impl IdentityFiles {
         // The new certificate waits beside the old one; the renamed key decides which of them counts.
         write_private(&next(&self.certificate), chain.as_bytes())?;
         write_private(&self.key, identity.key().pem().as_bytes())?;
-        rename(&next(&self.certificate), &self.certificate)
+        rename(&next(&self.certificate), &self.certificate)?;
+        remove(&requested(&self.key))
     }
 
     fn finish_replacement(&self, key: &Key, authority: &Certificate) -> Result<Option<Identity>, FileError> {
@@ -142,6 +157,23 @@ fn rename(from: &Path, to: &Path) -> Result<(), FileError> {
     File::open(directory)
         .and_then(|directory| directory.sync_all())
         .map_err(failed)
+}
+
+fn remove(path: &Path) -> Result<(), FileError> {
+    match std::fs::remove_file(path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(FileError::Write {
+            path: path.to_owned(),
+            source,
+        }),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+/// The key of a request that waits for its certificate.
+fn requested(key: &Path) -> PathBuf {
+    let mut waiting = key.as_os_str().to_owned();
+    waiting.push(".requested");
+    PathBuf::from(waiting)
 }
 
 fn next(path: &Path) -> PathBuf {
@@ -246,6 +278,21 @@ mod tests {
         write_private(&files.key, new.key().pem().as_bytes()).unwrap();
         assert_eq!(files.load().unwrap(), Some(new.clone()));
         assert_eq!(files.load().unwrap(), Some(new));
+    }
+
+    #[test]
+    fn a_node_asks_with_the_same_key_until_it_has_its_certificate() {
+        let directory = Directory::new("asking");
+        let files = directory.files();
+        let node = NodeName::new("edge-1").unwrap();
+        let first = files.first_request(&node).unwrap();
+        assert_eq!(files.first_request(&node).unwrap().key(), first.key());
+        // A key that was cut short is replaced.
+        write_private(&requested(&files.key), b"-----BEGIN").unwrap();
+        let second = files.first_request(&node).unwrap();
+        assert_ne!(second.key(), first.key());
+        files.save(&identities().0).unwrap();
+        assert_ne!(files.first_request(&node).unwrap().key(), second.key());
     }
 
     #[test]

@@ -60,7 +60,9 @@ impl Key {
         if der.len() > KEY_BYTES_MAX {
             return Err(bad("it is larger than any P-256 key"));
         }
-        let sec1 = inner_sec1(der).ok_or_else(|| bad("it is neither SEC1 nor PKCS#8 for the curve P-256"))?;
+        let sec1 = inner_sec1(der).ok_or_else(|| {
+            bad("it is neither SEC1 nor PKCS#8 for the curve P-256; make one with `openssl ecparam -name prime256v1 -genkey`")
+        })?;
         let (scalar, point) =
             read_sec1(sec1).ok_or_else(|| bad("its scalar or its public point is missing"))?;
         let exact = sec1.len() == der.len();
@@ -78,12 +80,17 @@ impl Key {
     /// Reads the first `EC PRIVATE KEY` or `PRIVATE KEY` block.
     pub fn from_pem(pem: &[u8]) -> Result<Self, Error> {
         let blocks = pem_sections(pem, "private key")?;
+        let found: Vec<&str> = blocks.iter().map(|(label, _)| label.as_str()).collect();
+        let why = match found.contains(&"RSA PRIVATE KEY") {
+            true => "it is an RSA key; only keys of the curve P-256 are taken",
+            false => "the file has no block EC PRIVATE KEY or PRIVATE KEY",
+        };
         let der = blocks
             .into_iter()
             .find(|(label, _)| label == "EC PRIVATE KEY" || label == "PRIVATE KEY");
         let (_, der) = der.ok_or_else(|| Error::Parse {
             what: "private key",
-            why: "the file has no block EC PRIVATE KEY or PRIVATE KEY".into(),
+            why: why.into(),
         })?;
         Self::from_der(&der)
     }
@@ -145,7 +152,7 @@ fn write_sec1(scalar: &[u8], point: &[u8]) -> Vec<u8> {
 }
 
 /// One DER element: its tag, its content, and what follows it.
-fn element(der: &[u8]) -> Option<(u8, &[u8], &[u8])> {
+pub(crate) fn element(der: &[u8]) -> Option<(u8, &[u8], &[u8])> {
     let (&tag, rest) = der.split_first()?;
     let (&first, rest) = rest.split_first()?;
     let (length, rest) = match first {

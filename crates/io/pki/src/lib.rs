@@ -1,7 +1,8 @@
 //! Keys, certificates, join tokens and the TLS configurations made of them.
 //!
 //! **Duty.** Be the certificate authority of KubeEdge in its official profile ([`Authority`]); make and check join
-//! tokens ([`JoinToken`]) and service account tokens ([`TokenSigner`]); keep a certificate and its key in files
+//! tokens, shared and for one node ([`JoinToken`]), and service account tokens ([`TokenSigner`]); check what others ask
+//! to be signed ([`CheckedRequest`], [`ServingRequest`]); keep a certificate and its key in files
 //! ([`IdentityFiles`]); say when a certificate must be renewed ([`renewal_time`]); build every TLS configuration
 //! that kedge uses, so that verification is decided in one place ([`Identity`], [`Bootstrap`]).
 //!
@@ -28,6 +29,7 @@ mod key;
 mod moment;
 mod request;
 mod rotation;
+mod serving;
 mod tls;
 mod token;
 
@@ -39,11 +41,12 @@ pub use identity::{ClientAuth, Identity};
 pub use jwt::{JwtError, TokenSigner};
 pub use key::Key;
 pub use moment::show as show_time;
-pub use request::NodeRequest;
+pub use request::{CheckedRequest, NodeRequest};
 pub use rotation::renewal_time;
 pub use rustls_pki_types::UnixTime;
+pub use serving::{ServingRequest, check_serving_usages};
 pub use tls::anonymous_client_config;
-pub use token::{JoinToken, TokenError};
+pub use token::{JoinClaims, JoinToken, TokenError, TokenId};
 
 /// Organization of every node certificate.
 pub const NODES_ORGANIZATION: &str = "system:nodes";

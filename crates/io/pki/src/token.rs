@@ -1,7 +1,10 @@
 //! The join token: `sha256hex(CA DER) "." JWT`, official format.
 
+use crate::certificate::hex;
 use crate::jwt::{self, JwtError};
 use crate::{Authority, Certificate, show_time};
+use kedge_wire::NodeName;
+use ring::rand::{SecureRandom, SystemRandom};
 use rustls_pki_types::UnixTime;
 use serde_json::{Map, Value};
 
@@ -24,6 +27,53 @@ pub enum TokenError {
     OtherAuthority { expected: String, found: String },
 }
 
+/// What a join token allows, once its signature is believed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum JoinClaims {
+    /// The official token: any node may join until it expires.
+    Shared,
+    /// One node may join with one key. Whether it has is kept elsewhere, under `id`.
+    OneTime { id: TokenId, node: NodeName },
+}
+
+/// The number of a one-time token: 32 hex digits, so it may stand in a path.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct TokenId(String);
+
+impl TokenId {
+    /// A new random number.
+    fn random() -> Result<Self, crate::Error> {
+        let mut bytes = [0; ID_BYTES];
+        SystemRandom::new()
+            .fill(&mut bytes)
+            .map_err(|_| crate::Error::Random)?;
+        Ok(Self(hex(&bytes)))
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        let fine = text.len() == ID_BYTES * 2 && is_hex(text);
+        fine.then(|| Self(text.to_owned()))
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::fmt::Display for TokenId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Nobody guesses a number of 128 bits.
+const ID_BYTES: usize = 16;
+
+fn is_hex(text: &str) -> bool {
+    text.bytes()
+        .all(|c| c.is_ascii_digit() || (b'a'..=b'f').contains(&c))
+}
+
 /// A join token. It never prints itself.
 #[derive(Clone, PartialEq, Eq)]
 pub struct JoinToken {
@@ -43,10 +93,29 @@ impl JoinToken {
     pub fn issue(authority: &Authority, expires: UnixTime) -> Result<Self, crate::Error> {
         let mut claims = Map::new();
         claims.insert("exp".into(), Value::from(expires.as_secs()));
-        let bearer = jwt::sign_hs256(&claims, authority.key().sec1_der());
-        Ok(Self {
+        Ok(Self::sign(authority, &claims))
+    }
+
+    /// A token that lets one node join until `expires`, with the number under which its use is to be kept. It has the
+    /// official form, so every edge and `keadm` take it.
+    pub fn issue_one_time(
+        authority: &Authority,
+        node: &NodeName,
+        expires: UnixTime,
+    ) -> Result<(Self, TokenId), crate::Error> {
+        let id = TokenId::random()?;
+        let mut claims = Map::new();
+        claims.insert("exp".into(), Value::from(expires.as_secs()));
+        claims.insert("jti".into(), Value::from(id.as_str()));
+        claims.insert("node".into(), Value::from(node.as_str()));
+        Ok((Self::sign(authority, &claims), id))
+    }
+
+    fn sign(authority: &Authority, claims: &Map<String, Value>) -> Self {
+        let bearer = jwt::sign_hs256(claims, authority.key().sec1_der());
+        Self {
             text: format!("{}.{bearer}", authority.certificate().hash()),
-        })
+        }
     }
 
     /// Reads a token as a person typed it; surrounding white space is dropped.
@@ -59,11 +128,7 @@ impl JoinToken {
             text: text.to_owned(),
         };
         let hash = token.authority_hash();
-        if hash.len() != HASH_CHARS
-            || !hash
-                .bytes()
-                .all(|c| c.is_ascii_digit() || (b'a'..=b'f').contains(&c))
-        {
+        if hash.len() != HASH_CHARS || !is_hex(hash) {
             return Err(TokenError::Malformed("its first part is not a SHA-256 in hex"));
         }
         Ok(token)
@@ -113,9 +178,23 @@ impl JoinToken {
         })
     }
 
-    /// The cloud's check of the bearer part: signature in constant time, then expiry.
-    pub fn verify_bearer(bearer: &str, authority: &Authority, now: UnixTime) -> Result<(), TokenError> {
-        jwt::verify_hs256(bearer, authority.key().sec1_der(), now).map_err(TokenError::from)
+    /// The cloud's check of the bearer part: signature in constant time, then expiry, then what it allows.
+    pub fn verify_bearer(
+        bearer: &str,
+        authority: &Authority,
+        now: UnixTime,
+    ) -> Result<JoinClaims, TokenError> {
+        let claims = jwt::verify_hs256(bearer, authority.key().sec1_der(), now)?;
+        // A token that is bound to anything must never be taken for one that is not.
+        let bad = TokenError::Malformed("it is bound to something that is not one node and one number");
+        match (claims.get("jti"), claims.get("node")) {
+            (None, None) => Ok(JoinClaims::Shared),
+            (Some(Value::String(id)), Some(Value::String(node))) => Ok(JoinClaims::OneTime {
+                id: TokenId::parse(id).ok_or_else(|| bad.clone())?,
+                node: NodeName::new(node.as_str()).map_err(|_| bad)?,
+            }),
+            (Some(_), _) | (None, Some(_)) => Err(bad),
+        }
     }
 
     fn split(&self) -> (&str, &str) {
@@ -137,7 +216,8 @@ impl From<JwtError> for TokenError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::certificate::hex;
+    use proptest::prelude::*;
+    use serde_json::json;
     use std::time::Duration;
 
     fn at(seconds: u64) -> UnixTime {
@@ -159,7 +239,10 @@ mod tests {
         assert_eq!(format!("{hash}.{bearer}"), official);
         let token = JoinToken::parse(&format!(" {official}\n")).unwrap();
         assert_eq!(token.expires().unwrap().as_secs(), 1_767_312_000);
-        assert_eq!(jwt::verify_hs256(token.bearer(), &key, at(1_767_311_999)), Ok(()));
+        assert_eq!(
+            jwt::verify_hs256(token.bearer(), &key, at(1_767_311_999)),
+            Ok(claims)
+        );
     }
 
     #[test]
@@ -169,7 +252,10 @@ mod tests {
             Authority::create(at(1)).unwrap(),
         );
         let token = JoinToken::issue(&ours, at(5000)).unwrap();
-        assert_eq!(JoinToken::verify_bearer(token.bearer(), &ours, at(4999)), Ok(()));
+        assert_eq!(
+            JoinToken::verify_bearer(token.bearer(), &ours, at(4999)),
+            Ok(JoinClaims::Shared)
+        );
         assert_eq!(token.check_authority(ours.certificate()), Ok(()));
         let told = [
             JoinToken::verify_bearer(token.bearer(), &ours, at(6000)).unwrap_err(),
@@ -193,5 +279,43 @@ mod tests {
             token.check_expiry(at(5000)),
             Err(TokenError::Expired { .. })
         ));
+    }
+
+    #[test]
+    fn a_token_of_one_node_is_never_taken_for_the_shared_one() {
+        let authority = Authority::create(at(1)).unwrap();
+        let node = NodeName::new("gate-7").unwrap();
+        let (token, id) = JoinToken::issue_one_time(&authority, &node, at(5000)).unwrap();
+        assert_eq!(JoinToken::parse(token.text()).as_ref(), Ok(&token));
+        let wanted = JoinClaims::OneTime { id, node };
+        assert_eq!(
+            JoinToken::verify_bearer(token.bearer(), &authority, at(1)),
+            Ok(wanted)
+        );
+
+        let number = "0".repeat(32);
+        for claims in [
+            json!({"jti": number}),
+            json!({"node": "gate-7"}),
+            json!({"jti": "../casecret", "node": "gate-7"}),
+            json!({"jti": number, "node": "Gate 7"}),
+            json!({"jti": number, "node": null}),
+            json!({"jti": 7, "node": "gate-7"}),
+        ] {
+            let mut claims = claims.as_object().cloned().unwrap();
+            claims.insert("exp".into(), Value::from(5000));
+            let token = JoinToken::sign(&authority, &claims);
+            assert!(matches!(
+                JoinToken::verify_bearer(token.bearer(), &authority, at(1)),
+                Err(TokenError::Malformed(_))
+            ));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_read_or_refused(text in "[a-f0-9.=_ -]{0,120}|.{0,60}") {
+            let _ = JoinToken::parse(&text).map(|token| token.expires());
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! `edgecore.yaml`.
 
-use crate::reader::{Mistakes, Reader, Warning};
+use crate::reader::{Form, Group, Mistakes, Reader, Warning};
 use serde_json::Value;
 use std::time::Duration;
 
@@ -21,8 +21,12 @@ pub struct EdgeCore {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Hub {
     pub project_id: String,
-    /// `host:port` of CloudHub's WebSocket.
+    /// Which of `websocket` and `quic` is enabled; exactly one is.
+    pub transport: Transport,
+    /// `host:port` of CloudHub for this transport.
     pub server: String,
+    /// How long a connection may take to be made.
+    pub handshake_timeout: Duration,
     /// `https://host:port` for the CA and certificates.
     pub http_server: String,
     /// Join token; empty when the node has its certificate already.
@@ -32,6 +36,15 @@ pub struct Hub {
     pub key_file: String,
     pub heartbeat_interval: Duration,
     pub rotate_certificates: bool,
+}
+
+/// How the edge dials the hub.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Transport {
+    /// TLS over TCP, official port 10000.
+    WebSocket,
+    /// RFC 9000, port 10001; kedge's hub speaks it, an official hub does not.
+    Quic,
 }
 
 /// `modules.edged`.
@@ -89,55 +102,94 @@ pub struct EdgeFacts {
     pub primary_ip: String,
 }
 
-/// Keys of the official file that have no meaning here: tuning of parts that are built differently, and modules of
-/// later issues.
-const WITHOUT_EFFECT: &[&str] = &[
-    "database.aliasName",
-    "database.driverName",
-    "edgecoreVersion",
-    "featureGates",
-    "modules.dbTest",
-    "modules.deviceTwin",
-    "modules.edgeHub.enable",
-    "modules.edgeHub.messageBurst",
-    "modules.edgeHub.messageQPS",
-    "modules.edgeHub.quic",
-    "modules.edgeHub.websocket.enable",
-    "modules.edgeHub.websocket.handshakeTimeout",
-    "modules.edgeHub.websocket.readDeadline",
-    "modules.edgeHub.websocket.writeDeadline",
-    "modules.edgeStream.handshakeTimeout",
-    "modules.edgeStream.readDeadline",
-    "modules.edgeStream.tlsTunnelCAFile",
-    "modules.edgeStream.tlsTunnelCertFile",
-    "modules.edgeStream.tlsTunnelPrivateKeyFile",
-    "modules.edgeStream.writeDeadline",
-    "modules.edged.customInterfaceName",
-    "modules.edged.enable",
-    "modules.edged.experimentalMounterPath",
-    "modules.edged.experimentalNodeAllocatableIgnoreEvictionThreshold",
-    "modules.edged.maxContainerCount",
-    "modules.edged.maxPerPodContainerCount",
-    "modules.edged.minimumGCAge",
-    "modules.edged.podSandboxImage",
-    "modules.edged.registerNodeNamespace",
-    "modules.edged.runtimeCgroups",
-    "modules.edged.seccompDefault",
-    "modules.edged.windowsPriorityClass",
-    "modules.edged.windowsService",
-    "modules.eventBus",
-    "modules.metaManager.contextSendGroup",
-    "modules.metaManager.contextSendModule",
-    "modules.metaManager.enable",
-    "modules.metaManager.metaServer",
-    "modules.serviceBus",
-    "modules.taskManager",
+/// Keys of the official file that have no meaning here.
+const WITHOUT_EFFECT: &[Group] = &[
+    Group {
+        keys: &["database.aliasName", "database.driverName"],
+        why: "the database is SQLite",
+    },
+    Group {
+        keys: &["edgecoreVersion"],
+        why: "the program knows its version",
+    },
+    Group {
+        keys: &["featureGates"],
+        why: "there is nothing that they would switch",
+    },
+    Group {
+        keys: &[
+            "modules.dbTest",
+            "modules.deviceTwin",
+            "modules.eventBus",
+            "modules.metaManager.metaServer",
+            "modules.serviceBus",
+            "modules.taskManager",
+        ],
+        why: "these modules are not part of this version",
+    },
+    Group {
+        keys: &[
+            "modules.edgeHub.enable",
+            "modules.edged.enable",
+            "modules.metaManager.enable",
+        ],
+        why: "an edge without this module is none",
+    },
+    Group {
+        keys: &["modules.edgeHub.messageBurst", "modules.edgeHub.messageQPS"],
+        why: "what the edge says is bounded by state, not by a rate",
+    },
+    Group {
+        keys: &[
+            "modules.edgeHub.quic.readDeadline",
+            "modules.edgeHub.quic.writeDeadline",
+            "modules.edgeHub.websocket.readDeadline",
+            "modules.edgeHub.websocket.writeDeadline",
+            "modules.edgeStream.handshakeTimeout",
+            "modules.edgeStream.readDeadline",
+            "modules.edgeStream.writeDeadline",
+        ],
+        why: "a connection that is silent is given up after a fixed time",
+    },
+    Group {
+        keys: &[
+            "modules.edgeStream.tlsTunnelCAFile",
+            "modules.edgeStream.tlsTunnelCertFile",
+            "modules.edgeStream.tlsTunnelPrivateKeyFile",
+        ],
+        why: "the tunnel shows the certificate of the hub",
+    },
+    Group {
+        keys: &[
+            "modules.edged.customInterfaceName",
+            "modules.edged.experimentalMounterPath",
+            "modules.edged.experimentalNodeAllocatableIgnoreEvictionThreshold",
+            "modules.edged.maxContainerCount",
+            "modules.edged.maxPerPodContainerCount",
+            "modules.edged.minimumGCAge",
+            "modules.edged.podSandboxImage",
+            "modules.edged.registerNodeNamespace",
+            "modules.edged.runtimeCgroups",
+            "modules.edged.seccompDefault",
+            "modules.edged.windowsPriorityClass",
+            "modules.edged.windowsService",
+            "modules.metaManager.contextSendGroup",
+            "modules.metaManager.contextSendModule",
+        ],
+        why: "they tune parts that are built differently",
+    },
 ];
 
 impl EdgeCore {
     /// Reads the operator's file. An empty text gives the defaults.
     pub fn from_yaml(text: &str, facts: &EdgeFacts) -> Result<(Self, Vec<Warning>), Mistakes> {
-        let mut r = Reader::new(text, "EdgeCore", "edgecore.config.kubeedge.io", WITHOUT_EFFECT);
+        let form = Form {
+            kind: "EdgeCore",
+            api_group: "edgecore.config.kubeedge.io",
+            shape: Value::Null,
+            without_effect: WITHOUT_EFFECT,
+        };
+        let mut r = Reader::new(text, form);
         let config = Self {
             log_filter: r.text("kedge.logFilter", "info"),
             data_source: r.text("database.dataSource", "/var/lib/kubeedge/edgecore.db"),
@@ -156,11 +208,23 @@ impl EdgeCore {
     }
 
     fn hub(r: &mut Reader, facts: &EdgeFacts) -> Hub {
-        let server = format!("{}:10000", facts.primary_ip);
         let http_server = format!("https://{}:10002", facts.primary_ip);
+        let transport = Self::transport(r);
+        let websocket = Self::way(
+            r,
+            "modules.edgeHub.websocket",
+            &format!("{}:10000", facts.primary_ip),
+        );
+        let quic = Self::way(r, "modules.edgeHub.quic", &format!("{}:10001", facts.primary_ip));
+        let (server, handshake_timeout) = match transport {
+            Transport::WebSocket => websocket,
+            Transport::Quic => quic,
+        };
         let hub = Hub {
             project_id: r.text("modules.edgeHub.projectID", "e632aba927ea4ac2b575ec1603d56f10"),
-            server: r.address("modules.edgeHub.websocket.server", &server),
+            transport,
+            server,
+            handshake_timeout,
             http_server: r.text("modules.edgeHub.httpServer", &http_server),
             token: r.text("modules.edgeHub.token", ""),
             ca_file: r.text("modules.edgeHub.tlsCaFile", "/etc/kubeedge/ca/rootCA.crt"),
@@ -179,6 +243,29 @@ impl EdgeCore {
             );
         }
         hub
+    }
+
+    /// Exactly one, as officially: an edge that could choose would hide a broken way.
+    fn transport(r: &mut Reader) -> Transport {
+        let path = "modules.edgeHub.websocket.enable";
+        let websocket = r.flag(path, true);
+        match (websocket, r.flag("modules.edgeHub.quic.enable", false)) {
+            (true, false) => Transport::WebSocket,
+            (false, true) => Transport::Quic,
+            (true, true) => {
+                r.mistake(path, "is true and so is quic.enable; set one of them to false");
+                Transport::WebSocket
+            }
+            (false, false) => {
+                r.mistake(path, "is false and so is quic.enable; set one of them to true");
+                Transport::WebSocket
+            }
+        }
+    }
+
+    fn way(r: &mut Reader, path: &str, server: &str) -> (String, Duration) {
+        let server = r.address(&format!("{path}.server"), server);
+        (server, r.seconds(&format!("{path}.handshakeTimeout"), 30, 3600))
     }
 
     fn edged(r: &mut Reader, facts: &EdgeFacts) -> Edged {
@@ -259,9 +346,8 @@ impl EdgeCore {
 /// times helps nobody.
 fn is_kubelet_tuning(warning: &Warning) -> bool {
     match warning {
-        Warning::Unknown { path } | Warning::NoEffect { path } => {
-            path.starts_with("modules.edged.tailoredKubeletConfig.")
-        }
+        Warning::Unknown { path } => path.starts_with("modules.edged.tailoredKubeletConfig."),
+        Warning::NoEffect { .. } => false,
     }
 }
 
@@ -317,11 +403,42 @@ modules:
         let shown: Vec<String> = warnings.iter().map(ToString::to_string).collect();
         assert_eq!(
             shown,
-            [
-                "modules.edgeHub.websocket.enable has no effect in kedge",
-                "modules.eventBus has no effect in kedge",
-            ]
+            ["modules.eventBus has no effect in kedge: these modules are not part of this version"]
         );
+    }
+
+    #[test]
+    fn exactly_one_transport_is_dialled() {
+        let read = |websocket: &str, quic: &str| {
+            let text = format!(
+                "modules: {{edgeHub: {{websocket: {{enable: {websocket}}}, quic: {{enable: {quic}, server: 'hub:10001', handshakeTimeout: 5}}}}}}"
+            );
+            match EdgeCore::from_yaml(&text, &facts()) {
+                Ok((config, warnings)) => {
+                    assert_eq!(warnings, []);
+                    format!(
+                        "{:?} {} {:?}",
+                        config.hub.transport, config.hub.server, config.hub.handshake_timeout
+                    )
+                }
+                Err(mistakes) => mistakes.to_string(),
+            }
+        };
+        let shown = [
+            ("true", "false"),
+            ("false", "true"),
+            ("true", "true"),
+            ("false", "false"),
+        ]
+        .map(|(websocket, quic)| read(websocket, quic));
+        expect_test::expect![[r#"
+            WebSocket 192.0.2.9:10000 30s
+            Quic hub:10001 5s
+            the configuration has 1 mistake:
+              modules.edgeHub.websocket.enable: is true and so is quic.enable; set one of them to false
+            the configuration has 1 mistake:
+              modules.edgeHub.websocket.enable: is false and so is quic.enable; set one of them to true"#]]
+        .assert_eq(&shown.join("\n"));
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! Reads a settled value out of a YAML document and remembers every mistake on the way.
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 use std::collections::BTreeSet;
 use std::fmt;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 /// One thing wrong in the operator's file.
@@ -37,8 +38,8 @@ impl std::error::Error for Mistakes {}
 /// Something in the operator's file that has no effect.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Warning {
-    /// A key of the official file that means nothing here.
-    NoEffect { path: String },
+    /// Keys of the official file that mean nothing here, and why not.
+    NoEffect { paths: Vec<String>, why: &'static str },
     /// A key that neither we nor the official file know: probably a typing mistake.
     Unknown { path: String },
 }
@@ -46,97 +47,148 @@ pub enum Warning {
 impl fmt::Display for Warning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NoEffect { path } => write!(f, "{path} has no effect in kedge"),
+            Self::NoEffect { paths, why } => {
+                let verb = if paths.len() == 1 { "has" } else { "have" };
+                write!(f, "{} {verb} no effect in kedge: {why}", paths.join(", "))
+            }
             Self::Unknown { path } => write!(f, "{path} is not a known key; is it spelled right?"),
         }
     }
+}
+
+/// Keys that have no effect for one reason; the operator hears of them in one sentence.
+pub(crate) struct Group {
+    /// Each covers itself and everything below it.
+    pub(crate) keys: &'static [&'static str],
+    pub(crate) why: &'static str,
+}
+
+/// What a file is checked against.
+pub(crate) struct Form {
+    pub(crate) kind: &'static str,
+    pub(crate) api_group: &'static str,
+    /// Every key with a value of its type; null where no such document exists.
+    pub(crate) shape: Value,
+    pub(crate) without_effect: &'static [Group],
 }
 
 pub(crate) struct Reader {
     root: Value,
     mistakes: Vec<Mistake>,
     read: BTreeSet<String>,
-    without_effect: &'static [&'static str],
+    form: Form,
 }
 
 impl Reader {
     /// Begins to read `text`. A syntax error, a second document, or another `kind` is a mistake like any other.
-    pub(crate) fn new(
-        text: &str,
-        kind: &str,
-        api_group: &str,
-        without_effect: &'static [&'static str],
-    ) -> Self {
+    pub(crate) fn new(text: &str, form: Form) -> Self {
         let mut reader = Self {
             root: Value::Null,
             mistakes: Vec::new(),
             read: BTreeSet::new(),
-            without_effect,
+            form,
         };
-        match super::yaml::parse(text) {
-            Err(error) => reader.mistake("", error.to_string()),
-            Ok(documents) if documents.len() > 1 => {
-                reader.mistake(
-                    "",
-                    format!("{} YAML documents where one is expected", documents.len()),
-                );
+        reader.root = reader.document(text);
+        reader.head();
+        reader
+    }
+
+    fn document(&mut self, text: &str) -> Value {
+        let mut documents = match super::yaml::parse(text) {
+            Ok(documents) => documents,
+            Err(error) => {
+                self.mistake("", error.to_string());
+                return Value::Null;
             }
-            Ok(documents) => reader.root = documents.into_iter().next().unwrap_or(Value::Null),
+        };
+        if documents.len() > 1 {
+            let found = documents.len();
+            self.mistake("", format!("{found} YAML documents where one is expected"));
+            return Value::Null;
         }
-        if !reader.root.is_null() && !reader.root.is_object() {
-            reader.mistake("", "a mapping of keys is expected");
-            reader.root = Value::Null;
+        let root = documents.pop().unwrap_or(Value::Null);
+        if !root.is_null() && !root.is_object() {
+            self.mistake("", "a mapping of keys is expected");
+            return Value::Null;
         }
-        let found = reader.text("kind", kind);
+        let mut twice = Vec::new();
+        let root = respell(root, &self.form.shape, "", &mut twice);
+        for path in twice {
+            self.mistake(&path, "is set twice, in two spellings");
+        }
+        root
+    }
+
+    fn head(&mut self) {
+        let Form { kind, api_group, .. } = self.form;
+        let found = self.text("kind", kind);
         if found != kind {
-            reader.mistake("kind", format!("{kind} is expected, not {found:?}"));
+            self.mistake("kind", format!("{kind} is expected, not {found:?}"));
         }
         let versions = [format!("{api_group}/v1alpha1"), format!("{api_group}/v1alpha2")];
-        let version = reader.text("apiVersion", &versions[1]);
+        let version = self.text("apiVersion", &versions[1]);
         if !versions.contains(&version) {
-            reader.mistake(
+            self.mistake(
                 "apiVersion",
                 format!("{} or {} is expected, not {version:?}", versions[0], versions[1]),
             );
         }
-        reader
     }
 
     /// Ends: the warnings, or all mistakes.
-    pub(crate) fn finish(self) -> Result<Vec<Warning>, Mistakes> {
+    pub(crate) fn finish(mut self) -> Result<Vec<Warning>, Mistakes> {
+        let mut unread = Unread::default();
+        self.walk(&self.root, "", &mut unread);
+        for (path, problem) in unread.mistyped {
+            self.mistake(&path, problem);
+        }
         if !self.mistakes.is_empty() {
             return Err(Mistakes(self.mistakes));
         }
-        let mut warnings = Vec::new();
-        self.warn(&self.root, "", &mut warnings);
-        Ok(warnings)
+        let unknown = unread.unknown.into_iter().map(|path| Warning::Unknown { path });
+        let groups = self.form.without_effect.iter().zip(unread.groups);
+        let silent = groups
+            .filter(|(_, paths)| !paths.is_empty())
+            .map(|(group, paths)| Warning::NoEffect {
+                paths,
+                why: group.why,
+            });
+        Ok(unknown.chain(silent).collect())
     }
 
-    fn warn(&self, value: &Value, path: &str, warnings: &mut Vec<Warning>) {
+    /// Finds what nobody has read.
+    fn walk(&self, value: &Value, path: &str, unread: &mut Unread) {
+        unread.groups.resize(self.form.without_effect.len(), Vec::new());
         let Value::Object(map) = value else { return };
         for (key, value) in map {
-            let path = if path.is_empty() {
-                key.clone()
-            } else {
-                format!("{path}.{key}")
-            };
+            let path = join(path, key);
             if self.read.contains(&path) {
                 continue;
             }
-            if self.without_effect.iter().any(|known| covers(known, &path)) {
-                warnings.push(Warning::NoEffect { path });
+            let group = self
+                .form
+                .without_effect
+                .iter()
+                .position(|group| group.keys.contains(&path.as_str()));
+            if let Some(group) = group {
+                mistyped(value, at(&self.form.shape, &path), &path, &mut unread.mistyped);
+                // What is switched off means the same here and there.
+                if value.get("enable") != Some(&Value::Bool(false)) {
+                    unread.groups[group].push(path);
+                }
             } else if value.is_object() && self.is_parent(&path) {
-                self.warn(value, &path, warnings);
+                self.walk(value, &path, unread);
             } else {
-                warnings.push(Warning::Unknown { path });
+                unread.unknown.push(path);
             }
         }
     }
 
     fn is_parent(&self, path: &str) -> bool {
         let prefix = format!("{path}.");
-        let parent_of = |key: &str| key.starts_with(&prefix);
-        self.read.iter().any(|key| parent_of(key)) || self.without_effect.iter().any(|key| parent_of(key))
+        let grouped = self.form.without_effect.iter().flat_map(|group| group.keys);
+        self.read.iter().any(|key| key.starts_with(&prefix))
+            || grouped.copied().any(|key| key.starts_with(&prefix))
     }
 
     pub(crate) fn mistake(&mut self, path: &str, problem: impl Into<String>) {
@@ -149,11 +201,7 @@ impl Reader {
     /// The value at a dotted path; a missing key and an explicit null both take the default, as in Go.
     fn value(&mut self, path: &str) -> Option<Value> {
         self.read.insert(path.to_owned());
-        let mut value = &self.root;
-        for key in path.split('.') {
-            value = value.as_object()?.get(key)?;
-        }
-        (!value.is_null()).then(|| value.clone())
+        at(&self.root, path).filter(|value| !value.is_null()).cloned()
     }
 
     fn wrong<T>(&mut self, path: &str, expected: &str, found: &Value, default: T) -> T {
@@ -193,9 +241,47 @@ impl Reader {
         }
     }
 
+    /// As [`Reader::number`], for counts that fit 32 bits.
+    pub(crate) fn count(&mut self, path: &str, default: u32, max: u32) -> u32 {
+        let number = self.number(path, u64::from(default), 1, u64::from(max));
+        u32::try_from(number).unwrap_or(default)
+    }
+
     pub(crate) fn port(&mut self, path: &str, default: u16) -> u16 {
-        let number = self.number(path, u64::from(default), 0, u64::from(u16::MAX));
+        let number = self.number(path, u64::from(default), 1, u64::from(u16::MAX));
         u16::try_from(number).unwrap_or(default)
+    }
+
+    /// `address` and `port` below `path`.
+    pub(crate) fn listener(&mut self, path: &str, default_port: u16) -> SocketAddr {
+        let address = self.ip(&format!("{path}.address"), IpAddr::from([0, 0, 0, 0]));
+        SocketAddr::new(address, self.port(&format!("{path}.port"), default_port))
+    }
+
+    /// `IP:port` in one text.
+    pub(crate) fn socket(&mut self, path: &str, default: SocketAddr) -> SocketAddr {
+        let text = self.text(path, &default.to_string());
+        match text.parse::<SocketAddr>() {
+            Ok(address) if address.port() > 0 => address,
+            Ok(_) | Err(_) => {
+                self.mistake(
+                    path,
+                    format!("IP:port is expected, with a port from 1 to 65535, not {text:?}"),
+                );
+                default
+            }
+        }
+    }
+
+    /// One of a few words.
+    pub(crate) fn word<T: Copy>(&mut self, path: &str, words: &[(&str, T)]) -> T {
+        let text = self.text(path, words[0].0);
+        if let Some((_, value)) = words.iter().find(|(word, _)| *word == text) {
+            return *value;
+        }
+        let known: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
+        self.mistake(path, format!("{} is expected, not {text:?}", known.join(" or ")));
+        words[0].1
     }
 
     /// A whole number of seconds.
@@ -258,21 +344,107 @@ impl Reader {
         text
     }
 
-    pub(crate) fn ip(&mut self, path: &str, default: &str) -> String {
-        let text = self.text(path, default);
-        if text.parse::<std::net::IpAddr>().is_err() {
+    pub(crate) fn ip(&mut self, path: &str, default: IpAddr) -> IpAddr {
+        let text = self.text(path, &default.to_string());
+        text.parse().unwrap_or_else(|_| {
             self.mistake(path, format!("an IP address is expected, not {text:?}"));
+            default
+        })
+    }
+
+    /// A mapping of names to true or false.
+    pub(crate) fn flags(&mut self, path: &str) -> Vec<(String, bool)> {
+        match self.value(path) {
+            None => Vec::new(),
+            Some(Value::Object(map)) if map.values().all(Value::is_boolean) => map
+                .iter()
+                .filter_map(|(key, value)| Some((key.clone(), value.as_bool()?)))
+                .collect(),
+            Some(other) => self.wrong(path, "a mapping of names to true or false", &other, Vec::new()),
         }
-        text
     }
 }
 
-/// `modules.edgeController.buffer` covers itself and everything below it.
-fn covers(known: &str, path: &str) -> bool {
-    path == known || path.strip_prefix(known).is_some_and(|rest| rest.starts_with('.'))
+/// What the file holds and nobody read.
+#[derive(Default)]
+struct Unread {
+    unknown: Vec<String>,
+    /// For each group of keys without effect, those that the file has.
+    groups: Vec<Vec<String>>,
+    mistyped: Vec<(String, String)>,
 }
 
-fn parse_go_duration(text: &str) -> Option<Duration> {
+fn join(path: &str, key: &str) -> String {
+    if path.is_empty() {
+        return key.to_owned();
+    }
+    format!("{path}.{key}")
+}
+
+fn at<'a>(root: &'a Value, path: &str) -> Option<&'a Value> {
+    path.split('.')
+        .try_fold(root, |value, key| value.as_object()?.get(key))
+}
+
+/// Official readers take keys in any case. A key that differs from a known one only in case becomes that one.
+fn respell(value: Value, shape: &Value, path: &str, twice: &mut Vec<String>) -> Value {
+    let (Value::Object(map), Value::Object(known)) = (&value, shape) else {
+        return value;
+    };
+    let mut respelled = Map::new();
+    for (key, value) in map {
+        let meant = match known.contains_key(key) {
+            true => Some(key),
+            false => known.keys().find(|known| known.eq_ignore_ascii_case(key)),
+        };
+        let key = meant.unwrap_or(key);
+        let path = join(path, key);
+        let value = respell(
+            value.clone(),
+            known.get(key).unwrap_or(&Value::Null),
+            &path,
+            twice,
+        );
+        if respelled.insert(key.clone(), value).is_some() {
+            twice.push(path);
+        }
+    }
+    Value::Object(respelled)
+}
+
+/// The official reader refuses a value of a wrong type also where the value means nothing.
+fn mistyped(value: &Value, shape: Option<&Value>, path: &str, found: &mut Vec<(String, String)>) {
+    let expected = match (shape, value) {
+        (None | Some(Value::Null), _) | (_, Value::Null) => return,
+        (Some(Value::Bool(_)), Value::Bool(_)) | (Some(Value::String(_)), Value::String(_)) => return,
+        (Some(Value::Number(_)), Value::Number(number)) => {
+            if number
+                .as_i64()
+                .is_some_and(|number| i32::try_from(number).is_ok())
+            {
+                return;
+            }
+            "a whole number of 32 bits"
+        }
+        (Some(Value::Object(shape)), Value::Object(map)) => {
+            for (key, value) in map {
+                mistyped(value, shape.get(key), &join(path, key), found);
+            }
+            return;
+        }
+        (Some(Value::Array(_)), Value::Array(_)) => return,
+        (Some(Value::Bool(_)), _) => "true or false",
+        (Some(Value::String(_)), _) => "a string",
+        (Some(Value::Number(_)), _) => "a whole number",
+        (Some(Value::Object(_)), _) => "a mapping of keys",
+        (Some(Value::Array(_)), _) => "a list",
+    };
+    let shown: String = value.to_string().chars().take(60).collect();
+    found.push((path.to_owned(), format!("{expected} is expected, not {shown}")));
+}
+
+/// `1m30s`: a duration as Go writes it.
+pub fn parse_go_duration(text: &str) -> Option<Duration> {
     if text == "0" {
         return Some(Duration::ZERO);
     }
