@@ -23,22 +23,20 @@ use kedge_pki::{ClientAuth, Identity, node_of_peer};
 use kedge_telemetry::Scope;
 use kedge_telemetry::channel::{ask, queue};
 use kedge_transport::{
-    AcceptError, Acceptance, BindError, Connection, Limits, Listener, Refusal, UpgradeRequest, accept,
+    AcceptError, Acceptance, Acceptor, BindError, Connection, Framing, HandshakeLimits, Limits, Listener,
+    Refusal, UpgradeRequest,
 };
 use kedge_wire::NodeName;
 use kedge_wire::tunnel::NodeGet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use table::{Arrival, Table};
-use tokio::sync::Semaphore;
 
 /// The bytes of a stream, or why there are none.
 pub type NodeAnswer = Result<queue::Receiver<Bytes>, String>;
 
 /// Path of the tunnel, as official edges dial it.
 const TUNNEL_PATH: &str = "/v1/kubeedge/connect";
-/// Handshakes at one time, as in the hub.
-const HANDSHAKES_MAX: usize = 256;
 /// Tunnels on their way into the table.
 const ARRIVALS_MAX: usize = 64;
 
@@ -70,8 +68,7 @@ pub enum Error {
 /// CloudStream with its port open, ready to run.
 #[derive(Debug)]
 pub struct CloudStream {
-    listener: Listener,
-    tls: Arc<rustls::ServerConfig>,
+    acceptor: Acceptor,
     ports: Ports,
 }
 
@@ -85,37 +82,33 @@ impl CloudStream {
                 .map_err(Error::Tls)?,
         );
         let listener = Listener::bind(config.address).await.map_err(Error::Listen)?;
-        Ok(Self { listener, tls, ports })
+        let acceptor = Acceptor::new(listener, tls, HandshakeLimits::default());
+        Ok(Self { acceptor, ports })
     }
 
     /// Where edges dial.
     pub fn local_address(&self) -> SocketAddr {
-        self.listener.local_address()
+        self.acceptor.local_address()
     }
 
     /// Serves until the scope ends.
     pub async fn run(self, scope: Scope) {
-        let Self { listener, tls, ports } = self;
+        let Self { acceptor, ports } = self;
         let (arrivals, arriving) = queue::channel("tunnel arrivals", ARRIVALS_MAX);
         scope.spawn_until_cancelled(
             "tunnel table",
             Table::new(ports.gets, arriving, scope.clone()).run(),
         );
-        let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
         loop {
-            let permit = Arc::clone(&handshakes)
-                .acquire_owned()
-                .await
-                .expect("nobody closes this semaphore");
-            let (tcp, peer) = tokio::select! {
+            let handshake = tokio::select! {
                 biased;
                 () = scope.cancelled() => return,
-                accepted = listener.accept() => accepted,
+                handshake = acceptor.next() => handshake,
             };
-            let (tls, arrivals) = (Arc::clone(&tls), arrivals.clone());
+            let arrivals = arrivals.clone();
             scope.spawn_until_cancelled("tunnel handshake", async move {
-                let _permit = permit;
-                match accept(tcp, tls, Limits::TUNNEL, decide).await {
+                let peer = handshake.peer();
+                match handshake.run(Limits::TUNNEL, decide).await {
                     Ok((connection, node)) => arrive(&arrivals, node, connection).await,
                     Err(AcceptError::Refused(why)) => tracing::warn!(%peer, why, "tunnel refused"),
                     Err(error) => tracing::debug!(%peer, %error, "tunnel handshake failed"),
@@ -145,5 +138,6 @@ fn decide(request: &UpgradeRequest<'_>) -> Result<Acceptance<NodeName>, Refusal>
     Ok(Acceptance {
         value: node,
         headers: Vec::new(),
+        framing: Framing::Official,
     })
 }

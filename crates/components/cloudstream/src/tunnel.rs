@@ -230,6 +230,6 @@ impl Tunnel {
     }
 
     async fn send(&mut self, frame: Frame) -> Result<(), SendError> {
-        self.sender.send_binary(Bytes::from(frame.encode())).await
+        self.sender.send_text(Bytes::from(frame.encode())).await
     }
 }

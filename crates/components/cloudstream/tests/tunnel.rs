@@ -1,12 +1,14 @@
 //! CloudStream on loopback with real TLS; the test plays the edge and the API server.
 #![allow(clippy::unwrap_used)] // clippy exempts test functions but not what they call.
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use kedge_cloudstream::{CloudStream, Config, NodeAnswer, Ports};
 use kedge_pki::{Authority, ServerNames, UnixTime};
 use kedge_telemetry::Scope;
 use kedge_telemetry::channel::{ask, queue};
-use kedge_transport::{DialError, Plug, Receiver, RecvError, Sender, Target, dial};
+use kedge_transport::{DialError, Message, Plug, Receiver, RecvError, Sender, Target, dial};
 use kedge_wire::NodeName;
 use kedge_wire::tunnel::{Connect, Frame, FrameBody, NodeGet};
 use std::net::{IpAddr, SocketAddr};
@@ -95,16 +97,20 @@ impl World {
 
 impl Edge {
     async fn hear(&mut self) -> Frame {
-        let bytes = tokio::time::timeout(SOON, self.receiver.recv_binary())
+        let message = tokio::time::timeout(SOON, self.receiver.recv_message())
             .await
             .unwrap()
             .unwrap();
+        // Anything else would be strange to an official edge.
+        let Message::Text(bytes) = message else {
+            panic!("a binary message")
+        };
         Frame::decode(&bytes).unwrap()
     }
 
     async fn say(&mut self, connection: u64, body: FrameBody) {
         self.sender
-            .send_binary(Bytes::from(Frame { connection, body }.encode()))
+            .send_text(Bytes::from(Frame { connection, body }.encode()))
             .await
             .unwrap();
     }
@@ -158,6 +164,50 @@ async fn a_log_streams_until_the_edge_is_done() {
     let frame = edge.hear().await;
     assert_eq!(frame.connection, 2);
     assert!(matches!(frame.body, FrameBody::MetricsConnect(_)));
+}
+
+/// What the official edge has sent in its tunnel, which is no UTF-8 though it came as text.
+fn recorded_data() -> Vec<Vec<u8>> {
+    let path = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../../../test/fixtures/vectors/tunnel.jsonl"
+    );
+    let lines = std::fs::read_to_string(path).unwrap();
+    let frames = lines.lines().filter_map(|line| {
+        let line: serde_json::Value = serde_json::from_str(line).unwrap();
+        (line["dir"] == "edge->cloud").then(|| STANDARD.decode(line["base64"].as_str().unwrap()).unwrap())
+    });
+    frames
+        .filter_map(|frame| match Frame::decode(&frame).unwrap().body {
+            FrameBody::Data(data) => Some(data),
+            _ => None,
+        })
+        .collect()
+}
+
+#[tokio::test]
+async fn recorded_binary_data_in_text_messages_arrives() {
+    let data = recorded_data();
+    assert!(data.iter().any(|data| std::str::from_utf8(data).is_err()));
+    let world = World::start().await;
+    let mut edge = world.dial("edge-1", "edge-1").await.unwrap();
+    let mut reader = world.open("edge-1", "/containerLogs/default/web/nginx").await;
+    edge.hear().await;
+    let playing = async {
+        for data in &data {
+            edge.data(1, data).await;
+        }
+        edge.say(1, FrameBody::Remove).await;
+    };
+    let reading = async {
+        let mut all = Vec::new();
+        while let Some(bytes) = next(&mut reader).await {
+            all.extend_from_slice(&bytes);
+        }
+        all
+    };
+    let ((), all) = tokio::join!(playing, reading);
+    assert_eq!(all, data.concat());
 }
 
 #[tokio::test]

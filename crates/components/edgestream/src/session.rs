@@ -62,7 +62,7 @@ async fn write(mut sender: Sender, mut frames: queue::Receiver<Bytes>, session: 
             () = session.cancelled() => break,
             _ = pings.tick() => sender.ping().await,
             frame = frames.recv() => match frame {
-                Some(frame) => sender.send_binary(frame).await,
+                Some(frame) => sender.send_text(frame).await,
                 None => break,
             },
         };

@@ -3,12 +3,16 @@
 use crate::session::STREAMS_MAX;
 use crate::stream::DATA_BYTES_MAX;
 use crate::{Config, EdgeStream, NodeAnswer, Ports};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use kedge_pki::{Authority, ClientAuth, ServerNames, UnixTime};
 use kedge_telemetry::Scope;
 use kedge_telemetry::channel::ask::{self, Question};
 use kedge_telemetry::channel::{latest, queue};
-use kedge_transport::{Acceptance, Limits, Listener, Plug, Receiver, Sender, UpgradeRequest, accept};
+use kedge_transport::{
+    Acceptance, Framing, Limits, Listener, Message, Plug, Receiver, Sender, UpgradeRequest, accept,
+};
 use kedge_wire::NodeName;
 use kedge_wire::tunnel::{Connect, ConnectUrl, Frame, FrameBody, NodeGet};
 use std::net::Ipv4Addr;
@@ -79,6 +83,7 @@ impl World {
                 Ok(Acceptance {
                     value: (),
                     headers: Vec::new(),
+                    framing: Framing::Official,
                 })
             };
             accept(tcp, Arc::clone(&self.tls), Limits::TUNNEL, decide)
@@ -98,7 +103,7 @@ impl World {
 impl Tunnel {
     async fn say(&mut self, connection: u64, body: FrameBody) {
         self.sender
-            .send_binary(Bytes::from(Frame { connection, body }.encode()))
+            .send_text(Bytes::from(Frame { connection, body }.encode()))
             .await
             .unwrap();
     }
@@ -122,7 +127,11 @@ impl Tunnel {
     }
 
     async fn next(&mut self) -> Frame {
-        Frame::decode(&in_time(self.receiver.recv_binary()).await.unwrap()).unwrap()
+        // An official cloud drops a tunnel that says anything but text.
+        let Message::Text(bytes) = in_time(self.receiver.recv_message()).await.unwrap() else {
+            panic!("a binary message")
+        };
+        Frame::decode(&bytes).unwrap()
     }
 
     /// All data of a stream up to its end.
@@ -145,6 +154,53 @@ impl Tunnel {
 
 async fn in_time<T>(fact: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, fact).await.unwrap()
+}
+
+/// What the official cloud has sent in its tunnel, which is no UTF-8 though it came as text.
+fn recorded() -> Vec<Bytes> {
+    let path = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../../../test/fixtures/vectors/tunnel.jsonl"
+    );
+    let lines = std::fs::read_to_string(path).unwrap();
+    lines
+        .lines()
+        .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap())
+        .filter(|line| line["dir"] == "cloud->edge")
+        .map(|line| Bytes::from(STANDARD.decode(line["base64"].as_str().unwrap()).unwrap()))
+        .collect()
+}
+
+#[tokio::test]
+async fn the_recorded_official_cloud_is_served() {
+    let frames = recorded();
+    assert!(frames.iter().any(|frame| std::str::from_utf8(frame).is_err()));
+    let mut world = World::start().await;
+    let mut tunnel = world.accept().await;
+    let noise = Bytes::from_iter((0..=255_u8).cycle().take(3000));
+    let (mut served, mut refused) = (0, 0);
+    for bytes in frames {
+        tunnel.sender.send_text(bytes.clone()).await.unwrap();
+        let Frame { connection, body } = Frame::decode(&bytes).unwrap();
+        match body {
+            FrameBody::LogsConnect(data) | FrameBody::MetricsConnect(data) => {
+                let Question { question, reply } = world.asked().await;
+                assert_eq!(question.path, Connect::decode(&data).unwrap().url.path);
+                let (bytes, answer) = queue::channel("log", 1);
+                reply.send(Ok(answer));
+                bytes.send(noise.clone()).await.unwrap();
+                drop(bytes);
+                assert_eq!(tunnel.all(connection).await, noise);
+                served += 1;
+            }
+            FrameBody::ExecConnect(_) | FrameBody::AttachConnect(_) => {
+                assert!(tunnel.all(connection).await.starts_with(b"HTTP/1.1 501 "));
+                refused += 1;
+            }
+            FrameBody::Data(_) | FrameBody::Remove | FrameBody::Close(_) => {}
+        }
+    }
+    assert_eq!((served, refused), (2, 3));
 }
 
 #[tokio::test]

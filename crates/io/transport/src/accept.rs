@@ -1,17 +1,22 @@
-//! The listening side: TLS, then the WebSocket upgrade.
+//! The listening side: TLS, then the upgrade.
 
 use crate::HANDSHAKE_TIMEOUT;
 use crate::connection::{Connection, Io, Limits};
+use crate::frame::Carrier;
+use crate::head::{self, Asked, HeadError};
+use crate::packet::Framing;
 use crate::plug::Wire;
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use http::HeaderMap;
 use rustls_pki_types::CertificateDer;
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
-use tokio_tungstenite::accept_hdr_async_with_config;
-use tokio_tungstenite::tungstenite::handshake::server::{ErrorResponse, Request, Response};
+
+/// Encrypted bytes that may wait for one peer in the TLS layer: one record, since the next is made when it is needed.
+const TLS_BUFFER_BYTES_MAX: usize = 18 * 1024;
 
 /// What a peer asks for in its upgrade.
 #[derive(Debug)]
@@ -35,6 +40,8 @@ pub struct Acceptance<T> {
     pub value: T,
     /// Headers of the answer.
     pub headers: Vec<(&'static str, &'static str)>,
+    /// How packets travel from now on; [`Framing::Kedge`] only when the peer offered it and `headers` say yes.
+    pub framing: Framing,
 }
 
 /// The decision not to take it.
@@ -49,9 +56,11 @@ pub struct Refusal {
 pub enum AcceptError {
     #[error("the peer did not finish its {step} in time")]
     Timeout { step: &'static str },
+    #[error("too many handshakes at once: no turn within {after:?}")]
+    NoTurn { after: Duration },
     #[error("TLS handshake failed: {0}")]
     Tls(#[source] io::Error),
-    #[error("the WebSocket upgrade failed: {0}")]
+    #[error("the upgrade failed: {0}")]
     Upgrade(String),
     #[error("the upgrade was refused: {0}")]
     Refused(String),
@@ -67,11 +76,15 @@ pub async fn accept_tls(
             step: "TLS handshake",
         }),
         Ok(Err(error)) => Err(AcceptError::Tls(error)),
-        Ok(Ok(stream)) => Ok(stream),
+        Ok(Ok(mut stream)) => {
+            stream.get_mut().1.set_buffer_limit(Some(TLS_BUFFER_BYTES_MAX));
+            Ok(stream)
+        }
     }
 }
 
-/// TLS and upgrade on an accepted socket; `decide` sees the request and takes or refuses it.
+/// TLS and upgrade on an accepted socket; `decide` sees the request and takes or refuses it. A server of many nodes uses
+/// [`crate::Acceptor`], which does the same within limits.
 pub async fn accept<T, D>(
     tcp: TcpStream,
     tls: Arc<rustls::ServerConfig>,
@@ -83,70 +96,86 @@ where
     T: Send,
 {
     let stream = accept_tls(tcp, tls).await?;
+    upgrade_tls(stream, limits, decide).await
+}
+
+/// The upgrade to WebSocket after TLS.
+pub(crate) async fn upgrade_tls<T, D>(
+    stream: TlsStream<TcpStream>,
+    limits: Limits,
+    decide: D,
+) -> Result<(Connection, T), AcceptError>
+where
+    D: FnOnce(&UpgradeRequest<'_>) -> Result<Acceptance<T>, Refusal> + Send,
+    T: Send,
+{
     let certificate = stream
         .get_ref()
         .1
         .peer_certificates()
         .and_then(<[_]>::first)
         .cloned();
-    // The library wants an `Unpin` callback, which a box always is.
-    let decide = Box::new(decide);
-    let mut decided = None;
-    let mut refused = None;
-    let mut headers = HeaderMap::new();
-    let upgrade = {
-        // The library fixes the error type.
-        #[allow(clippy::result_large_err)]
-        let callback = |request: &Request, mut response: Response| {
-            let asked = UpgradeRequest {
-                path: request.uri().path(),
-                certificate: certificate.as_ref(),
-                headers: request.headers(),
-            };
-            match decide(&asked) {
-                Ok(acceptance) => {
-                    for (name, value) in acceptance.headers {
-                        response
-                            .headers_mut()
-                            .insert(HeaderName::from_static(name), HeaderValue::from_static(value));
-                    }
-                    headers = request.headers().clone();
-                    decided = Some(acceptance.value);
-                    Ok(response)
-                }
-                Err(refusal) => {
-                    let answer = error_response(&refusal);
-                    refused = Some(refusal.text);
-                    Err(answer)
-                }
-            }
-        };
-        let stream = Box::new(stream) as Box<dyn Io>;
-        let upgrade = accept_hdr_async_with_config(stream, callback, Some(limits.config()));
-        tokio::time::timeout(HANDSHAKE_TIMEOUT, upgrade).await
-    };
-    match (upgrade, decided) {
-        (Err(_), _) => Err(AcceptError::Timeout {
-            step: "WebSocket upgrade",
-        }),
-        (Ok(Ok(socket)), Some(value)) => Ok((Connection::new(socket, limits, Wire::fixed(), headers), value)),
-        (Ok(Ok(_)), None) => Err(AcceptError::Upgrade("the request was never read".into())),
-        (Ok(Err(error)), _) => Err(match refused {
-            Some(text) => AcceptError::Refused(text),
-            None => AcceptError::Upgrade(error.to_string()),
-        }),
+    upgrade(stream, Carrier::WebSocketServer, certificate, limits, decide).await
+}
+
+/// The upgrade on an encrypted stream.
+pub(crate) async fn upgrade<T, D>(
+    io: impl Io + 'static,
+    carrier: Carrier,
+    certificate: Option<CertificateDer<'static>>,
+    limits: Limits,
+    decide: D,
+) -> Result<(Connection, T), AcceptError>
+where
+    D: FnOnce(&UpgradeRequest<'_>) -> Result<Acceptance<T>, Refusal> + Send,
+    T: Send,
+{
+    let upgraded = answer(io, carrier, certificate, limits, decide);
+    match tokio::time::timeout(HANDSHAKE_TIMEOUT, upgraded).await {
+        Ok(upgraded) => upgraded,
+        Err(_) => Err(AcceptError::Timeout { step: "upgrade" }),
     }
 }
 
-fn error_response(refusal: &Refusal) -> ErrorResponse {
-    let mut response = ErrorResponse::new(Some(format!("{}\n", refusal.text)));
-    *response.status_mut() = StatusCode::from_u16(refusal.status).unwrap_or(StatusCode::FORBIDDEN);
-    response.headers_mut().insert(
-        "content-type",
-        HeaderValue::from_static("text/plain; charset=utf-8"),
-    );
-    response
-        .headers_mut()
-        .insert("connection", HeaderValue::from_static("close"));
-    response
+async fn answer<T, D>(
+    mut io: impl Io + 'static,
+    carrier: Carrier,
+    certificate: Option<CertificateDer<'static>>,
+    limits: Limits,
+    decide: D,
+) -> Result<(Connection, T), AcceptError>
+where
+    D: FnOnce(&UpgradeRequest<'_>) -> Result<Acceptance<T>, Refusal> + Send,
+    T: Send,
+{
+    let failed = |error: HeadError| AcceptError::Upgrade(error.to_string());
+    let Asked { path, headers } = head::read_request(&mut io).await.map_err(failed)?;
+    let asked = UpgradeRequest {
+        path: &path,
+        certificate: certificate.as_ref(),
+        headers: &headers,
+    };
+    let decided = head::agree(carrier, &headers)
+        .and_then(|agreed| Ok((agreed, decide(&asked)?)))
+        .and_then(|(agreed, acceptance)| match (carrier, acceptance.framing) {
+            (Carrier::Stream, Framing::Official) => Err(Refusal {
+                status: 400,
+                text: "QUIC is spoken between two ends of kedge only, and this one did not offer that"
+                    .to_owned(),
+            }),
+            _ => Ok((agreed, acceptance)),
+        });
+    let (agreed, acceptance) = match decided {
+        Ok(decided) => decided,
+        Err(refusal) => {
+            // The peer may be gone already; it is refused all the same.
+            let _ = head::write_refusal(&mut io, &refusal).await;
+            return Err(AcceptError::Refused(refusal.text));
+        }
+    };
+    head::write_agreement(&mut io, &agreed, &acceptance.headers)
+        .await
+        .map_err(|error| failed(error.into()))?;
+    let connection = Connection::new(io, carrier, limits, acceptance.framing, Wire::fixed(), headers);
+    Ok((connection, acceptance.value))
 }

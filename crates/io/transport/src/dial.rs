@@ -1,9 +1,12 @@
 //! Dialling, with errors that say which step failed.
 
 use crate::connection::{Connection, Io, Limits};
-use crate::plug::Plug;
-use crate::{HANDSHAKE_TIMEOUT, options};
-use http::{HeaderName, HeaderValue, Uri};
+use crate::frame::Carrier;
+use crate::head::{self, HeadError};
+use crate::packet::Framing;
+use crate::plug::{Plug, Wire};
+use crate::{HANDSHAKE_TIMEOUT, options, quic};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri};
 use rustls::CertificateError;
 use rustls_pki_types::{ServerName, UnixTime};
 use std::io;
@@ -12,10 +15,6 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
-use tokio_tungstenite::client_async_with_config;
-use tokio_tungstenite::tungstenite::client::IntoClientRequest;
-use tokio_tungstenite::tungstenite::handshake::client::Request;
-use tokio_tungstenite::tungstenite::{Error as WsError, error::UrlError};
 
 /// Name lookup and TCP connect; official edges wait 30 s.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
@@ -30,6 +29,8 @@ pub struct Target {
     pub path: String,
     pub headers: Vec<(String, String)>,
     pub limits: Limits,
+    /// One of the headers, if it offers [`Framing::Kedge`]: a server that answers with the same header agrees.
+    pub offer: Option<String>,
 }
 
 impl Target {
@@ -47,6 +48,7 @@ impl Target {
                 .map(|(name, value)| (name.to_owned(), value.to_owned()))
                 .into(),
             limits: Limits::HUB,
+            offer: None,
         }
     }
 
@@ -63,13 +65,32 @@ impl Target {
                 .map(|(name, value)| (name.to_owned(), value.to_owned()))
                 .into(),
             limits: Limits::TUNNEL,
+            offer: None,
         }
     }
 
-    /// Says one header more, for example the offer of our own additions.
+    /// Says one header more.
     pub fn with_header(mut self, name: &str, value: &str) -> Self {
         self.headers.push((name.to_owned(), value.to_owned()));
         self
+    }
+
+    /// Offers [`Framing::Kedge`] with a header. If the server echoes it, the connection has that framing.
+    pub fn offering(self, name: &str, value: &str) -> Self {
+        Self {
+            offer: Some(name.to_owned()),
+            ..self.with_header(name, value)
+        }
+    }
+
+    /// What the server's answer means for the framing.
+    fn agreed(&self, answer: &HeaderMap) -> Framing {
+        let echoed = self.offer.as_ref().is_some_and(|offer| {
+            let said = self.headers.iter().find(|(name, _)| name == offer);
+            let heard = answer.get(offer).map(HeaderValue::as_bytes);
+            said.map(|(_, value)| value.as_bytes()) == heard
+        });
+        if echoed { Framing::Kedge } else { Framing::Official }
     }
 }
 
@@ -129,38 +150,68 @@ pub async fn dial(
     tls: Arc<rustls::ClientConfig>,
     plug: &Plug,
 ) -> Result<Connection, DialError> {
-    let address = || target.address.clone();
-    let wire = plug
-        .wire()
-        .ok_or_else(|| DialError::Unplugged { address: address() })?;
-    let request = request(target)?;
-    let upgrade = async {
-        let stream = Box::new(dial_tls(&target.address, tls).await?) as Box<dyn Io>;
-        let upgraded = client_async_with_config(request, stream, Some(target.limits.config()));
-        match tokio::time::timeout(HANDSHAKE_TIMEOUT, upgraded).await {
-            Ok(Ok(upgraded)) => Ok(upgraded),
-            Ok(Err(error)) => Err(upgrade_failure(target, error)),
-            Err(_) => {
-                let step = "WebSocket upgrade";
-                Err(DialError::Timeout {
-                    address: address(),
-                    step,
-                    after: HANDSHAKE_TIMEOUT,
-                })
-            }
-        }
+    through(target, plug, async |wire| {
+        let stream = dial_tls(&target.address, tls).await?;
+        upgrade(stream, Carrier::WebSocketClient, target, wire).await
+    })
+    .await
+}
+
+/// Runs an attempt until it ends or the plug is pulled.
+pub(crate) async fn through(
+    target: &Target,
+    plug: &Plug,
+    attempt: impl AsyncFnOnce(Wire) -> Result<Connection, DialError>,
+) -> Result<Connection, DialError> {
+    let unplugged = || DialError::Unplugged {
+        address: target.address.clone(),
     };
-    let (socket, response) = tokio::select! {
+    let wire = plug.wire().ok_or_else(unplugged)?;
+    tokio::select! {
         biased;
-        () = wire.cut() => return Err(DialError::Unplugged { address: address() }),
-        upgraded = upgrade => upgraded?,
+        () = wire.cut() => Err(unplugged()),
+        connection = attempt(wire.clone()) => connection,
+    }
+}
+
+/// The upgrade on an encrypted stream.
+pub(crate) async fn upgrade(
+    mut io: impl Io + 'static,
+    carrier: Carrier,
+    target: &Target,
+    wire: Wire,
+) -> Result<Connection, DialError> {
+    let headers = headers(target)?;
+    let asked = async {
+        let request = head::Request::new(carrier, &target.address, &target.path, &headers)?;
+        let answered = request.exchange(&mut io).await?;
+        if answered.status == StatusCode::SWITCHING_PROTOCOLS {
+            return Ok(Ok(answered.headers));
+        }
+        let text = head::read_refusal(&mut io, &answered.headers).await;
+        Ok(Err((answered.status, text)))
     };
-    Ok(Connection::new(
-        socket,
-        target.limits,
-        wire,
-        response.into_parts().0.headers,
-    ))
+    match tokio::time::timeout(HANDSHAKE_TIMEOUT, asked).await {
+        Ok(Ok(Ok(answer))) => {
+            let framing = target.agreed(&answer);
+            Ok(Connection::new(io, carrier, target.limits, framing, wire, answer))
+        }
+        Ok(Ok(Err((status, text)))) => Err(DialError::Rejected {
+            address: target.address.clone(),
+            status: status.as_u16(),
+            text: text.trim().chars().take(REFUSAL_CHARS_MAX).collect(),
+        }),
+        Ok(Err(HeadError::Io(error))) => Err(network_failure(&target.address, error)),
+        Ok(Err(error @ (HeadError::TooLong | HeadError::Malformed(_)))) => Err(DialError::Handshake {
+            address: target.address.clone(),
+            why: error.to_string(),
+        }),
+        Err(_) => Err(DialError::Timeout {
+            address: target.address.clone(),
+            step: "upgrade",
+            after: HANDSHAKE_TIMEOUT,
+        }),
+    }
 }
 
 /// Opens a TLS connection without anything on it, for HTTP.
@@ -201,29 +252,30 @@ pub async fn dial_tls(
     }
 }
 
-fn request(target: &Target) -> Result<Request, DialError> {
+/// The target's headers, and whether its address and path may stand in a request.
+fn headers(target: &Target) -> Result<HeaderMap, DialError> {
     let wrong = || DialError::Address {
         address: target.address.clone(),
     };
-    let uri: Uri = format!("wss://{}{}", target.address, target.path)
+    let _: Uri = format!("wss://{}{}", target.address, target.path)
         .parse()
         .map_err(|_| wrong())?;
-    let mut request = uri.into_client_request().map_err(|_| wrong())?;
+    let mut headers = HeaderMap::new();
     for (name, value) in &target.headers {
         let name = HeaderName::try_from(name.as_str()).map_err(|_| wrong())?;
-        request
-            .headers_mut()
-            .insert(name, HeaderValue::try_from(value.as_str()).map_err(|_| wrong())?);
+        headers.insert(name, HeaderValue::try_from(value.as_str()).map_err(|_| wrong())?);
     }
-    Ok(request)
+    Ok(headers)
 }
 
 /// A TLS failure hides inside an I/O error, also after the handshake: with TLS 1.3 a server refuses the client's
 /// certificate only then.
 fn network_failure(address: &str, error: io::Error) -> DialError {
-    let tls = error
-        .get_ref()
-        .and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    let inner = error.get_ref();
+    if let Some(quic) = inner.and_then(|inner| inner.downcast_ref::<quinn::ConnectionError>()) {
+        return quic::failed(address, quic.clone());
+    }
+    let tls = inner.and_then(|inner| inner.downcast_ref::<rustls::Error>());
     match tls {
         Some(tls) => DialError::Tls {
             address: address.to_owned(),
@@ -264,30 +316,4 @@ fn trouble(error: &rustls::Error) -> TlsTrouble {
 fn show(time: UnixTime) -> String {
     let seconds = i64::try_from(time.as_secs()).unwrap_or(i64::MAX);
     jiff::Timestamp::from_second(seconds).map_or_else(|_| seconds.to_string(), |moment| moment.to_string())
-}
-
-fn upgrade_failure(target: &Target, error: WsError) -> DialError {
-    let address = target.address.clone();
-    match error {
-        WsError::Io(error) => network_failure(&address, error),
-        WsError::Http(response) => {
-            let status = response.status().as_u16();
-            let body = response.body().as_deref().unwrap_or_default();
-            let text = String::from_utf8_lossy(body)
-                .trim()
-                .chars()
-                .take(REFUSAL_CHARS_MAX)
-                .collect();
-            DialError::Rejected {
-                address,
-                status,
-                text,
-            }
-        }
-        WsError::Url(UrlError::NoHostName | UrlError::EmptyHostName) => DialError::Address { address },
-        other => DialError::Handshake {
-            address,
-            why: other.to_string(),
-        },
-    }
 }

@@ -13,7 +13,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
     #[error(
-        "port {} is in use on {}: another program listens there; stop it (`ss -ltnp sport = :{}` shows it) or choose \
+        "port {} is in use on {}: another program listens there; stop it (`ss -lntup sport = :{}` shows it) or choose \
          another port",
         address.port(), address.ip(), address.port()
     )]
@@ -26,6 +26,17 @@ pub enum BindError {
     Other { address: SocketAddr, source: io::Error },
 }
 
+impl BindError {
+    pub(crate) fn of(address: SocketAddr, source: io::Error) -> Self {
+        match source.kind() {
+            io::ErrorKind::AddrInUse => Self::InUse { address },
+            io::ErrorKind::PermissionDenied => Self::NotPermitted { address },
+            io::ErrorKind::AddrNotAvailable => Self::NotLocal { address },
+            _ => Self::Other { address, source },
+        }
+    }
+}
+
 /// A listening socket.
 #[derive(Debug)]
 pub struct Listener {
@@ -36,16 +47,9 @@ pub struct Listener {
 impl Listener {
     /// Listens; port 0 lets the system choose.
     pub async fn bind(address: SocketAddr) -> Result<Self, BindError> {
-        let failed = |source: io::Error| match source.kind() {
-            io::ErrorKind::AddrInUse => BindError::InUse { address },
-            io::ErrorKind::PermissionDenied => BindError::NotPermitted { address },
-            io::ErrorKind::AddrNotAvailable => BindError::NotLocal { address },
-            _ => BindError::Other { address, source },
-        };
+        let failed = |source| BindError::of(address, source);
         let tcp = TcpListener::bind(address).await.map_err(failed)?;
-        let address = tcp
-            .local_addr()
-            .map_err(|source| BindError::Other { address, source })?;
+        let address = tcp.local_addr().map_err(failed)?;
         Ok(Self { tcp, address })
     }
 
@@ -83,7 +87,7 @@ mod tests {
         assert_eq!(
             error.to_string(),
             format!(
-                "port {port} is in use on 127.0.0.1: another program listens there; stop it (`ss -ltnp sport = :{port}` \
+                "port {port} is in use on 127.0.0.1: another program listens there; stop it (`ss -lntup sport = :{port}` \
                  shows it) or choose another port"
             )
         );

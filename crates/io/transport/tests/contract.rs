@@ -1,23 +1,21 @@
-//! One suite for both carriers: TLS over loopback, and memory.
+//! One suite for all carriers: WebSocket over TLS, QUIC, and memory.
 #![allow(clippy::unwrap_used)] // clippy exempts test functions but not what they call.
 
+mod world;
+
 use bytes::Bytes;
-use kedge_pki::{Authority, ClientAuth, Identity, ServerNames, UnixTime};
+use kedge_pki::{Identity, UnixTime};
 use kedge_transport::{
-    Acceptance, BindError, Close, CloseCode, Connection, DialError, Limits, Listener, Plug, RecvError,
-    Refusal, SendError, Target, TlsTrouble, accept, dial, pair,
+    Acceptance, BindError, Close, CloseCode, Connection, DialError, Framing, Limits, Listener, Plug,
+    RecvError, Refusal, SendError, Target, TlsTrouble, accept, dial, dial_quic, pair,
 };
-use kedge_wire::{Body, Envelope, Header, MessageId, NodeName, RawRoute};
-use std::net::IpAddr;
+use kedge_wire::{Body, Envelope, Header, MessageId, Packet, RawRoute};
 use std::sync::Arc;
 use std::time::Duration;
+use world::{World, decide, edge_of, hub_target, node, tls};
 
-fn node() -> NodeName {
-    NodeName::new("edge-1").unwrap()
-}
-
-fn envelope(text: &str) -> Envelope {
-    Envelope {
+fn packet(text: &str) -> Packet {
+    Packet::from(Envelope {
         header: Header {
             id: MessageId::new("b6f5b1a0-0000-4000-8000-000000000001"),
             parent: None,
@@ -34,100 +32,70 @@ fn envelope(text: &str) -> Envelope {
             ..RawRoute::default()
         },
         content: Body::text(text),
-    }
+    })
 }
 
-struct World {
-    authority: Authority,
-    server: Identity,
-    edge: Identity,
-}
-
-impl World {
-    fn new() -> Self {
-        let now = UnixTime::now();
-        let authority = Authority::create(now).unwrap();
-        let names = ServerNames {
-            ips: vec![IpAddr::from([127, 0, 0, 1])],
-            dns: Vec::new(),
-        };
-        let server = authority.issue_server(&names, now).unwrap();
-        let edge = edge_of(&authority, now);
-        Self {
-            authority,
-            server,
-            edge,
-        }
-    }
-
-    async fn listen(&self) -> (Listener, Arc<rustls::ServerConfig>) {
-        let listener = Listener::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
-        (
-            listener,
-            Arc::new(self.server.server_config(ClientAuth::Required).unwrap()),
-        )
-    }
-}
-
-fn edge_of(authority: &Authority, now: UnixTime) -> Identity {
-    let lifetime = Duration::from_secs(3600);
-    authority
-        .issue_client("system:node:edge-1", &["system:nodes"], lifetime, now)
-        .unwrap()
-}
-
-fn tls(identity: &Identity) -> Arc<rustls::ClientConfig> {
-    Arc::new(identity.client_config().unwrap())
-}
-
-async fn over_tls(limits: Limits, plug: &Plug) -> (Connection, Connection) {
+async fn over_tls(limits: Limits, framing: Framing, plug: &Plug) -> (Connection, Connection) {
     let world = World::new();
     let (listener, server) = world.listen().await;
-    let target = Target {
-        limits,
-        ..Target::hub(&listener.local_address().to_string(), "project", &node())
-    }
-    .with_header("Kedge-Link", "1");
+    let target = hub_target(listener.local_address().to_string(), limits);
     let dialled = dial(&target, tls(&world.edge), plug);
     let accepted = async {
         let (tcp, _) = listener.accept().await;
-        accept(tcp, server, limits, |request| {
-            assert_eq!(request.path, "/project/edge-1/events");
-            assert_eq!(request.header("Node_id"), Some("edge-1"));
-            assert_eq!(request.header("ConnectionUse"), Some("msg"));
-            assert!(request.certificate.is_some());
-            Ok(Acceptance {
-                value: (),
-                headers: vec![("kedge-link", "1")],
-            })
-        })
-        .await
-        .unwrap()
-        .0
+        accept(tcp, server, limits, decide(framing)).await.unwrap().0
     };
     let (near, far) = tokio::join!(dialled, accepted);
     let near = near.unwrap();
-    assert_eq!(near.header("Kedge-Link"), Some("1"));
+    assert_eq!((near.framing(), far.framing()), (framing, framing));
     (near, far)
 }
 
-/// Runs one story on both carriers.
-macro_rules! on_both {
+async fn over_quic(limits: Limits, plug: &Plug) -> (Connection, Connection) {
+    let world = World::new();
+    let listener = world.listen_quic();
+    let target = hub_target(listener.local_address().to_string(), limits);
+    let dialled = dial_quic(&target, tls(&world.edge), plug);
+    let accepted = async {
+        let handshake = listener.next().await;
+        handshake.run(limits, decide(Framing::Kedge)).await.unwrap().0
+    };
+    let (near, far) = tokio::join!(dialled, accepted);
+    let near = near.unwrap();
+    assert_eq!((near.framing(), far.framing()), (Framing::Kedge, Framing::Kedge));
+    (near, far)
+}
+
+/// Runs one story on every carrier, in every framing that it has.
+macro_rules! on_all {
     ($name:ident, $story:ident, $limits:expr) => {
         mod $name {
             use super::*;
 
-            #[tokio::test]
-            async fn over_tls() {
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn over_tls_with_an_official_peer() {
                 let plug = Plug::new();
-                let (near, far) = super::over_tls($limits, &plug).await;
+                let (near, far) = super::over_tls($limits, Framing::Official, &plug).await;
                 $story(near, far, plug).await;
             }
 
-            #[tokio::test]
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn over_tls_between_own_ends() {
+                let plug = Plug::new();
+                let (near, far) = super::over_tls($limits, Framing::Kedge, &plug).await;
+                $story(near, far, plug).await;
+            }
+
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn over_quic() {
+                let plug = Plug::new();
+                let (near, far) = super::over_quic($limits, &plug).await;
+                $story(near, far, plug).await;
+            }
+
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn in_memory() {
                 let plug = Plug::new();
-                let (near, far) = pair($limits, &plug).await;
+                let (near, far) = pair($limits, Framing::Kedge, &plug).await;
                 $story(near, far, plug).await;
             }
         }
@@ -138,19 +106,19 @@ const SMALL: Limits = Limits {
     message_bytes_max: 1000,
 };
 
-on_both!(messages_arrive_in_order_and_whole, order, Limits::HUB);
+on_all!(messages_arrive_in_order_and_whole, order, Limits::HUB);
 async fn order(near: Connection, far: Connection, _: Plug) {
     let (mut near_out, mut near_in) = near.split();
     let (mut far_out, mut far_in) = far.split();
     let large = "x".repeat(1_000_000);
     let sending = async {
         for text in ["one", large.as_str(), "three"] {
-            near_out.send(&envelope(text)).await.unwrap();
+            near_out.send(&packet(text)).await.unwrap();
         }
     };
     let receiving = async {
         for text in ["one", large.as_str(), "three"] {
-            assert_eq!(far_in.recv().await.unwrap(), envelope(text));
+            assert_eq!(far_in.recv().await.unwrap(), packet(text));
         }
     };
     tokio::join!(sending, receiving);
@@ -160,7 +128,92 @@ async fn order(near: Connection, far: Connection, _: Plug) {
     assert_eq!(got.unwrap(), bytes);
 }
 
-on_both!(a_close_tells_its_reason, close, Limits::HUB);
+on_all!(heartbeats_travel_between_own_ends_only, heartbeat, Limits::HUB);
+async fn heartbeat(near: Connection, far: Connection, _: Plug) {
+    let framing = near.framing();
+    let (mut out, _in) = near.split();
+    let (_out, mut far_in) = far.split();
+    for packet in [Packet::Ping, Packet::Pong] {
+        match framing {
+            Framing::Official => assert!(matches!(out.send(&packet).await, Err(SendError::NoHeartbeat))),
+            Framing::Kedge => {
+                let (sent, got) = tokio::join!(out.send(&packet), far_in.recv());
+                sent.unwrap();
+                assert_eq!(got.unwrap(), packet);
+            }
+        }
+    }
+}
+
+on_all!(text_of_the_tunnel_may_be_any_bytes, tunnel, Limits::TUNNEL);
+async fn tunnel(near: Connection, far: Connection, _: Plug) {
+    let bytes = Bytes::from_iter((0..=255_u8).cycle().take(100_000));
+    let (mut out, _in) = near.split();
+    let (_out, mut far_in) = far.split();
+    let (sent, got) = tokio::join!(out.send_text(bytes.clone()), far_in.recv_binary());
+    sent.unwrap();
+    assert_eq!(got.unwrap(), bytes);
+}
+
+on_all!(
+    a_message_given_up_half_way_is_finished_by_the_next,
+    given_up,
+    Limits::HUB
+);
+async fn given_up(near: Connection, far: Connection, _: Plug) {
+    let (mut out, _in) = near.split();
+    let (_out, mut far_in) = far.split();
+    let large = Bytes::from(vec![7; 8_000_000]);
+    // Nobody reads yet, so this cannot end.
+    let giving_up = tokio::time::timeout(Duration::from_millis(50), out.send_binary(large.clone()));
+    assert!(giving_up.await.is_err());
+    let (sent, got) = tokio::join!(out.send_binary(Bytes::from_static(b"next")), async {
+        (far_in.recv_binary().await, far_in.recv_binary().await)
+    });
+    sent.unwrap();
+    assert_eq!(got.0.unwrap(), large);
+    assert_eq!(got.1.unwrap(), "next");
+}
+
+on_all!(both_directions_at_once_starve_nobody, both_at_once, Limits::HUB);
+async fn both_at_once(near: Connection, far: Connection, _: Plug) {
+    const MESSAGES: usize = 300;
+    // With the pongs, both stay below what a peer may send in a second.
+    const MESSAGES_A_PING: usize = 10;
+    let large = Bytes::from(vec![7; 50_000]);
+    let talk = |connection: Connection| {
+        let large = large.clone();
+        let (mut out, mut incoming) = connection.split();
+        let sending = tokio::spawn(async move {
+            for number in 0..MESSAGES {
+                out.send_binary(large.clone()).await.unwrap();
+                if number % MESSAGES_A_PING == 0 {
+                    match out.ping().await {
+                        Ok(()) | Err(SendError::NoPing) => {}
+                        Err(error) => panic!("{error}"),
+                    }
+                }
+            }
+            out
+        });
+        let receiving = tokio::spawn(async move {
+            for _ in 0..MESSAGES {
+                assert_eq!(incoming.recv_binary().await.unwrap().len(), 50_000);
+            }
+            incoming
+        });
+        async { tokio::join!(sending, receiving) }
+    };
+    let both = async { tokio::join!(talk(near), talk(far)) };
+    let (near, far) = tokio::time::timeout(Duration::from_secs(60), both)
+        .await
+        .expect("no wake-up is lost");
+    // Both ends live until both are done.
+    let ends = [near, far].map(|(out, incoming)| (out.unwrap(), incoming.unwrap()));
+    drop(ends);
+}
+
+on_all!(a_close_tells_its_reason, close, Limits::HUB);
 async fn close(near: Connection, far: Connection, _: Plug) {
     let reason = Close {
         code: CloseCode::TryAgain,
@@ -174,11 +227,11 @@ async fn close(near: Connection, far: Connection, _: Plug) {
     }
 }
 
-on_both!(a_message_that_is_too_large_is_a_verdict, too_large, SMALL);
+on_all!(a_message_that_is_too_large_is_a_verdict, too_large, SMALL);
 async fn too_large(near: Connection, far: Connection, _: Plug) {
     let (mut out, _in) = near.split();
     let (_out, mut far_in) = far.split();
-    let (_, got) = tokio::join!(out.send_binary(Bytes::from(vec![0; 1001])), far_in.recv());
+    let (_, got) = tokio::join!(out.send_binary(Bytes::from(vec![0; 1010])), far_in.recv());
     let verdict = got.unwrap_err().verdict().unwrap();
     assert_eq!(
         verdict.to_string(),
@@ -186,14 +239,15 @@ async fn too_large(near: Connection, far: Connection, _: Plug) {
     );
 }
 
-on_both!(a_malformed_message_is_a_verdict, malformed, Limits::HUB);
+on_all!(a_malformed_message_is_a_verdict, malformed, Limits::HUB);
 async fn malformed(near: Connection, far: Connection, _: Plug) {
+    let message: &[u8] = match near.framing() {
+        Framing::Official => b"{\"header\":7",
+        Framing::Kedge => b"\x03{\"header\":7",
+    };
     let (mut out, _in) = near.split();
     let (_out, mut far_in) = far.split();
-    let (sent, got) = tokio::join!(
-        out.send_binary(Bytes::from_static(b"{\"header\":7")),
-        far_in.recv()
-    );
+    let (sent, got) = tokio::join!(out.send_binary(Bytes::from_static(message)), far_in.recv());
     sent.unwrap();
     let verdict = got.unwrap_err().verdict().unwrap();
     assert_eq!(verdict.code, CloseCode::Policy);
@@ -204,7 +258,7 @@ async fn malformed(near: Connection, far: Connection, _: Plug) {
     );
 }
 
-on_both!(a_pulled_plug_cuts_both_directions, unplugged, Limits::HUB);
+on_all!(a_pulled_plug_cuts_both_directions, unplugged, Limits::HUB);
 async fn unplugged(near: Connection, far: Connection, plug: Plug) {
     let (mut out, mut near_in) = near.split();
     let (_far_out, mut far_in) = far.split();
@@ -217,7 +271,7 @@ async fn unplugged(near: Connection, far: Connection, plug: Plug) {
     plug.insert();
     // A cut connection stays cut; the far end learns it when the near one lets go.
     assert!(matches!(
-        out.send(&envelope("late")).await,
+        out.send(&packet("late")).await,
         Err(SendError::Unplugged)
     ));
     drop((out, near_in));
@@ -236,6 +290,28 @@ async fn a_pulled_plug_lets_nobody_dial() {
     plug.pull();
     let error = dial(&target, tls(&world.edge), &plug).await.unwrap_err();
     assert!(matches!(error, DialError::Unplugged { .. }));
+}
+
+/// The same over QUIC.
+async fn refused_dial_quic(world: &World, identity: &Identity) -> DialError {
+    let listener = world.listen_quic();
+    let target = Target::hub(&listener.local_address().to_string(), "project", &node());
+    let plug = Plug::new();
+    let dialled = dial_quic(&target, tls(identity), &plug);
+    let accepted = async {
+        let refusal = Refusal {
+            status: 403,
+            text: "not you".into(),
+        };
+        listener
+            .next()
+            .await
+            .run(Limits::HUB, |_| Err::<Acceptance<()>, _>(refusal))
+            .await
+            .unwrap_err()
+    };
+    let (dialled, _) = tokio::join!(dialled, accepted);
+    dialled.unwrap_err()
 }
 
 /// Dials a server that refuses with the given decision, and tells what the dialler understands.
@@ -261,31 +337,50 @@ async fn refused_dial(world: &World, identity: &Identity) -> DialError {
 #[tokio::test]
 async fn every_failure_to_dial_is_told_apart() {
     let world = World::new();
-    match refused_dial(&world, &world.edge).await {
-        DialError::Rejected {
-            status: 403, text, ..
-        } => assert_eq!(text, "not you"),
-        other => panic!("{other}"),
+    let refusals = [
+        refused_dial(&world, &world.edge).await,
+        refused_dial_quic(&world, &world.edge).await,
+    ];
+    for refusal in refusals {
+        match refusal {
+            DialError::Rejected {
+                status: 403, text, ..
+            } => assert_eq!(text, "not you"),
+            other => panic!("{other}"),
+        }
     }
 
     // The server's authority is unknown to the edge.
     let stranger = World::new();
-    match refused_dial(&world, &stranger.edge).await {
-        DialError::Tls {
-            trouble: TlsTrouble::UnknownAuthority,
-            ..
-        } => {}
-        other => panic!("{other}"),
+    let refusals = [
+        refused_dial(&world, &stranger.edge).await,
+        refused_dial_quic(&world, &stranger.edge).await,
+    ];
+    for refusal in refusals {
+        match refusal {
+            DialError::Tls {
+                trouble: TlsTrouble::UnknownAuthority,
+                ..
+            } => {}
+            other => panic!("{other}"),
+        }
     }
 
     // The edge's certificate has expired: the server says so with an alert.
     let long_ago = UnixTime::since_unix_epoch(Duration::from_secs(1_600_000_000));
-    match refused_dial(&world, &edge_of(&world.authority, long_ago)).await {
-        DialError::Tls {
-            trouble: TlsTrouble::RefusesUs { alert },
-            ..
-        } => assert_eq!(alert, "CertificateExpired"),
-        other => panic!("{other}"),
+    let expired = edge_of(&world.authority, long_ago);
+    let refusals = [
+        refused_dial(&world, &expired).await,
+        refused_dial_quic(&world, &expired).await,
+    ];
+    for refusal in refusals {
+        match refusal {
+            DialError::Tls {
+                trouble: TlsTrouble::RefusesUs { alert },
+                ..
+            } => assert_eq!(alert, "CertificateExpired"),
+            other => panic!("{other}"),
+        }
     }
 
     // Nobody listens.
@@ -317,6 +412,7 @@ async fn a_name_that_the_certificate_does_not_carry_is_refused() {
             Ok(Acceptance {
                 value: (),
                 headers: Vec::new(),
+                framing: Framing::Official,
             })
         })
         .await
@@ -345,6 +441,7 @@ async fn a_client_without_a_certificate_does_not_get_in() {
             Ok(Acceptance {
                 value: (),
                 headers: Vec::new(),
+                framing: Framing::Official,
             })
         })
         .await
@@ -359,6 +456,27 @@ async fn a_client_without_a_certificate_does_not_get_in() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_pings_without_end_is_at_fault() {
+    let (near, far) = pair(Limits::HUB, Framing::Kedge, &Plug::new()).await;
+    let (mut out, _in) = near.split();
+    let (_out, mut far_in) = far.split();
+    // Every ten seconds for ten minutes, as edges do on their tunnel, is fine.
+    for _ in 0..60 {
+        out.ping().await.unwrap();
+        let quiet = tokio::time::timeout(Duration::from_secs(10), far_in.recv()).await;
+        assert!(quiet.is_err());
+    }
+    for _ in 0..101 {
+        out.ping().await.unwrap();
+    }
+    let verdict = far_in.recv().await.unwrap_err().verdict().unwrap();
+    assert_eq!(
+        verdict.to_string(),
+        "1002 the peer breaks the protocol: more than 100 pings a second"
+    );
+}
+
 #[tokio::test]
 async fn an_address_of_another_machine_cannot_be_listened_on() {
     let error = Listener::bind("192.0.2.1:0".parse().unwrap()).await.unwrap_err();
@@ -367,9 +485,9 @@ async fn an_address_of_another_machine_cannot_be_listened_on() {
 
 #[tokio::test(start_paused = true)]
 async fn a_peer_that_takes_nothing_is_given_up() {
-    let (near, _far) = pair(Limits::HUB, &Plug::new()).await;
+    let (near, _far) = pair(Limits::HUB, Framing::Official, &Plug::new()).await;
     let (mut out, _in) = near.split();
-    let large = envelope(&"x".repeat(1_000_000));
+    let large = packet(&"x".repeat(1_000_000));
     let error = out.send(&large).await.unwrap_err();
     assert_eq!(error.to_string(), "the peer did not take a message within 15s");
 }

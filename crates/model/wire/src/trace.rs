@@ -15,11 +15,7 @@ const PRIME: u64 = 0x0000_0100_0000_01b3;
 impl TraceId {
     pub fn of(uid: &Uid, version: &ResourceVersion) -> Self {
         // A byte that is in neither text keeps `a`+`bc` apart from `ab`+`c`.
-        let bytes = uid
-            .as_str()
-            .bytes()
-            .chain([0xff])
-            .chain(version.as_str().bytes());
+        let bytes = uid.as_str().bytes().chain([0xff]).chain(version.as_str().bytes());
         Self(bytes.fold(OFFSET, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(PRIME)))
     }
 }
@@ -48,7 +44,12 @@ mod tests {
     fn a_trace_is_the_same_everywhere_and_differs_with_uid_and_version() {
         // Fixed for ever: an edge of one release and a cloud of another must agree.
         assert_eq!(trace("u1", "7"), "9211abe52fa1e809");
-        let all = [trace("u1", "7"), trace("u1", "8"), trace("u17", ""), trace("u", "17")];
+        let all = [
+            trace("u1", "7"),
+            trace("u1", "8"),
+            trace("u17", ""),
+            trace("u", "17"),
+        ];
         for (n, one) in all.iter().enumerate() {
             assert_eq!(all.iter().position(|other| other == one), Some(n));
         }
