@@ -1,5 +1,6 @@
 //! An object as a watch gives it, made fit for an edge without parsing what nobody looks at.
 
+use crate::conditions::Conditions;
 use crate::index::BadObject;
 use kedge_wire::{Body, Object, ResourceVersion, Uid};
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
@@ -16,8 +17,10 @@ pub(crate) struct Prepared<'a> {
     pub(crate) name: String,
     pub(crate) namespace: Option<String>,
     pub(crate) object: Object,
-    /// Of everything but status and bookkeeping: equal fingerprints mean that an edge has nothing to do.
+    /// Of everything but status and bookkeeping: equal fingerprints and conditions mean that an
+    /// edge has nothing to do.
     pub(crate) fingerprint: u64,
+    pub(crate) conditions: Conditions,
     pub(crate) spec: Option<&'a RawValue>,
     pub(crate) metadata: Fields<'a>,
 }
@@ -82,9 +85,35 @@ pub(crate) fn prepare<'a>(kind: &'static str, body: &'a Body) -> Result<Prepared
         name: required("name")?,
         namespace: metadata.text("namespace").filter(|text| !text.is_empty()),
         fingerprint: fingerprint(&fields, &metadata),
+        conditions: Conditions::of(fields.get("status")),
         spec: fields.get("spec"),
         object,
         metadata,
+    })
+}
+
+/// Who an object is that is gone. What vanished unseen has no version and no spec any more.
+#[derive(Debug)]
+pub(crate) struct Gone {
+    pub(crate) name: String,
+    pub(crate) namespace: Option<String>,
+    pub(crate) uid: Uid,
+}
+
+pub(crate) fn gone(kind: &'static str, body: &Body) -> Result<Gone, BadObject> {
+    let bad = |reason: String| BadObject { kind, reason };
+    let meta = body
+        .object_meta()
+        .map_err(|problem| bad(format!("metadata: {problem}")))?;
+    let uid = meta.uid.filter(|uid| !uid.as_str().is_empty());
+    let missing = |name: &str| bad(format!("metadata.{name} is missing"));
+    if meta.name.is_empty() {
+        return Err(missing("name"));
+    }
+    Ok(Gone {
+        name: meta.name,
+        namespace: meta.namespace.filter(|namespace| !namespace.is_empty()),
+        uid: uid.ok_or_else(|| missing("uid"))?,
     })
 }
 
@@ -109,6 +138,29 @@ fn complete(
         }
     }
     Body::from_json(format!("{{{}}}", members.join(",")))
+}
+
+/// An object of the API as an edge gets it in an answer: without `managedFields`. The body itself when there is nothing to
+/// leave out, or when it is no object.
+pub fn trimmed(body: &Body) -> Body {
+    let trim = || -> Option<Body> {
+        let fields: Fields<'_> = serde_json::from_str(body.json()).ok()?;
+        let metadata: Fields<'_> = serde_json::from_str(fields.get("metadata")?.get()).ok()?;
+        metadata.get("managedFields")?;
+        let members: Result<Vec<String>, serde_json::Error> = fields
+            .0
+            .iter()
+            .map(|(name, value)| {
+                let value = match name.as_str() {
+                    "metadata" => print_metadata(&metadata)?,
+                    _other_member => value.get().to_owned(),
+                };
+                Ok(format!("{}:{value}", serde_json::to_string(name)?))
+            })
+            .collect();
+        Body::from_json(format!("{{{}}}", members.ok()?.join(","))).ok()
+    };
+    trim().unwrap_or_else(|| body.clone())
 }
 
 fn print_metadata(metadata: &Fields<'_>) -> Result<String, serde_json::Error> {

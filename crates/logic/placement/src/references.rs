@@ -10,8 +10,10 @@ use std::collections::BTreeSet;
 pub(crate) struct References {
     /// Config maps and secrets: sent to the node of the pod.
     pub(crate) needs: BTreeSet<ObjectKey>,
-    /// Claims and the service account: the node may ask about them.
-    pub(crate) reads: BTreeSet<ObjectKey>,
+    /// The node may ask about them.
+    pub(crate) claims: BTreeSet<ObjectKey>,
+    /// The service account that the pod runs as: the node may ask for its tokens.
+    pub(crate) account: String,
 }
 
 /// The part of a pod's spec that refers to other objects. Go writes an empty list as `null`.
@@ -116,6 +118,12 @@ struct WithSecret {
 }
 
 impl PodSpec {
+    /// Whether the spec itself names a service account.
+    pub(crate) fn names_account(&self) -> bool {
+        let name = self.service_account_name.as_deref();
+        name.is_some_and(|name| !name.is_empty())
+    }
+
     /// Everything the pod of this spec refers to, in its namespace.
     pub(crate) fn references(&self, namespace: &str) -> References {
         let mut found = Finder {
@@ -144,10 +152,7 @@ impl PodSpec {
             .service_account_name
             .as_deref()
             .filter(|name| !name.is_empty());
-        found.read(
-            ObjectKind::ServiceAccountToken,
-            Some(account.unwrap_or("default")),
-        );
+        found.references.account = account.unwrap_or("default").to_owned();
         found.references
     }
 }
@@ -172,7 +177,7 @@ impl Finder<'_> {
             self.secret(source.secret.as_ref());
         }
         if let Some(claim) = &volume.persistent_volume_claim {
-            self.read(ObjectKind::PersistentVolumeClaim, claim.claim_name.as_deref());
+            self.claim(claim.claim_name.as_deref());
         }
         self.secret(
             volume
@@ -222,10 +227,11 @@ impl Finder<'_> {
         }
     }
 
-    fn read(&mut self, kind: ObjectKind, name: Option<&str>) {
+    fn claim(&mut self, name: Option<&str>) {
         if let Some(name) = name.filter(|name| !name.is_empty()) {
+            let kind = ObjectKind::PersistentVolumeClaim;
             self.references
-                .reads
+                .claims
                 .insert(ObjectKey::namespaced(kind, self.namespace, name));
         }
     }

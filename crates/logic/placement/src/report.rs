@@ -3,17 +3,25 @@
 //! One table: the kind and the operation of a request decide the call. Who asks is told by the certificate; a name in
 //! a message or in an object that differs from it is refused. Names are checked before they become part of a path.
 
-use kedge_wire::{Body, NodeName, ObjectKey, ObjectKind, Operation, Request};
-use serde::Deserialize;
-use serde_json::value::RawValue;
+mod bodies;
+mod covers;
+mod owners;
+
+use crate::conditions::Conditions;
+use crate::index::{Question, Standing};
+use bodies::{
+    BoundObject, EventPatch, EventView, MirrorPod, PlacedPod, StatusPatch, TokenRequest, json_object,
+    labels_and_annotations,
+};
+pub use covers::covers;
+use kedge_wire::{Body, NodeName, ObjectKey, ObjectKind, Operation, Request, Status, Uid};
+pub use owners::{Owner, Ownership};
 use serde_json::{Map, Value, json};
 
-/// The namespace of node leases.
-pub const LEASE_NAMESPACE: &str = "kube-node-lease";
-/// The only signer an edge may ask: for the certificate with which it serves logs and exec.
-pub const SERVING_SIGNER: &str = "kubernetes.io/kubelet-serving";
 /// Labels with this prefix are for administrators; a node that could set them could choose its own isolation.
 const RESERVED_LABEL_PREFIX: &str = "node-restriction.kubernetes.io/";
+/// Metadata that a status patch of a pod may name, to say which pod it means.
+const POD_IDENTITY: [&str; 5] = ["name", "namespace", "uid", "resourceVersion", "creationTimestamp"];
 /// The longest name Kubernetes allows.
 const NAME_BYTES_MAX: usize = 253;
 
@@ -68,24 +76,89 @@ pub enum Verdict {
         call: ApiCall,
         shape: ReplyShape,
     },
+    /// As `Call`, but what is read says itself whose it is: it goes to the node only when [`Owner::judge`] agrees.
+    CallThenCheck {
+        call: ApiCall,
+        shape: ReplyShape,
+        owner: Owner,
+    },
     /// What is asked for is so already; `"OK"` is sent back without a call.
     Settled,
+    /// The answer is known without a call.
+    Refused(Status),
     /// The node may not do this; the text says why.
     Forbidden(String),
     /// Not a request this version serves; the text says what is missing.
     Unsupported(String),
 }
 
-/// Judges a request of `node`: identity is the certificate's, never the message's. `may_read` is what
-/// [`crate::index::Placement::may_read`] says about the request's key.
-pub fn judge(node: &NodeName, request: &Request, may_read: bool) -> Verdict {
+/// What the index must say before the request can be judged.
+pub fn question(request: &Request) -> Question {
+    let key = || Question::Key(request.key.clone());
+    if matches!(request.key.kind, ObjectKind::PodPatch | ObjectKind::NodePatch) {
+        let patch = request.body.content_data();
+        let patch: Option<StatusPatch<'_>> = serde_json::from_str(&patch).ok();
+        return Question::Report {
+            key: request.key.clone(),
+            conditions: Conditions::of(patch.and_then(|patch| patch.status)),
+        };
+    }
+    if request.key.kind != ObjectKind::ServiceAccountToken {
+        return key();
+    }
+    let bound = request.body.parse::<TokenRequest>().ok();
+    let bound = bound
+        .and_then(|asked| asked.spec.bound_object_ref)
+        .filter(BoundObject::is_pod);
+    let Some((bound, namespace)) = bound.zip(request.key.namespace.as_deref()) else {
+        // Judged as malformed or forbidden, whatever the index says.
+        return key();
+    };
+    Question::Token {
+        account: request.key.name.clone(),
+        pod: ObjectKey::namespaced(ObjectKind::Pod, namespace, &bound.name),
+        uid: bound.uid,
+    }
+}
+
+/// Judges a request of `node`: identity is the certificate's, never the message's. `standing` is what
+/// [`crate::index::Placement::standing`] says to [`question`]. Leases have a part of their own, [`crate::leases`], and so
+/// have certificate requests, [`crate::certificates`]: a body that must be decoded is not judged here.
+pub fn judge(node: &NodeName, request: &Request, standing: &Standing) -> Verdict {
     let asked = Asked {
         node,
         request,
         key: &request.key,
-        may_read,
+        standing,
     };
     asked.judge().unwrap_or_else(|refused| refused)
+}
+
+/// A pod of which a node reports although it is not placed there, with the uid that the node says.
+pub fn unplaced_pod(request: &Request, standing: &Standing) -> Option<(ObjectKey, Uid)> {
+    if request.key.kind != ObjectKind::PodPatch || standing.uid.is_some() {
+        return None;
+    }
+    let patch = json_object(&request.body.content_data())?;
+    let uid = patch.get("metadata")?.get("uid")?.as_str()?;
+    Some((request.key.with_kind(ObjectKind::Pod), Uid::new(uid)))
+}
+
+/// Whether the pod that the API has is of this uid and on this node.
+pub fn is_placed(pod: &Body, node: &NodeName, uid: &Uid) -> bool {
+    let placed: Option<PlacedPod> = pod.parse().ok();
+    placed.is_some_and(|pod| pod.is(node, uid))
+}
+
+/// Whether a key is fit to become part of a path.
+pub(crate) fn is_plain_name(name: &str) -> bool {
+    !name.is_empty()
+        && name.len() <= NAME_BYTES_MAX
+        && name
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_'))
+        && !name.contains("..")
+        && name != "."
 }
 
 /// A refusal on the way to becoming the verdict.
@@ -95,7 +168,7 @@ struct Asked<'a> {
     node: &'a NodeName,
     request: &'a Request,
     key: &'a ObjectKey,
-    may_read: bool,
+    standing: &'a Standing,
 }
 
 impl Asked<'_> {
@@ -107,23 +180,22 @@ impl Asked<'_> {
         match self.key.kind {
             ObjectKind::Node => self.node_object(),
             ObjectKind::NodePatch => self.node_patch(),
-            ObjectKind::Lease => self.lease(),
             ObjectKind::Pod => self.pod(),
             ObjectKind::PodPatch => self.pod_patch(),
-            ObjectKind::ConfigMap => self.query("/api/v1", "configmaps", Scope::Namespaced),
-            ObjectKind::Secret => self.query("/api/v1", "secrets", Scope::Namespaced),
-            ObjectKind::PersistentVolumeClaim => {
-                self.query("/api/v1", "persistentvolumeclaims", Scope::Namespaced)
-            }
-            ObjectKind::PersistentVolume => self.query("/api/v1", "persistentvolumes", Scope::Cluster),
+            ObjectKind::ConfigMap => self.query("configmaps"),
+            ObjectKind::Secret => self.query("secrets"),
+            ObjectKind::PersistentVolumeClaim => self.query("persistentvolumeclaims"),
+            ObjectKind::PersistentVolume => self.query_owned("/api/v1/persistentvolumes", Owner::Claim),
             ObjectKind::VolumeAttachment => {
-                self.query("/apis/storage.k8s.io/v1", "volumeattachments", Scope::Cluster)
+                self.query_owned("/apis/storage.k8s.io/v1/volumeattachments", Owner::Node)
             }
             ObjectKind::ServiceAccountToken => self.token(),
             ObjectKind::Event => self.event(),
-            ObjectKind::CertificateSigningRequest => self.signing_request(),
             ObjectKind::NodeStatus => Err(self.unsupported("use nodepatch, as edges since v1.12 do")),
             ObjectKind::PodStatus => Err(self.unsupported("use podpatch, as edges since v1.12 do")),
+            ObjectKind::Lease | ObjectKind::CertificateSigningRequest => {
+                Err(self.unsupported("it is judged in another place"))
+            }
             ObjectKind::ServiceAccountAccess
             | ObjectKind::Device
             | ObjectKind::DeviceModel
@@ -161,34 +233,10 @@ impl Asked<'_> {
     fn node_patch(&self) -> Judged {
         self.own("node")?;
         self.expect(&Operation::Patch)?;
-        let body = self.status_patch()?;
+        self.status_patch()?;
+        let body = self.request.body.content_data();
         let path = format!("/api/v1/nodes/{}/status", self.key.name);
         call(ApiCall::StrategicPatch { path, body }, ReplyShape::ObjectResponse)
-    }
-
-    fn lease(&self) -> Judged {
-        if self.key.namespace.as_deref() != Some(LEASE_NAMESPACE) {
-            return Err(self.forbidden(&format!("node leases are in namespace {LEASE_NAMESPACE}")));
-        }
-        self.own("lease")?;
-        let leases = format!("/apis/coordination.k8s.io/v1/namespaces/{LEASE_NAMESPACE}/leases");
-        let path = format!("{leases}/{}", self.key.name);
-        let call = match &self.request.route.operation {
-            Operation::Insert => ApiCall::Create {
-                path: leases,
-                body: self.typed_body("coordination.k8s.io/v1", "Lease")?,
-            },
-            Operation::Update => ApiCall::Update {
-                path,
-                body: self.typed_body("coordination.k8s.io/v1", "Lease")?,
-            },
-            Operation::Query => ApiCall::Get { path },
-            _other_operation => return Err(self.no_such_operation()),
-        };
-        Ok(Verdict::Call {
-            call,
-            shape: ReplyShape::ObjectResponse,
-        })
     }
 
     fn pod(&self) -> Judged {
@@ -196,25 +244,58 @@ impl Asked<'_> {
         match &self.request.route.operation {
             Operation::Delete => {
                 let options = self.delete_options()?;
-                if !self.may_read {
+                if !self.standing.allowed {
                     // The pod is gone, or was created anew elsewhere; an official edge repeats this until it hears OK.
                     return Ok(Verdict::Settled);
                 }
                 call(ApiCall::Delete { path, options }, ReplyShape::Ok)
             }
-            Operation::Query => {
-                self.placed()?;
-                call(ApiCall::Get { path }, ReplyShape::Raw)
-            }
-            Operation::Insert => Err(self.unsupported("mirror pods of static pods are not registered yet")),
+            Operation::Query if self.standing.allowed => call(ApiCall::Get { path }, ReplyShape::Raw),
+            Operation::Query => Err(self.forbidden("no such pod is placed on this node")),
+            Operation::Insert => self.mirror_pod(),
             _other_operation => Err(self.no_such_operation()),
         }
     }
 
+    /// The API's picture of a pod that the node runs from a file. As for a kubelet, it may refer to nothing: else a node
+    /// could make itself the user of any secret.
+    fn mirror_pod(&self) -> Judged {
+        let body = self.typed_body("v1", "Pod")?;
+        let pod: MirrorPod = body
+            .parse()
+            .map_err(|problem| self.malformed(&problem.to_string()))?;
+        pod.check(self.node).map_err(|why| self.forbidden(why))?;
+        let path = format!("/api/v1/namespaces/{}/pods", self.namespace()?);
+        call(ApiCall::Create { path, body }, ReplyShape::ObjectResponse)
+    }
+
     fn pod_patch(&self) -> Judged {
         self.expect(&Operation::Patch)?;
-        self.placed()?;
-        let body = self.status_patch()?;
+        let mut patch = self.status_patch()?;
+        self.check_pod_metadata(&patch)?;
+        let Some(placed) = &self.standing.uid else {
+            // To the node it is gone, whether it is elsewhere now or nowhere.
+            return Err(Verdict::Refused(Status::not_found("pods", &self.key.name)));
+        };
+        let told = patch
+            .get("metadata")
+            .and_then(|metadata| metadata.get("uid"))
+            .and_then(Value::as_str);
+        if told.is_some_and(|uid| uid != placed.as_str()) {
+            let why = format!("the pod of this name has uid {placed} now");
+            return Err(Verdict::Refused(Status::conflict("pods", &self.key.name, &why)));
+        }
+        let body = if told.is_some() {
+            self.request.body.content_data()
+        } else {
+            // So that the API refuses it should the pod be replaced this moment.
+            let metadata = patch.entry("metadata").or_insert_with(|| json!({}));
+            let metadata = metadata
+                .as_object_mut()
+                .ok_or_else(|| self.malformed("the metadata of its patch is not an object"))?;
+            metadata.insert("uid".to_owned(), placed.as_str().into());
+            Value::Object(patch).to_string()
+        };
         let path = format!(
             "/api/v1/namespaces/{}/pods/{}/status",
             self.namespace()?,
@@ -223,34 +304,55 @@ impl Asked<'_> {
         call(ApiCall::StrategicPatch { path, body }, ReplyShape::ObjectResponse)
     }
 
-    fn query(&self, api: &str, plural: &str, scope: Scope) -> Judged {
+    /// As for a kubelet: labels decide which services a pod is behind, so they are not the node's to change.
+    fn check_pod_metadata(&self, patch: &Map<String, Value>) -> Result<(), Verdict> {
+        let metadata = patch.get("metadata").and_then(Value::as_object);
+        let mut fields = metadata.into_iter().flat_map(Map::keys);
+        match fields.find(|field| !POD_IDENTITY.contains(&field.as_str())) {
+            Some(field) => {
+                Err(self.forbidden(&format!("a pod's status patch may not touch metadata.{field}")))
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn query(&self, plural: &str) -> Judged {
         self.expect(&Operation::Query)?;
-        self.used()?;
-        let path = match scope {
-            Scope::Namespaced => format!(
-                "{api}/namespaces/{}/{plural}/{}",
-                self.namespace()?,
-                self.key.name
-            ),
-            // The official edge writes the namespace `default` for some of these.
-            Scope::Cluster => format!("{api}/{plural}/{}", self.key.name),
-        };
+        if !self.standing.allowed {
+            return Err(self.forbidden("no pod of this node uses it"));
+        }
+        let (namespace, name) = (self.namespace()?, &self.key.name);
+        let path = format!("/api/v1/namespaces/{namespace}/{plural}/{name}");
         call(ApiCall::Get { path }, ReplyShape::Raw)
+    }
+
+    /// An object without a namespace, whatever namespace the edge writes: the official one writes `default` for some.
+    fn query_owned(&self, collection: &str, owner: Owner) -> Judged {
+        self.expect(&Operation::Query)?;
+        let path = format!("{collection}/{}", self.key.name);
+        Ok(Verdict::CallThenCheck {
+            call: ApiCall::Get { path },
+            shape: ReplyShape::Raw,
+            owner,
+        })
     }
 
     fn token(&self) -> Judged {
         self.expect(&Operation::Query)?;
-        self.used()?;
         let body = self.typed_body("authentication.k8s.io/v1", "TokenRequest")?;
-        let bound: TokenRequest = body
+        let asked: TokenRequest = body
             .parse()
             .map_err(|problem| self.malformed(&problem.to_string()))?;
-        if bound
+        if !asked
             .spec
             .bound_object_ref
-            .is_none_or(|bound| bound.kind != "Pod" || bound.uid.is_empty())
+            .as_ref()
+            .is_some_and(BoundObject::is_pod)
         {
             return Err(self.forbidden("a node gets only tokens that are bound to a pod and its uid"));
+        }
+        if !self.standing.allowed {
+            return Err(self.forbidden("no pod of this name, uid and service account is placed on this node"));
         }
         let (namespace, name) = (self.namespace()?, &self.key.name);
         let path = format!("/api/v1/namespaces/{namespace}/serviceaccounts/{name}/token");
@@ -291,35 +393,6 @@ impl Asked<'_> {
         })
     }
 
-    fn signing_request(&self) -> Judged {
-        let requests = "/apis/certificates.k8s.io/v1/certificatesigningrequests";
-        match &self.request.route.operation {
-            Operation::Insert => {
-                let body = self.typed_body("certificates.k8s.io/v1", "CertificateSigningRequest")?;
-                let wanted: SigningRequest = body
-                    .parse()
-                    .map_err(|problem| self.malformed(&problem.to_string()))?;
-                if wanted.spec.signer_name != SERVING_SIGNER {
-                    return Err(self.forbidden(&format!("a node may ask only the signer {SERVING_SIGNER}")));
-                }
-                call(
-                    ApiCall::Create {
-                        path: requests.into(),
-                        body,
-                    },
-                    ReplyShape::ObjectResponse,
-                )
-            }
-            Operation::Query => call(
-                ApiCall::Get {
-                    path: format!("{requests}/{}", self.key.name),
-                },
-                ReplyShape::Raw,
-            ),
-            _other_operation => Err(self.no_such_operation()),
-        }
-    }
-
     /// The body as an object that says what it is and carries the name of the key; edges leave `kind` out.
     fn typed_body(&self, api_version: &str, kind: &str) -> Result<Body, Verdict> {
         let text = self.request.body.content_data();
@@ -348,7 +421,7 @@ impl Asked<'_> {
     }
 
     /// The patch inside the body, which is a string or an object; it may touch status and metadata only.
-    fn status_patch(&self) -> Result<String, Verdict> {
+    fn status_patch(&self) -> Result<Map<String, Value>, Verdict> {
         let text = self.request.body.content_data();
         let patch = json_object(&text).ok_or_else(|| self.malformed("its patch is not a JSON object"))?;
         let allowed = ["apiVersion", "kind", "metadata", "status"];
@@ -356,7 +429,7 @@ impl Asked<'_> {
             return Err(self.forbidden(&format!("a status patch may not touch {field:?}")));
         }
         self.check_label_names(patch.get("metadata"))?;
-        Ok(text)
+        Ok(patch)
     }
 
     fn check_labels(&self, body: &Body) -> Result<(), Verdict> {
@@ -415,10 +488,7 @@ impl Asked<'_> {
     fn check_event(&self, event: &str) -> Result<(), Verdict> {
         let event: EventView =
             serde_json::from_str(event).map_err(|problem| self.malformed(&problem.to_string()))?;
-        let host = event
-            .source
-            .and_then(|source| source.host)
-            .filter(|host| !host.is_empty());
+        let host = event.host();
         match host {
             Some(host) if host != self.node.as_str() => Err(self.forbidden("it is an event of another host")),
             Some(_) | None => Ok(()),
@@ -426,14 +496,7 @@ impl Asked<'_> {
     }
 
     fn check_name(&self, name: &str) -> Result<(), Verdict> {
-        let fine = !name.is_empty()
-            && name.len() <= NAME_BYTES_MAX
-            && name
-                .bytes()
-                .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_'))
-            && !name.contains("..")
-            && name != ".";
-        if fine {
+        if is_plain_name(name) {
             Ok(())
         } else {
             Err(self.malformed("its resource has a name that no object can have"))
@@ -452,22 +515,6 @@ impl Asked<'_> {
             return Ok(());
         }
         Err(self.forbidden(&format!("it is the {what} of another node")))
-    }
-
-    fn placed(&self) -> Result<(), Verdict> {
-        if self.may_read {
-            Ok(())
-        } else {
-            Err(self.forbidden("no such pod is placed on this node"))
-        }
-    }
-
-    fn used(&self) -> Result<(), Verdict> {
-        if self.may_read {
-            Ok(())
-        } else {
-            Err(self.forbidden("no pod of this node uses it"))
-        }
     }
 
     fn expect(&self, operation: &Operation) -> Result<(), Verdict> {
@@ -507,80 +554,6 @@ impl Asked<'_> {
     }
 }
 
-#[derive(Clone, Copy)]
-enum Scope {
-    Namespaced,
-    Cluster,
-}
-
-#[derive(Deserialize)]
-struct EventPatch {
-    event: Box<RawValue>,
-    #[serde(rename = "patchData")]
-    patch_data: String,
-}
-
-#[derive(Deserialize)]
-struct EventView {
-    #[serde(default)]
-    source: Option<EventSource>,
-}
-
-#[derive(Deserialize)]
-struct EventSource {
-    #[serde(default)]
-    host: Option<String>,
-}
-
-#[derive(Deserialize)]
-struct TokenRequest {
-    spec: TokenSpec,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct TokenSpec {
-    #[serde(default)]
-    bound_object_ref: Option<BoundObject>,
-}
-
-#[derive(Deserialize, Default)]
-#[serde(default)]
-struct BoundObject {
-    kind: String,
-    uid: String,
-}
-
-#[derive(Deserialize)]
-struct SigningRequest {
-    spec: SigningSpec,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct SigningSpec {
-    #[serde(default)]
-    signer_name: String,
-}
-
 fn call(call: ApiCall, shape: ReplyShape) -> Judged {
     Ok(Verdict::Call { call, shape })
-}
-
-fn json_object(text: &str) -> Option<Map<String, Value>> {
-    serde_json::from_str(text).ok()
-}
-
-/// A merge patch of what an edge may say about its node outside of status.
-fn labels_and_annotations(node: &Body) -> Option<String> {
-    let node = json_object(node.json())?;
-    let metadata = node.get("metadata")?.as_object()?;
-    let told = |name: &str| metadata.get(name).filter(|value| value.is_object()).cloned();
-    let mut patch = Map::new();
-    for name in ["labels", "annotations"] {
-        if let Some(value) = told(name) {
-            patch.insert(name.to_owned(), value);
-        }
-    }
-    Some(json!({ "metadata": patch }).to_string())
 }

@@ -4,14 +4,16 @@
 #![allow(clippy::unwrap_used)]
 
 use expect_test::{Expect, expect};
-use kedge_placement::index::{Placement, Seen};
-use kedge_wire::{Body, NodeName, ObjectKey, ObjectKind};
+use kedge_placement::index::{Placement, Question, Seen, Sizes, Standing};
+use kedge_placement::report::question;
+use kedge_wire::{Body, NodeName, ObjectKey, ObjectKind, Operation, Request, Uid};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
 /// Words: `pod <name> <uid>@<version> <node|-> [needs]`, `cm|secret <name> <uid>@<version>`, `node <name> <uid>@<version> [edge]`;
-/// `gone` before any of them deletes; `desired <node>`; `may <node> <key>`.
+/// `gone` before any of them deletes; `desired <node>`; `may <node> <key>`; `token <node> <account> <pod> <uid>`;
+/// `report <node> <key> <status of Ready>`.
 fn check(story: &str, expect: Expect) {
     let mut placement = Placement::new();
     let mut told = String::new();
@@ -44,8 +46,27 @@ fn tell(placement: &mut Placement, line: &str, told: &mut String) {
             return;
         }
         ["may", node, key] => {
-            let may = placement.may_read(&NodeName::new(*node).unwrap(), &ObjectKey::parse(key).unwrap());
-            writeln!(told, "  {}", if may { "yes" } else { "no" }).unwrap();
+            let question = Question::Key(ObjectKey::parse(key).unwrap());
+            answer(placement, node, &question, told);
+            return;
+        }
+        ["report", node, key, ready] => {
+            let patch = format!(r#"{{"status":{{"conditions":[{{"type":"Ready","status":"{ready}"}}]}}}}"#);
+            let key = ObjectKey::parse(key).unwrap();
+            let request = Request::from_edged(Operation::Patch, key, Body::text(&patch));
+            let Question::Report { key, conditions } = question(&request) else {
+                panic!("no report: {request:?}");
+            };
+            placement.handle_report(&NodeName::new(*node).unwrap(), &key, &conditions);
+            return;
+        }
+        ["token", node, account, pod, uid] => {
+            let question = Question::Token {
+                account: (*account).to_owned(),
+                pod: ObjectKey::parse(pod).unwrap(),
+                uid: Uid::new(*uid),
+            };
+            answer(placement, node, &question, told);
             return;
         }
         ["pod", name, id, node, spec @ ..] => placement.handle_pod(seen(pod(name, id, node, spec))),
@@ -69,12 +90,18 @@ fn tell(placement: &mut Placement, line: &str, told: &mut String) {
     }
 }
 
+fn answer(placement: &Placement, node: &str, question: &Question, told: &mut String) {
+    let Standing { allowed, uid, .. } = placement.standing(&NodeName::new(node).unwrap(), question);
+    let uid = uid.map(|uid| format!(" of {uid}")).unwrap_or_default();
+    writeln!(told, "  {}{uid}", if allowed { "yes" } else { "no" }).unwrap();
+}
+
 fn metadata(name: &str, id: &str, rest: &str) -> String {
     let (uid, version) = id.split_once('@').unwrap();
     format!(r#""metadata":{{"name":"{name}",{rest}"uid":"{uid}","resourceVersion":"{version}"}}"#)
 }
 
-/// The words of a spec are `cm=<name>`, `secret=<name>`, `label=<value>`, `status=<value>`.
+/// The words of a spec are `cm=<name>`, `secret=<name>`, `label=<value>`, `status=<phase>`, `ready=<status at time>`.
 fn pod(name: &str, id: &str, node: &str, spec: &[&str]) -> String {
     let value = |word: &str| {
         let found = spec
@@ -99,8 +126,10 @@ fn pod(name: &str, id: &str, node: &str, spec: &[&str]) -> String {
         &format!(r#""namespace":"default","labels":{{"l":"{label}"}},"#),
     );
     let status = value("status").unwrap_or_default();
+    let ready = value("ready").unwrap_or_default();
+    let (ready, at) = ready.split_once('@').unwrap_or_default();
     format!(
-        r#"{{{metadata},"spec":{{{node}"volumes":[{volumes}],"imagePullSecrets":[{secrets}]}},"status":{{"phase":"{status}"}}}}"#
+        r#"{{{metadata},"spec":{{{node}"volumes":[{volumes}],"imagePullSecrets":[{secrets}]}},"status":{{"phase":"{status}","conditions":[{{"type":"Ready","status":"{ready}","lastProbeTime":"{at}"}}]}}}}"#
     )
 }
 
@@ -300,8 +329,10 @@ fn a_node_may_act_on_its_own_and_on_what_its_pods_use() {
          may edge-1 default/configmap/app
          may edge-1 default/secret/app
          may edge-2 default/configmap/app
-         may edge-1 default/serviceaccounttoken/default
-         may edge-2 default/serviceaccounttoken/default
+         token edge-1 default default/pod/web a
+         token edge-1 default default/pod/web other
+         token edge-1 robot default/pod/web a
+         token edge-2 default default/pod/web a
          may edge-1 null/node/edge-1
          may edge-1 null/node/edge-2
          may edge-1 kube-node-lease/lease/edge-1
@@ -311,9 +342,9 @@ fn a_node_may_act_on_its_own_and_on_what_its_pods_use() {
             > pod web a@1 edge-1 cm=app
               edge-1: default/pod/web a@1
             > may edge-1 default/pod/web
-              yes
+              yes of a
             > may edge-1 default/podpatch/web
-              yes
+              yes of a
             > may edge-2 default/podpatch/web
               no
             > may edge-1 default/configmap/app
@@ -322,9 +353,13 @@ fn a_node_may_act_on_its_own_and_on_what_its_pods_use() {
               no
             > may edge-2 default/configmap/app
               no
-            > may edge-1 default/serviceaccounttoken/default
-              yes
-            > may edge-2 default/serviceaccounttoken/default
+            > token edge-1 default default/pod/web a
+              yes of a
+            > token edge-1 default default/pod/web other
+              no of a
+            > token edge-1 robot default/pod/web a
+              no of a
+            > token edge-2 default default/pod/web a
               no
             > may edge-1 null/node/edge-1
               yes
@@ -350,7 +385,7 @@ fn every_way_to_refer_to_an_object_is_found() {
         "containers":[{"name":"c","env":[{"name":"A","value":"x"},{"name":"B","valueFrom":{"configMapKeyRef":{"name":"env","key":"k"}}},
             {"name":"C","valueFrom":{"secretKeyRef":{"name":"env","key":"k"}}}],"envFrom":[{"configMapRef":{"name":"from"}},{"secretRef":{"name":"from"}}]}],
         "initContainers":[{"name":"i","envFrom":[{"configMapRef":{"name":"init"}}],"env":null}],
-        "ephemeralContainers":null,"imagePullSecrets":[{"name":"pull"}]}"#;
+        "ephemeralContainers":[{"name":"e","envFrom":[{"secretRef":{"name":"debug"}}]}],"imagePullSecrets":[{"name":"pull"}]}"#;
     let json = format!(
         r#"{{{},"spec":{spec}}}"#,
         metadata("web", "a@1", r#""namespace":"default","#)
@@ -370,20 +405,15 @@ fn every_way_to_refer_to_an_object_is_found() {
         "csi",
         "pull",
         "disk",
-        "robot",
+        "debug",
         "default",
     ];
-    let kinds = [
-        "configmap",
-        "secret",
-        "persistentvolumeclaim",
-        "serviceaccounttoken",
-    ];
+    let kinds = ["configmap", "secret", "persistentvolumeclaim"];
     let mut found = String::new();
     for kind in kinds {
         for name in names {
             let key = ObjectKey::namespaced(ObjectKind::parse(kind), "default", name);
-            if placement.may_read(&node, &key) {
+            if placement.standing(&node, &Question::Key(key.clone())).allowed {
                 writeln!(found, "{key}").unwrap();
             }
         }
@@ -400,8 +430,8 @@ fn every_way_to_refer_to_an_object_is_found() {
         default/secret/proj
         default/secret/csi
         default/secret/pull
+        default/secret/debug
         default/persistentvolumeclaim/disk
-        default/serviceaccounttoken/robot
     "#]]
     .assert_eq(&found);
 }
@@ -482,6 +512,151 @@ fn any_line() -> impl Strategy<Value = String> {
         format!("{gone}{kind} {letter}{name} {kind}{uid}@VERSION")
     });
     prop_oneof![pods, shared]
+}
+
+/// Others than the edge write conditions: an edge that is not told that its pod is called not ready never objects.
+#[test]
+fn a_condition_is_told_unless_the_node_said_it_itself() {
+    check(
+        "pod web a@1 edge-1 ready=True@9
+         pod web a@2 edge-1 ready=True@10 status=Running
+         pod web a@3 edge-1 ready=False@10
+         pod web a@4 edge-1 ready=False@11
+         report edge-2 default/podpatch/web True
+         pod web a@5 edge-1 ready=True@12
+         report edge-1 default/podpatch/web False
+         pod web a@6 edge-1 ready=False@13
+         report edge-1 default/podpatch/web True
+         pod web a@7 edge-1 ready=False@13",
+        expect![[r#"
+            > pod web a@1 edge-1 ready=True@9
+              edge-1: default/pod/web a@1
+            > pod web a@2 edge-1 ready=True@10 status=Running
+            > pod web a@3 edge-1 ready=False@10
+              edge-1: default/pod/web a@3
+            > pod web a@4 edge-1 ready=False@11
+            > report edge-2 default/podpatch/web True
+            > pod web a@5 edge-1 ready=True@12
+              edge-1: default/pod/web a@5
+            > report edge-1 default/podpatch/web False
+            > pod web a@6 edge-1 ready=False@13
+            > report edge-1 default/podpatch/web True
+            > pod web a@7 edge-1 ready=False@13
+              edge-1: default/pod/web a@7
+        "#]],
+    );
+}
+
+/// What vanished while no watch looked has nothing but a name and a uid.
+#[test]
+fn a_tombstone_takes_the_object_of_its_uid_away() {
+    let mut placement = Placement::new();
+    let mut told = String::new();
+    for line in ["cm app c@1", "pod web a@2 edge-1 cm=app", "node edge-1 n@3 edge"] {
+        tell(&mut placement, line, &mut told);
+    }
+    let tombstone = |name: &str, uid: &str| {
+        let json = format!(r#"{{"metadata":{{"name":"{name}","namespace":"default","uid":"{uid}"}}}}"#);
+        Seen::Deleted(Body::from_json(json).unwrap())
+    };
+    for uid in ["older", "n"] {
+        told.push_str(&format!(
+            "{:?}\n",
+            placement.handle_node(tombstone("edge-1", uid)).unwrap().len()
+        ));
+    }
+    for uid in ["older", "c"] {
+        let changes = placement.handle_config_map(tombstone("app", uid)).unwrap();
+        told.push_str(&format!("{}\n", changes.len()));
+    }
+    for uid in ["older", "a"] {
+        told.push_str(&format!(
+            "{:?}\n",
+            placement.handle_pod(tombstone("web", uid)).unwrap()
+        ));
+    }
+    expect![[r#"
+          edge-1: default/configmap/app c@1
+          edge-1: default/pod/web a@2
+          edge-1: null/node/edge-1 n@3
+        0
+        1
+        0
+        1
+        []
+        [Change { node: NodeName("edge-1"), key: ObjectKey { namespace: Some("default"), kind: Pod, name: "web" }, object: None }]
+    "#]].assert_eq(&told);
+    assert_eq!(placement.sizes(), Sizes::default());
+}
+
+/// The times are printed for whoever wonders; that they do not grow with the square is what bounds the test.
+#[test]
+fn ten_thousand_pods_on_one_node_and_ten_thousand_nodes_are_no_trouble() {
+    const MANY: usize = 10_000;
+    let mut placement = Placement::new();
+    let body = |json: String| Seen::Applied(Body::from_json(json).unwrap());
+    for n in 0..MANY {
+        let needs = format!("cm=own-{n}");
+        let json = pod(
+            &format!("crowd-{n}"),
+            &format!("u{n}@1"),
+            "crowded",
+            &[&needs, "secret=all"],
+        );
+        placement.handle_pod(body(json)).unwrap();
+        let json = pod(
+            &format!("spread-{n}"),
+            &format!("s{n}@1"),
+            &format!("edge-{n}"),
+            &["cm=all"],
+        );
+        placement.handle_pod(body(json)).unwrap();
+        placement
+            .handle_config_map(body(shared(&format!("own-{n}"), &format!("c{n}@1"))))
+            .unwrap();
+    }
+    // Each time one object of one node changes, and each time the rest must not be looked at.
+    for version in 0..1000 {
+        let changes = placement.handle_config_map(body(shared("own-7", &format!("c7@{}", version + 2))));
+        assert_eq!(changes.unwrap().len(), 1);
+    }
+    let all = placement.handle_config_map(body(shared("all", "c@1"))).unwrap();
+    assert_eq!(all.len(), MANY);
+    for n in 0..MANY {
+        let json = pod(&format!("crowd-{n}"), &format!("u{n}@1"), "crowded", &[]);
+        let gone = placement.handle_pod(Seen::Deleted(Body::from_json(json).unwrap()));
+        assert_eq!(gone.unwrap().len(), 2);
+    }
+    assert!(placement.desired(&NodeName::new("crowded").unwrap()).is_empty());
+}
+
+/// Versions are compared for being equal and for nothing else, and a body of a megabyte is passed on as it is.
+#[test]
+fn odd_versions_and_large_bodies_are_as_good_as_others() {
+    let mut placement = Placement::new();
+    let mut told = String::new();
+    tell(&mut placement, "pod web a@zz edge-1 cm=big", &mut told);
+    let data = "x".repeat(1 << 20);
+    for version in ["10", "9", "zebra", "apple"] {
+        let json = format!(
+            r#"{{{},"data":{{"v":"{version}","big":"{data}"}}}}"#,
+            metadata("big", &format!("c@{version}"), r#""namespace":"default","#)
+        );
+        let changes = placement
+            .handle_config_map(Seen::Applied(Body::from_json(json).unwrap()))
+            .unwrap();
+        let object = changes[0].object.as_ref().unwrap();
+        let size = object.body.json().len();
+        writeln!(told, "{} {} bytes", object.version, size).unwrap();
+    }
+    expect![[r#"
+          edge-1: default/pod/web a@zz
+        10 1048722 bytes
+        9 1048720 bytes
+        zebra 1048728 bytes
+        apple 1048728 bytes
+    "#]]
+    .assert_eq(&told);
 }
 
 proptest! {

@@ -4,11 +4,12 @@
 #![allow(clippy::unwrap_used)]
 
 use expect_test::{Expect, expect};
-use kedge_placement::report::{ApiCall, Verdict, judge};
-use kedge_wire::{Body, NodeName, ObjectKey, Operation, Request};
+use kedge_placement::index::Standing;
+use kedge_placement::report::{ApiCall, Verdict, judge, question};
+use kedge_wire::{Body, NodeName, ObjectKey, Operation, Request, Uid};
 use std::fmt::Write;
 
-/// Each line: operation, key, `yes` or `no` for what placement says, and a JSON body.
+/// Each line: operation, key, `yes` or `no` for what placement says (with a uid, if it knows one), and a JSON body.
 fn check(lines: &str, expect: Expect) {
     let node = NodeName::new("edge-1").unwrap();
     let mut told = String::new();
@@ -16,12 +17,20 @@ fn check(lines: &str, expect: Expect) {
         let mut words = line.splitn(4, ' ');
         let operation = Operation::parse(words.next().unwrap());
         let key = ObjectKey::parse(words.next().unwrap()).unwrap();
-        let may = words.next() == Some("yes");
+        let standing = standing(words.next().unwrap());
         let body = Body::from_json(words.next().unwrap_or("null").to_owned()).unwrap();
-        let verdict = judge(&node, &Request::from_edged(operation, key, body), may);
+        let verdict = judge(&node, &Request::from_edged(operation, key, body), &standing);
         writeln!(told, "> {line}\n  {}", describe(verdict)).unwrap();
     }
     expect.assert_eq(&told);
+}
+
+fn standing(words: &str) -> Standing {
+    Standing {
+        allowed: words.starts_with("yes"),
+        uid: words.split_once('=').map(|(_, uid)| Uid::new(uid)),
+        node: None,
+    }
 }
 
 fn describe(verdict: Verdict) -> String {
@@ -29,6 +38,13 @@ fn describe(verdict: Verdict) -> String {
         Verdict::Settled => "settled".to_owned(),
         Verdict::Forbidden(why) => format!("forbidden: {why}"),
         Verdict::Unsupported(why) => format!("unsupported: {why}"),
+        Verdict::Refused(status) => format!("refused: {status}"),
+        Verdict::CallThenCheck { call, shape, owner } => {
+            format!(
+                "{} if its {owner:?} says so",
+                describe(Verdict::Call { call, shape })
+            )
+        }
         Verdict::Call { call, shape } => {
             let call = match call {
                 ApiCall::Get { path } => format!("GET {path}"),
@@ -58,11 +74,7 @@ fn nodes_and_leases() {
            patch null/nodepatch/edge-1 yes "{\"spec\":{\"unschedulable\":true}}"
            patch null/nodepatch/edge-1 yes "nonsense"
            patch null/nodepatch/edge-2 no "{\"status\":{}}"
-           insert kube-node-lease/lease/edge-1 yes {"metadata":{"name":"edge-1","namespace":"kube-node-lease"},"spec":{}}
-           update kube-node-lease/lease/edge-1 yes {"metadata":{"name":"edge-1"},"spec":{}}
-           query kube-node-lease/lease/edge-1 yes
-           query kube-node-lease/lease/edge-2 no
-           query kube-system/lease/edge-1 no
+           update kube-node-lease/lease/edge-1 yes {}
            update default/nodestatus/edge-1 no {}"#,
         expect![[r#"
             > insert null/node/edge-1 yes {"metadata":{"name":"edge-1","labels":{"a":"b"}},"spec":{}}
@@ -89,16 +101,8 @@ fn nodes_and_leases() {
               unsupported: edge-1 asked to patch null/nodepatch/edge-1, but its patch is not a JSON object
             > patch null/nodepatch/edge-2 no "{\"status\":{}}"
               forbidden: edge-1 may not patch null/nodepatch/edge-2: it is the node of another node
-            > insert kube-node-lease/lease/edge-1 yes {"metadata":{"name":"edge-1","namespace":"kube-node-lease"},"spec":{}}
-              POST /apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases {"metadata":{"name":"edge-1","namespace":"kube-node-lease"},"spec":{},"apiVersion":"coordination.k8s.io/v1","kind":"Lease"} -> ObjectResponse
-            > update kube-node-lease/lease/edge-1 yes {"metadata":{"name":"edge-1"},"spec":{}}
-              PUT /apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/edge-1 {"metadata":{"name":"edge-1"},"spec":{},"apiVersion":"coordination.k8s.io/v1","kind":"Lease"} -> ObjectResponse
-            > query kube-node-lease/lease/edge-1 yes
-              GET /apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/edge-1 -> ObjectResponse
-            > query kube-node-lease/lease/edge-2 no
-              forbidden: edge-1 may not query kube-node-lease/lease/edge-2: it is the lease of another node
-            > query kube-system/lease/edge-1 no
-              forbidden: edge-1 may not query kube-system/lease/edge-1: node leases are in namespace kube-node-lease
+            > update kube-node-lease/lease/edge-1 yes {}
+              unsupported: edge-1 asked to update kube-node-lease/lease/edge-1, which is not served: it is judged in another place
             > update default/nodestatus/edge-1 no {}
               unsupported: edge-1 asked to update default/nodestatus/edge-1, which is not served: use nodepatch, as edges since v1.12 do
         "#]],
@@ -108,7 +112,10 @@ fn nodes_and_leases() {
 #[test]
 fn pods() {
     check(
-        r#"patch default/podpatch/web yes "{\"metadata\":{\"uid\":\"a\"},\"status\":{\"phase\":\"Running\"}}"
+        r#"patch default/podpatch/web yes=a "{\"metadata\":{\"uid\":\"a\"},\"status\":{\"phase\":\"Running\"}}"
+           patch default/podpatch/web yes=a "{\"status\":{\"phase\":\"Running\"}}"
+           patch default/podpatch/web yes=b "{\"metadata\":{\"uid\":\"a\"},\"status\":{}}"
+           patch default/podpatch/web yes=a "{\"metadata\":{\"uid\":\"a\",\"labels\":{\"app\":\"x\"}},\"status\":{}}"
            patch default/podpatch/web no "{\"status\":{}}"
            delete default/pod/web yes {"gracePeriodSeconds":0,"preconditions":{"uid":"a"}}
            delete default/pod/web yes {"gracePeriodSeconds":0}
@@ -116,13 +123,23 @@ fn pods() {
            delete default/pod/web yes null
            delete default/pod/web no {"preconditions":{"uid":"a"}}
            delete default/pod/web no {"gracePeriodSeconds":0}
-           insert default/pod/web yes {}
+           insert default/pod/web no {"metadata":{"name":"web","annotations":{"kubernetes.io/config.mirror":"x"}},"spec":{"nodeName":"edge-1","containers":[{}]}}
+           insert default/pod/web no {"metadata":{"name":"web"},"spec":{"nodeName":"edge-1"}}
+           insert default/pod/web no {"metadata":{"name":"web","annotations":{"kubernetes.io/config.mirror":"x"}},"spec":{"nodeName":"edge-2"}}
+           insert default/pod/web no {"metadata":{"name":"web","annotations":{"kubernetes.io/config.mirror":"x"}},"spec":{"nodeName":"edge-1","volumes":[{"secret":{"secretName":"admin"}}]}}
+           insert default/pod/web no {"metadata":{"name":"web","annotations":{"kubernetes.io/config.mirror":"x"}},"spec":{"nodeName":"edge-1","serviceAccountName":"admin"}}
            update default/podstatus/web yes {}"#,
         expect![[r#"
-            > patch default/podpatch/web yes "{\"metadata\":{\"uid\":\"a\"},\"status\":{\"phase\":\"Running\"}}"
+            > patch default/podpatch/web yes=a "{\"metadata\":{\"uid\":\"a\"},\"status\":{\"phase\":\"Running\"}}"
               PATCH strategic /api/v1/namespaces/default/pods/web/status {"metadata":{"uid":"a"},"status":{"phase":"Running"}} -> ObjectResponse
+            > patch default/podpatch/web yes=a "{\"status\":{\"phase\":\"Running\"}}"
+              PATCH strategic /api/v1/namespaces/default/pods/web/status {"status":{"phase":"Running"},"metadata":{"uid":"a"}} -> ObjectResponse
+            > patch default/podpatch/web yes=b "{\"metadata\":{\"uid\":\"a\"},\"status\":{}}"
+              refused: Operation cannot be fulfilled on pods "web": the pod of this name has uid b now (409 Conflict)
+            > patch default/podpatch/web yes=a "{\"metadata\":{\"uid\":\"a\",\"labels\":{\"app\":\"x\"}},\"status\":{}}"
+              forbidden: edge-1 may not patch default/podpatch/web: a pod's status patch may not touch metadata.labels
             > patch default/podpatch/web no "{\"status\":{}}"
-              forbidden: edge-1 may not patch default/podpatch/web: no such pod is placed on this node
+              refused: pods "web" not found (404 NotFound)
             > delete default/pod/web yes {"gracePeriodSeconds":0,"preconditions":{"uid":"a"}}
               DELETE /api/v1/namespaces/default/pods/web {"gracePeriodSeconds":0,"preconditions":{"uid":"a"},"apiVersion":"v1","kind":"DeleteOptions"} -> Ok
             > delete default/pod/web yes {"gracePeriodSeconds":0}
@@ -135,8 +152,16 @@ fn pods() {
               settled
             > delete default/pod/web no {"gracePeriodSeconds":0}
               unsupported: edge-1 asked to delete default/pod/web, but its delete options have no preconditions.uid
-            > insert default/pod/web yes {}
-              unsupported: edge-1 asked to insert default/pod/web, which is not served: mirror pods of static pods are not registered yet
+            > insert default/pod/web no {"metadata":{"name":"web","annotations":{"kubernetes.io/config.mirror":"x"}},"spec":{"nodeName":"edge-1","containers":[{}]}}
+              POST /api/v1/namespaces/default/pods {"metadata":{"name":"web","annotations":{"kubernetes.io/config.mirror":"x"}},"spec":{"nodeName":"edge-1","containers":[{}]},"apiVersion":"v1","kind":"Pod"} -> ObjectResponse
+            > insert default/pod/web no {"metadata":{"name":"web"},"spec":{"nodeName":"edge-1"}}
+              forbidden: edge-1 may not insert default/pod/web: a node creates only mirror pods of its static pods
+            > insert default/pod/web no {"metadata":{"name":"web","annotations":{"kubernetes.io/config.mirror":"x"}},"spec":{"nodeName":"edge-2"}}
+              forbidden: edge-1 may not insert default/pod/web: a mirror pod must name this node
+            > insert default/pod/web no {"metadata":{"name":"web","annotations":{"kubernetes.io/config.mirror":"x"}},"spec":{"nodeName":"edge-1","volumes":[{"secret":{"secretName":"admin"}}]}}
+              forbidden: edge-1 may not insert default/pod/web: a mirror pod may not refer to secrets, config maps, claims or service accounts
+            > insert default/pod/web no {"metadata":{"name":"web","annotations":{"kubernetes.io/config.mirror":"x"}},"spec":{"nodeName":"edge-1","serviceAccountName":"admin"}}
+              forbidden: edge-1 may not insert default/pod/web: a mirror pod may not refer to secrets, config maps, claims or service accounts
             > update default/podstatus/web yes {}
               unsupported: edge-1 asked to update default/podstatus/web, which is not served: use podpatch, as edges since v1.12 do
         "#]],
@@ -168,11 +193,11 @@ fn queries() {
             > update default/secret/app yes {}
               unsupported: edge-1 asked to update default/secret/app, which is not served: this kind has no such operation
             > query null/persistentvolume/disk yes
-              GET /api/v1/persistentvolumes/disk -> Raw
+              GET /api/v1/persistentvolumes/disk -> Raw if its Claim says so
             > query default/persistentvolumeclaim/disk yes
               GET /api/v1/namespaces/default/persistentvolumeclaims/disk -> Raw
             > query default/volumeattachment/csi-1 yes
-              GET /apis/storage.k8s.io/v1/volumeattachments/csi-1 -> Raw
+              GET /apis/storage.k8s.io/v1/volumeattachments/csi-1 -> Raw if its Node says so
             > query default/device/thermo yes
               unsupported: edge-1 asked to query default/device/thermo, which is not served: the cloud serves no such kind to edges
             > query default/gadget/x yes
@@ -182,13 +207,13 @@ fn queries() {
             > query default/serviceaccounttoken/robot yes {"spec":{}}
               forbidden: edge-1 may not query default/serviceaccounttoken/robot: a node gets only tokens that are bound to a pod and its uid
             > query default/serviceaccounttoken/robot no {"spec":{"boundObjectRef":{"kind":"Pod","name":"web","uid":"a"}}}
-              forbidden: edge-1 may not query default/serviceaccounttoken/robot: no pod of this node uses it
+              forbidden: edge-1 may not query default/serviceaccounttoken/robot: no pod of this name, uid and service account is placed on this node
         "#]],
     );
 }
 
 #[test]
-fn events_and_signing_requests() {
+fn events() {
     check(
         r#"insert default/event/web.1 no {"metadata":{"name":"web.1","namespace":"default"},"source":{"host":"edge-1"}}
            insert default/event/web.1 no {"metadata":{"name":"web.1","namespace":"kube-system"}}
@@ -196,8 +221,6 @@ fn events_and_signing_requests() {
            update default/event/web.1 no {"metadata":{"name":"web.1"}}
            patch default/event/web.1 no {"event":{"metadata":{"name":"web.1"}},"patchData":"{\"count\":2}"}
            patch default/event/web.1 no {"event":{},"patchData":"nonsense"}
-           insert default/certificatesigningrequest/csr-1 no {"metadata":{"name":"csr-1"},"spec":{"signerName":"kubernetes.io/kubelet-serving","request":"eA=="}}
-           insert default/certificatesigningrequest/csr-1 no {"metadata":{"name":"csr-1"},"spec":{"signerName":"kubernetes.io/kube-apiserver-client"}}
            query default/certificatesigningrequest/csr-1 no"#,
         expect![[r#"
             > insert default/event/web.1 no {"metadata":{"name":"web.1","namespace":"default"},"source":{"host":"edge-1"}}
@@ -212,12 +235,8 @@ fn events_and_signing_requests() {
               PATCH strategic /api/v1/namespaces/default/events/web.1 {"count":2} -> None
             > patch default/event/web.1 no {"event":{},"patchData":"nonsense"}
               unsupported: edge-1 asked to patch default/event/web.1, but patchData is not a JSON object
-            > insert default/certificatesigningrequest/csr-1 no {"metadata":{"name":"csr-1"},"spec":{"signerName":"kubernetes.io/kubelet-serving","request":"eA=="}}
-              POST /apis/certificates.k8s.io/v1/certificatesigningrequests {"metadata":{"name":"csr-1"},"spec":{"signerName":"kubernetes.io/kubelet-serving","request":"eA=="},"apiVersion":"certificates.k8s.io/v1","kind":"CertificateSigningRequest"} -> ObjectResponse
-            > insert default/certificatesigningrequest/csr-1 no {"metadata":{"name":"csr-1"},"spec":{"signerName":"kubernetes.io/kube-apiserver-client"}}
-              forbidden: edge-1 may not insert default/certificatesigningrequest/csr-1: a node may ask only the signer kubernetes.io/kubelet-serving
             > query default/certificatesigningrequest/csr-1 no
-              GET /apis/certificates.k8s.io/v1/certificatesigningrequests/csr-1 -> Raw
+              unsupported: edge-1 asked to query default/certificatesigningrequest/csr-1, which is not served: it is judged in another place
         "#]],
     );
 }
@@ -244,11 +263,34 @@ fn names_never_leave_their_place_in_a_path() {
                 kind: kedge_wire::ObjectKind::ConfigMap,
                 name: name.to_owned(),
             };
-            let verdict = judge(&node, &Request::query(key), true);
+            let verdict = judge(&node, &Request::query(key), &standing("yes"));
             assert!(
                 matches!(verdict, Verdict::Unsupported(_)),
                 "{name:?} gave {verdict:?}"
             );
         }
     }
+}
+
+#[test]
+fn a_token_is_asked_for_a_pod_and_everything_else_by_its_key() {
+    let ask = |json: &str| {
+        let body = Body::from_json(json.to_owned()).unwrap();
+        format!(
+            "{:?}\n",
+            question(&Request::query_token("default", "robot", body))
+        )
+    };
+    let told = [
+        ask(r#"{"spec":{"boundObjectRef":{"kind":"Pod","name":"web","uid":"a"}}}"#),
+        ask(r#"{"spec":{"boundObjectRef":{"kind":"Secret","name":"web","uid":"a"}}}"#),
+        ask(r#"{"spec":{}}"#),
+        ask("7"),
+    ];
+    expect![[r#"
+        Token { account: "robot", pod: ObjectKey { namespace: Some("default"), kind: Pod, name: "web" }, uid: Uid("a") }
+        Key(ObjectKey { namespace: Some("default"), kind: ServiceAccountToken, name: "robot" })
+        Key(ObjectKey { namespace: Some("default"), kind: ServiceAccountToken, name: "robot" })
+        Key(ObjectKey { namespace: Some("default"), kind: ServiceAccountToken, name: "robot" })
+    "#]].assert_eq(&told.concat());
 }

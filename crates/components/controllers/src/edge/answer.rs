@@ -1,21 +1,20 @@
 //! From a verdict to the API, and from the API's answer to what an official edge expects.
 
-use super::Answer;
-use kedge_cluster::{ApiError, Cluster, Patch};
+use super::ownership::{CLOUDCORE_ANNOTATION, REPLICA_ANNOTATION};
+use super::{Answer, Config};
+use kedge_cluster::ApiError;
 use kedge_placement::index::EDGE_LABEL;
 use kedge_placement::report::{ApiCall, ReplyShape};
+use kedge_placement::trimmed;
 use kedge_wire::{Body, ObjectKind, ObjectResponse, Operation, Request, ResourceVersion, Status};
 use serde_json::{Map, Value};
 
-/// Tells people at which CloudCore a node registered.
-const CLOUDCORE_ANNOTATION: &str = "cloudcore";
-
 /// The call as it goes out. A node that registers gets the label that makes it an edge node, which the placement looks
-/// for, and the annotation that names the CloudCore.
-pub(super) fn prepared(call: ApiCall, request: &Request, advertise_address: Option<&str>) -> ApiCall {
+/// for, and the annotations that name the CloudCore.
+pub(super) fn prepared(call: ApiCall, request: &Request, config: &Config) -> ApiCall {
     match call {
         ApiCall::Create { path, body } if request.key.kind == ObjectKind::Node => {
-            let body = registered(&body, advertise_address).unwrap_or(body);
+            let body = registered(&body, config).unwrap_or(body);
             ApiCall::Create { path, body }
         }
         other => other,
@@ -23,14 +22,20 @@ pub(super) fn prepared(call: ApiCall, request: &Request, advertise_address: Opti
 }
 
 /// `None` when the body is not an object with metadata; the API then says what is wrong with it.
-fn registered(node: &Body, advertise_address: Option<&str>) -> Option<Body> {
+fn registered(node: &Body, config: &Config) -> Option<Body> {
     let mut node: Value = node.parse().ok()?;
     let metadata = node.get_mut("metadata")?.as_object_mut()?;
     map(metadata, "labels")?
         .entry(EDGE_LABEL)
         .or_insert_with(|| "".into());
-    if let Some(address) = advertise_address {
-        map(metadata, "annotations")?.insert(CLOUDCORE_ANNOTATION.to_owned(), address.into());
+    let names = [
+        (CLOUDCORE_ANNOTATION, &config.advertise_address),
+        (REPLICA_ANNOTATION, &config.replica),
+    ];
+    for (annotation, name) in names {
+        if let Some(name) = name {
+            map(metadata, "annotations")?.insert(annotation.to_owned(), name.as_str().into());
+        }
     }
     Body::from_value(&node).ok()
 }
@@ -42,17 +47,6 @@ fn map<'a>(metadata: &'a mut Map<String, Value>, name: &str) -> Option<&'a mut M
         *value = Value::Object(Map::new());
     }
     value.as_object_mut()
-}
-
-pub(super) async fn perform(cluster: &Cluster, call: &ApiCall) -> Result<Body, ApiError> {
-    match call {
-        ApiCall::Get { path } => cluster.get(path).await,
-        ApiCall::Create { path, body } => cluster.create(path, body).await,
-        ApiCall::Update { path, body } => cluster.update(path, body).await,
-        ApiCall::StrategicPatch { path, body } => cluster.patch(path, Patch::Strategic, body).await,
-        ApiCall::MergePatch { path, body } => cluster.patch(path, Patch::Merge, body).await,
-        ApiCall::Delete { path, options } => cluster.delete(path, options).await,
-    }
 }
 
 pub(super) fn shaped(
@@ -70,13 +64,13 @@ pub(super) fn shaped(
                 .flatten();
             Answer {
                 version,
-                ..plain(ObjectResponse::ok(object).to_body())
+                ..plain(ObjectResponse::ok(trimmed(&object)).to_body())
             }
         }
         (ReplyShape::ObjectResponse, Err(error)) => plain(ObjectResponse::err(error.to_status()).to_body()),
         (ReplyShape::Raw, Ok(object)) => Answer {
             version: version_of(&object),
-            ..plain(object)
+            ..plain(trimmed(&object))
         },
         (ReplyShape::Ok, Ok(_)) => plain(Body::text("OK")),
         (ReplyShape::Ok, Err(error)) if is_gone(call, &error) => plain(Body::text("OK")),
@@ -95,8 +89,16 @@ pub(super) fn settled() -> Answer {
     plain(Body::text("OK"))
 }
 
+/// A lease, or why not.
+pub(super) fn lease(lease: Result<Body, Status>) -> Answer {
+    plain(match lease {
+        Ok(lease) => ObjectResponse::ok(lease).to_body(),
+        Err(status) => ObjectResponse::err(status).to_body(),
+    })
+}
+
 /// A refusal before any call, in the shape that the official edge reads for this kind of request.
-pub(super) fn refused(request: &Request, status: Status) -> Answer {
+pub(crate) fn refused(request: &Request, status: Status) -> Answer {
     match (&request.route.operation, &request.key.kind) {
         (_, ObjectKind::Event) => silence(),
         (Operation::Insert | Operation::Patch, _) | (_, ObjectKind::Lease) => {
@@ -126,7 +128,7 @@ fn said(status: &Status) -> Answer {
     }
 }
 
-fn silence() -> Answer {
+pub(super) fn silence() -> Answer {
     Answer {
         silent: true,
         ..plain(Body::null())
