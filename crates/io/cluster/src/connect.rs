@@ -3,6 +3,7 @@
 use kube::config::{Config, KubeConfigOptions, Kubeconfig};
 use serde_json::json;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// An API server in another rack answers a TCP connect within milliseconds; the rest is a broken path.
@@ -13,6 +14,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 pub struct Cluster {
     pub(crate) client: kube::Client,
     url: String,
+    authority_pem: Option<Arc<str>>,
 }
 
 impl std::fmt::Debug for Cluster {
@@ -51,6 +53,11 @@ pub enum ConnectError {
     Insecure { url: String },
     #[error("{url}: no certificate authority is given; only the kubeconfig's own authority is trusted")]
     NoAuthority { url: String },
+    #[error("{url} is not an address such as https://10.0.0.1:6443: {source}")]
+    Address {
+        url: String,
+        source: http::uri::InvalidUri,
+    },
     #[error("{url}: plain http is taken from this machine only")]
     Plain { url: String },
     #[error(
@@ -71,6 +78,20 @@ impl Cluster {
         Self::from_parsed(kubeconfig).await
     }
 
+    /// The current context of a kubeconfig file, at another address than the file says.
+    pub async fn from_kubeconfig_at(path: &Path, url: &str) -> Result<Self, ConnectError> {
+        let kubeconfig = Kubeconfig::read_from(path).map_err(|source| ConnectError::Read {
+            path: path.to_owned(),
+            source: Box::new(source),
+        })?;
+        let mut config = Self::config_of(kubeconfig).await?;
+        config.cluster_url = url.parse().map_err(|source| ConnectError::Address {
+            url: url.to_owned(),
+            source,
+        })?;
+        Self::from_config(config)
+    }
+
     /// The service account that Kubernetes gives to every pod.
     pub async fn in_cluster() -> Result<Self, ConnectError> {
         Self::from_config(Config::incluster().map_err(ConnectError::InCluster)?)
@@ -86,16 +107,28 @@ impl Cluster {
         &self.url
     }
 
+    /// The certificates of the authority that signed the API's, in PEM; `None` for a plain connection on loopback.
+    pub fn authority_pem(&self) -> Option<&str> {
+        self.authority_pem.as_deref()
+    }
+
     async fn from_parsed(kubeconfig: Kubeconfig) -> Result<Self, ConnectError> {
-        let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
+        Self::from_config(Self::config_of(kubeconfig).await?)
+    }
+
+    async fn config_of(kubeconfig: Kubeconfig) -> Result<Config, ConnectError> {
+        Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
             .await
-            .map_err(|source| ConnectError::Kubeconfig(Box::new(source)))?;
-        Self::from_config(config)
+            .map_err(|source| ConnectError::Kubeconfig(Box::new(source)))
     }
 
     fn from_config(mut config: Config) -> Result<Self, ConnectError> {
         let url = config.cluster_url.to_string();
         refuse_weak(&config, &url)?;
+        let authority_pem = config
+            .root_cert
+            .as_deref()
+            .map(|chain| chain.iter().map(|der| pem(der)).collect::<String>());
         config.connect_timeout = Some(CONNECT_TIMEOUT);
         // Time limits and retries belong to the call and to the watch, which know what they are doing.
         config.read_timeout = None;
@@ -105,8 +138,24 @@ impl Cluster {
             url: url.clone(),
             source: Box::new(source),
         })?;
-        Ok(Self { client, url })
+        Ok(Self {
+            client,
+            url,
+            authority_pem: authority_pem.map(Arc::from),
+        })
     }
+}
+
+/// One certificate in the text form of RFC 7468.
+fn pem(der: &[u8]) -> String {
+    use base64::Engine as _;
+    let text = base64::engine::general_purpose::STANDARD.encode(der);
+    let mut pem = String::from("-----BEGIN CERTIFICATE-----\n");
+    for line in text.as_bytes().chunks(64) {
+        pem.push_str(std::str::from_utf8(line).expect("base64 is ASCII"));
+        pem.push('\n');
+    }
+    pem + "-----END CERTIFICATE-----\n"
 }
 
 fn refuse_weak(config: &Config, url: &str) -> Result<(), ConnectError> {

@@ -45,9 +45,15 @@ struct Store {
     generation: u64,
     /// Answers to give instead of the real ones, by method and path without query; each is given once.
     refusals: HashMap<String, Vec<Value>>,
+    /// Answers to give always, by method and path without query.
+    fixed: HashMap<String, Value>,
     /// Paths whose calls wait until they are let go.
     held: Vec<String>,
     calls: Vec<String>,
+    /// Further plurals that are collections.
+    kinds: Vec<String>,
+    /// Connections are closed and none is taken.
+    away: bool,
 }
 
 struct Logged {
@@ -136,6 +142,32 @@ impl Peer {
             .push(status);
     }
 
+    /// Answers every call of `method` on `path` with this object.
+    pub fn answer_always(&self, method: &str, path: &str, object: Value) {
+        let fixed = format!("{method} {path}");
+        self.state.lock().fixed.insert(fixed, object);
+    }
+
+    /// Knows one more kind, by its plural: its collection can be listed and watched even when it is empty.
+    pub fn serve(&self, plural: &str) {
+        self.state.lock().kinds.push(plural.to_owned());
+    }
+
+    /// Closes every connection and takes no more, as a server that is gone.
+    pub fn go_away(&self) {
+        let mut store = self.state.lock();
+        store.away = true;
+        store.generation += 1;
+        drop(store);
+        self.state.tell();
+    }
+
+    /// Takes connections again.
+    pub fn come_back(&self) {
+        self.state.lock().away = false;
+        self.state.tell();
+    }
+
     /// Lets every call on this path wait until [`Peer::let_go`].
     pub fn hold(&self, path: &str) {
         self.state.lock().held.push(path.to_owned());
@@ -145,6 +177,16 @@ impl Peer {
     pub fn let_go(&self) {
         self.state.lock().held.clear();
         self.state.tell();
+    }
+
+    /// Completes when `holds` does for the object at a path.
+    pub async fn until_object(&self, path: &str, holds: impl Fn(Option<&Value>) -> bool) {
+        let mut moved = self.state.moved.subscribe();
+        while !holds(self.state.lock().objects.get(path)) {
+            if moved.changed().await.is_err() {
+                return;
+            }
+        }
     }
 
     /// Completes when `holds` does for the list of calls.
@@ -197,6 +239,13 @@ impl Store {
         object
     }
 
+    /// Paths of collections end in a plural; good enough for a peer that knows no kinds.
+    fn is_collection(&self, path: &str) -> bool {
+        let last = path.rsplit('/').next().unwrap_or_default();
+        ["pods", "nodes", "configmaps", "secrets", "leases"].contains(&last)
+            || self.kinds.iter().any(|kind| kind == last)
+    }
+
     fn remove(&mut self, path: &str) -> Option<Value> {
         let mut object = self.objects.remove(path)?;
         self.version += 1;
@@ -218,7 +267,26 @@ impl Store {
 async fn accept(listener: TcpListener, state: Arc<State>) {
     // Dropped with this task, and with it every connection.
     let mut connections = tokio::task::JoinSet::new();
-    while let Ok((socket, _)) = listener.accept().await {
+    let mut moved = state.moved.subscribe();
+    loop {
+        let socket = tokio::select! {
+            biased;
+            Ok(()) = moved.changed() => {
+                if state.lock().away {
+                    connections.abort_all();
+                }
+                continue;
+            }
+            accepted = listener.accept() => match accepted {
+                Ok((socket, _)) => socket,
+                Err(_) => return,
+            },
+        };
+        if state.lock().away {
+            continue;
+        }
+        // Else each event of a watch would wait for the acknowledgement of the one before.
+        let _ = socket.set_nodelay(true);
         let state = Arc::clone(&state);
         connections.spawn(async move {
             let service = hyper::service::service_fn(move |request| {
@@ -257,6 +325,14 @@ async fn answer(state: &Arc<State>, request: Request<Incoming>) -> Answer {
     if let Some(status) = refusal {
         return refused(status);
     }
+    let fixed = state
+        .lock()
+        .fixed
+        .get(&format!("{} {path}", parts.method))
+        .cloned();
+    if let Some(object) = fixed {
+        return sent_back(&object);
+    }
     if query.contains_key("watch") {
         return follow(state, path, &query);
     }
@@ -282,7 +358,7 @@ fn write_or_read(
     match method.as_str() {
         "GET" => match store.objects.get(path) {
             Some(object) => Ok(sent_back(object)),
-            None if is_collection(path) => list(store, path, query),
+            None if store.is_collection(path) => list(store, path, query),
             None => Err(missing()),
         },
         "POST" => {
@@ -294,6 +370,7 @@ fn write_or_read(
             Ok(sent_back(&store.put(&path, sent)))
         }
         "PUT" => {
+            let path = path.trim_end_matches("/status").trim_end_matches("/approval");
             store.objects.get(path).ok_or_else(missing)?;
             Ok(sent_back(&store.put(path, sent)))
         }
@@ -317,12 +394,6 @@ fn write_or_read(
         }
         other => Err(status(405, "MethodNotAllowed", other)),
     }
-}
-
-/// Paths of collections end in a plural; good enough for a peer that knows no kinds.
-fn is_collection(path: &str) -> bool {
-    let last = path.rsplit('/').next().unwrap_or_default();
-    ["pods", "nodes", "configmaps", "secrets", "leases"].contains(&last)
 }
 
 /// Whether the object at `path` belongs to the collection, also across namespaces.

@@ -5,7 +5,7 @@ mod objects;
 
 use crate::{ApiError, Backoff, Cluster};
 use kedge_telemetry::clock;
-use kedge_wire::{Body, Status, Uid};
+use kedge_wire::{Body, ResourceVersion, Status, Uid};
 use lines::Lines;
 use objects::{Event, Page};
 use std::collections::{HashMap, VecDeque};
@@ -43,8 +43,8 @@ pub enum WatchItem {
     Applied(Body),
     /// The object is gone: its last form, or its name, namespace and UID when it vanished unseen.
     Deleted(Body),
-    /// Everything that exists has been told. Told after every list.
-    Synced,
+    /// Everything that existed at this version has been told. Told after every list.
+    Synced { version: ResourceVersion },
 }
 
 /// Follows one collection across pages, stream ends, broken connections and forgotten versions.
@@ -184,7 +184,9 @@ impl Watch {
                     .push_back(WatchItem::Deleted(self.tombstone(&key, &uid)));
             }
         }
-        self.told.push_back(WatchItem::Synced);
+        self.told.push_back(WatchItem::Synced {
+            version: ResourceVersion::new(page.version.clone()),
+        });
         self.phase = Phase::Follow {
             version: page.version,
             stream: None,

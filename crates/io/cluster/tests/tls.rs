@@ -83,3 +83,17 @@ async fn both_ends_must_come_from_the_given_authority() {
     ));
     assert!(get(&url, &ours, &other).await.is_err());
 }
+
+#[tokio::test]
+async fn the_authority_of_the_api_can_be_handed_on() {
+    let authority = authority();
+    let given = authority.pem().replace("\r\n", "\n");
+    let parts = Parts {
+        url: "https://127.0.0.1:1",
+        ca_pem: &given,
+        client_certificate_pem: "",
+        client_key_pem: "",
+    };
+    let cluster = Cluster::from_parts(parts).await.unwrap();
+    assert_eq!(cluster.authority_pem(), Some(given.as_str()));
+}

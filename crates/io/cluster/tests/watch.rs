@@ -66,7 +66,7 @@ fn describe(item: &WatchItem) -> String {
     match item {
         WatchItem::Applied(body) => format!("applied {}", object(body)),
         WatchItem::Deleted(body) => format!("deleted {}", object(body)),
-        WatchItem::Synced => "synced".to_owned(),
+        WatchItem::Synced { .. } => "synced".to_owned(),
     }
 }
 
@@ -76,7 +76,7 @@ async fn a_list_in_pages_then_changes_as_they_come() {
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     let mut world = World::new(&names).await;
     let mut told = 0;
-    while world.watch.next().await != WatchItem::Synced {
+    while !matches!(world.watch.next().await, WatchItem::Synced { .. }) {
         told += 1;
     }
     assert_eq!(told, 600);
@@ -202,7 +202,7 @@ async fn a_list_that_breaks_between_pages_begins_again() {
     let mut deleted = Vec::new();
     loop {
         match world.watch.next().await {
-            WatchItem::Synced => break,
+            WatchItem::Synced { .. } => break,
             WatchItem::Deleted(body) => deleted.push(body.object_meta().unwrap().name),
             WatchItem::Applied(_) => {}
         }
