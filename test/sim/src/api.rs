@@ -1,4 +1,5 @@
-//! The Kubernetes API of the simulated world: objects with uids and one growing version.
+//! The Kubernetes API of the simulated world: objects with uids, one growing version, and a history that watches follow.
+//! It survives everything, and refuses writes while it is out of order.
 
 use crate::chance::Chance;
 use kedge_placement::index::Seen;
@@ -16,9 +17,27 @@ pub(crate) struct ApiObject {
     pub(crate) significant: u64,
     rev: u64,
     /// For a pod: its node and the indexes of the config maps it mounts.
-    node: usize,
+    pub(crate) node: usize,
     mounts: BTreeSet<usize>,
     deleting: bool,
+}
+
+/// One change, as every watch will see it sooner or later.
+#[derive(Debug, Clone)]
+pub(crate) struct Happened {
+    pub(crate) key: ObjectKey,
+    pub(crate) seen: Seen,
+    pub(crate) version: u64,
+}
+
+/// What an ObjectSync says: the node holds this version of a uid.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Sync {
+    pub(crate) key: ObjectKey,
+    pub(crate) version: u64,
+    /// Who wrote it last, and when.
+    pub(crate) replica: usize,
+    pub(crate) at: u64,
 }
 
 #[derive(Debug, Default)]
@@ -27,22 +46,35 @@ pub(crate) struct Api {
     version: u64,
     /// Which object a version belonged to.
     pub(crate) versions: BTreeMap<u64, (ObjectKey, String)>,
-    /// Uids that were deleted and never come back, and when that was.
-    pub(crate) dead: BTreeMap<String, u64>,
+    /// Uids that were deleted and never come back.
+    pub(crate) dead: BTreeMap<String, Death>,
+    pub(crate) history: Vec<Happened>,
+    /// The versions of each uid at which something changed that an edge acts upon.
+    significant: BTreeMap<String, Vec<u64>>,
+    /// By node and uid.
+    pub(crate) syncs: BTreeMap<(usize, String), Sync>,
+    /// The status of each node, as it was last written.
+    pub(crate) statuses: BTreeMap<usize, u64>,
+    /// Writes are refused until then.
+    pub(crate) down_until: u64,
     now: u64,
 }
 
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Death {
+    pub(crate) at: u64,
+    /// Its place in the history.
+    pub(crate) index: usize,
+}
+
 impl Api {
-    /// One random change; what the watch sees of it.
-    pub(crate) fn mutate(&mut self, chance: &mut Chance, nodes: usize, now: u64) -> Vec<(ObjectKey, Seen)> {
+    /// One random change or two.
+    pub(crate) fn mutate(&mut self, chance: &mut Chance, nodes: usize, now: u64) {
         self.now = now;
         if chance.percent(60) {
             let name = format!("pod-{}", chance.index(POD_NAMES));
-            self.mutate_pod(
-                &ObjectKey::namespaced(ObjectKind::Pod, "default", &name),
-                chance,
-                nodes,
-            )
+            let key = ObjectKey::namespaced(ObjectKind::Pod, "default", &name);
+            self.mutate_pod(&key, chance, nodes);
         } else {
             let kind = if chance.percent(70) {
                 ObjectKind::ConfigMap
@@ -50,49 +82,78 @@ impl Api {
                 ObjectKind::Secret
             };
             let name = format!("shared-{}", chance.index(SHARED_NAMES));
-            self.mutate_shared(&ObjectKey::namespaced(kind, "default", &name), chance)
+            self.mutate_shared(&ObjectKey::namespaced(kind, "default", &name), chance);
         }
     }
 
-    fn mutate_pod(&mut self, key: &ObjectKey, chance: &mut Chance, nodes: usize) -> Vec<(ObjectKey, Seen)> {
+    /// Writes what a node reports of itself.
+    pub(crate) fn write_status(&mut self, node: usize, status: u64, now: u64) -> bool {
+        if self.is_down(now) {
+            return false;
+        }
+        self.statuses.insert(node, status);
+        true
+    }
+
+    /// Records what a node holds. A newer record stays.
+    pub(crate) fn write_sync(&mut self, node: usize, uid: &str, sync: Sync) {
+        let record = self.syncs.entry((node, uid.to_owned())).or_insert(sync.clone());
+        let version = sync.version.max(record.version);
+        *record = Sync { version, ..sync };
+    }
+
+    /// Records that a node holds a uid no more.
+    pub(crate) fn remove_sync(&mut self, node: usize, uid: &str) {
+        self.syncs.remove(&(node, uid.to_owned()));
+    }
+
+    /// Whether an edge acts the same upon either version of this uid.
+    pub(crate) fn mean_the_same(&self, uid: &str, older: u64, newer: u64) -> bool {
+        let between = |version: &u64| older < *version && *version <= newer;
+        !self.significant.get(uid).into_iter().flatten().any(between)
+    }
+
+    pub(crate) fn is_down(&self, now: u64) -> bool {
+        now < self.down_until
+    }
+
+    fn mutate_pod(&mut self, key: &ObjectKey, chance: &mut Chance, nodes: usize) {
         if !self.objects.contains_key(key) {
-            return vec![self.create(key, chance, nodes)];
+            return self.create(key, chance, nodes);
         }
         match chance.below(10) {
-            0..=2 => vec![self.touch(key, true)],
-            3..=5 => vec![self.touch(key, false)],
+            0..=2 => self.touch(key, true),
+            3..=5 => self.touch(key, false),
             6 => {
                 if let Some(object) = self.objects.get_mut(key) {
                     object.deleting = true;
                 }
-                vec![self.touch(key, true)]
+                self.touch(key, true);
             }
-            7 => self.delete(key).into_iter().collect(),
+            7 => self.delete(key),
             // The same name again at once, perhaps on another node.
-            _ => self
-                .delete(key)
-                .into_iter()
-                .chain([self.create(key, chance, nodes)])
-                .collect(),
+            _ => {
+                self.delete(key);
+                self.create(key, chance, nodes);
+            }
         }
     }
 
-    fn mutate_shared(&mut self, key: &ObjectKey, chance: &mut Chance) -> Vec<(ObjectKey, Seen)> {
+    fn mutate_shared(&mut self, key: &ObjectKey, chance: &mut Chance) {
         if !self.objects.contains_key(key) {
-            return vec![self.create(key, chance, 1)];
+            return self.create(key, chance, 1);
         }
         match chance.below(10) {
-            0..=6 => vec![self.touch(key, true)],
-            7..=8 => self.delete(key).into_iter().collect(),
-            _ => self
-                .delete(key)
-                .into_iter()
-                .chain([self.create(key, chance, 1)])
-                .collect(),
+            0..=6 => self.touch(key, true),
+            7..=8 => self.delete(key),
+            _ => {
+                self.delete(key);
+                self.create(key, chance, 1);
+            }
         }
     }
 
-    fn create(&mut self, key: &ObjectKey, chance: &mut Chance, nodes: usize) -> (ObjectKey, Seen) {
+    fn create(&mut self, key: &ObjectKey, chance: &mut Chance, nodes: usize) {
         self.version += 1;
         let mounts = (0..SHARED_NAMES).filter(|_| chance.percent(40)).collect();
         let object = ApiObject {
@@ -106,36 +167,45 @@ impl Api {
         };
         self.versions
             .insert(self.version, (key.clone(), object.uid.clone()));
-        let seen = Seen::Applied(print(key, &object));
+        self.tell(key, Seen::Applied(print(key, &object)));
         self.objects.insert(key.clone(), object);
-        (key.clone(), seen)
     }
 
-    fn touch(&mut self, key: &ObjectKey, significant: bool) -> (ObjectKey, Seen) {
+    fn touch(&mut self, key: &ObjectKey, significant: bool) {
         self.version += 1;
         let object = self.objects.get_mut(key).expect("the caller has looked");
         object.version = self.version;
         if significant {
             object.significant = self.version;
             object.rev += 1;
+            let versions = self.significant.entry(object.uid.clone()).or_default();
+            versions.push(self.version);
         }
         self.versions
             .insert(self.version, (key.clone(), object.uid.clone()));
-        (key.clone(), Seen::Applied(print(key, object)))
+        let seen = Seen::Applied(print(key, object));
+        self.tell(key, seen);
     }
 
-    fn delete(&mut self, key: &ObjectKey) -> Option<(ObjectKey, Seen)> {
-        let object = self.objects.remove(key)?;
-        self.dead.insert(object.uid.clone(), self.now);
-        Some((key.clone(), Seen::Deleted(print(key, &object))))
+    fn delete(&mut self, key: &ObjectKey) {
+        let mut object = self.objects.remove(key).expect("the caller has looked");
+        // The end of an object has a version, too.
+        self.version += 1;
+        object.version = self.version;
+        let death = Death {
+            at: self.now,
+            index: self.history.len(),
+        };
+        self.dead.insert(object.uid.clone(), death);
+        self.tell(key, Seen::Deleted(print(key, &object)));
     }
 
-    /// What a new watch starts with.
-    pub(crate) fn list(&self) -> Vec<(ObjectKey, Seen)> {
-        self.objects
-            .iter()
-            .map(|(key, object)| (key.clone(), Seen::Applied(print(key, object))))
-            .collect()
+    fn tell(&mut self, key: &ObjectKey, seen: Seen) {
+        self.history.push(Happened {
+            key: key.clone(),
+            seen,
+            version: self.version,
+        });
     }
 }
 

@@ -1,8 +1,8 @@
 //! What must hold after every event, as functions over what just happened.
 //!
 //! 1. *Versions never go backwards*: a node's durable version of one uid only grows ([`wrote`]).
-//! 2. *A delete is never overtaken*: an object that is gone from the API and was deleted on a node never comes back
-//!    there ([`wrote`]).
+//! 2. *A delete is never overtaken*: an object that is gone from the API and was deleted on a node comes back there only
+//!    by a cloud that had not seen its end yet ([`wrote`]).
 //! 3. *Old before new*: a pod of a new uid is never written over one of an old uid ([`wrote`]).
 //! 4. *Acknowledged means durable*: what the cloud believes to be held was durable on the node ([`acknowledged`]).
 //! 5. *Every request ends once*: in one answer or one timeout (the world counts them).
@@ -10,16 +10,21 @@
 //! 7. *One session a node, the newest* ([`newest_session`]).
 //! 8. *Agreement*: once faults have stopped, every node holds exactly what placement says ([`agreed`]).
 //!
-//! One thing is excused: a cloud that lost its memory cannot know what a node that speaks only the official protocol
-//! held, so what such a node held at that moment may stay with it (recorded ObjectSyncs will close this gap). A node
-//! of ours deletes an old uid by itself even then.
+//! 9. *The truth is told*: once faults have stopped, the API has the status that each node has, and what an official node
+//!    holds is recorded as its ObjectSyncs ([`recorded`]).
+//! 10. *No life after death*: a cloud that has seen the end of an object never sends it ([`sends`]).
+//! 11. *Lag stops nothing*: no cloud deletes a pod that the API wants on this node ([`deletes`]).
+//!
+//! What is excused, and only for nodes that speak the official protocol, because they cannot say what they hold: what a
+//! node holds that was not recorded when it came to a cloud that did not know of it (sent and not yet acknowledged, or
+//! acknowledged and not yet written to the API). A node of ours deletes an old uid by itself even then.
 
 use crate::api::Api;
 use crate::edge::Edge;
 use crate::store::{Stored, Wrote};
 use kedge_link::cloud::Depth;
 use kedge_placement::index::Placement;
-use kedge_wire::{NodeName, Object, ObjectKey, ObjectKind, ResourceVersion};
+use kedge_wire::{NodeName, Object, ObjectKey, ObjectKind, ResourceVersion, Uid};
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -54,22 +59,22 @@ pub(crate) fn wrote(edge: &mut Edge, api: &Api, wrote: &Wrote) -> Result<(), Str
             // A delete from before the object died may have been one of something not needed for a while, with an
             // update behind it that is as old.
             if let Some(died) = api.dead.get(&gone.uid)
-                && edge.first_delete.get(&gone.uid).is_none_or(|told| told >= died)
+                && let told = edge.first_delete.get(&gone.uid).copied().unwrap_or(died.at)
+                && told >= died.at
             {
-                edge.buried.insert(gone.uid.clone());
+                edge.buried.insert(gone.uid.clone(), told);
             }
             Ok(())
         }
         Wrote::Put { key, before, after } => {
-            if edge.buried.contains(&after.uid) {
+            if let Some(deleted) = edge.buried.remove(&after.uid)
+                && edge.revived.get(&after.uid).is_none_or(|sent| *sent < deleted)
+            {
                 return Err(format!("{name}: {key} {} came back after its delete", after.uid));
             }
             match before {
                 Some(before) if before.uid == after.uid && before.version > after.version => {
-                    let (old, new) = (before.version, after.version);
-                    Err(format!(
-                        "{name}: {key} went backwards from version {old} to {new}"
-                    ))
+                    backwards(edge, api, key, before, after)
                 }
                 Some(before) if before.uid != after.uid && key.kind == ObjectKind::Pod => {
                     if edge.is_official_model() && edge.excused.contains(&before.uid) {
@@ -83,10 +88,85 @@ pub(crate) fn wrote(edge: &mut Edge, api: &Api, wrote: &Wrote) -> Result<(), Str
     }
 }
 
+/// An official edge takes what it is told. It may be told an older version that means the same to it, or be set back by a
+/// cloud that lags and has no record of the newer one.
+fn backwards(edge: &Edge, api: &Api, key: &ObjectKey, before: &Stored, after: &Stored) -> Result<(), String> {
+    let same = api.mean_the_same(&after.uid, after.version, before.version);
+    if edge.is_official_model() && (same || edge.ahead.contains(&before.uid)) {
+        return Ok(());
+    }
+    let (name, old, new) = (&edge.name, before.version, after.version);
+    Err(format!(
+        "{name}: {key} went backwards from version {old} to {new}"
+    ))
+}
+
+/// A cloud whose watches have shown `position` changes sends an object.
+pub(crate) fn sends(edge: &mut Edge, api: &Api, uid: &str, position: usize, now: u64) -> Result<(), String> {
+    let Some(death) = api.dead.get(uid) else {
+        return Ok(());
+    };
+    if death.index < position {
+        return Err(format!(
+            "{}: {uid} is sent by a cloud that has seen its end",
+            edge.name
+        ));
+    }
+    edge.revived.insert(uid.to_owned(), now);
+    Ok(())
+}
+
+/// A pod stays on its node for as long as it lives, so nothing but a cloud that lags would delete it there.
+pub(crate) fn deletes(edge: &Edge, index: usize, api: &Api, uid: &str) -> Result<(), String> {
+    let pod = api.objects.iter().find(|(_, object)| object.uid == uid);
+    match pod {
+        Some((key, object)) if key.kind == ObjectKind::Pod && object.node == index => Err(format!(
+            "{}: {key} {uid} is deleted although it lives here",
+            edge.name
+        )),
+        Some(_) | None => Ok(()),
+    }
+}
+
+/// What the clouds recorded about an official node is what it holds. Its present cloud is `replica`, which has read the
+/// records at `attached_at`; another one may have been late to write what was so before.
+pub(crate) fn recorded(
+    edge: &Edge,
+    index: usize,
+    api: &Api,
+    replica: usize,
+    attached_at: u64,
+) -> Result<(), String> {
+    for ((_, uid), sync) in api.syncs.iter().filter(|((node, _), _)| *node == index) {
+        let held = edge.store.durable.values().any(|stored| stored.uid == *uid);
+        let late = sync.replica != replica && sync.at > attached_at;
+        if !held && !late {
+            return Err(format!("{}: {uid} is recorded and not held", edge.name));
+        }
+    }
+    for (key, stored) in &edge.store.durable {
+        let sync = api.syncs.get(&(index, stored.uid.clone()));
+        // What means the same is not sent again, and an edge of ours acknowledges what is older than what it holds.
+        let right = sync.is_some_and(|sync| {
+            let (older, newer) = (sync.version.min(stored.version), sync.version.max(stored.version));
+            let same = api.mean_the_same(&stored.uid, older, newer);
+            sync.key == *key && (same || edge.ahead.contains(&stored.uid))
+        });
+        if !right && !edge.excused.contains(&stored.uid) {
+            return Err(format!(
+                "{}: holds {key} {}@{}, and the record says {sync:?}",
+                edge.name, stored.uid, stored.version
+            ));
+        }
+    }
+    Ok(())
+}
+
 pub(crate) fn acknowledged(
     edge: &Edge,
     api: &Api,
     key: &ObjectKey,
+    told: &Uid,
     version: Option<&ResourceVersion>,
 ) -> Result<(), String> {
     let Some(version) = version else { return Ok(()) };
@@ -98,7 +178,7 @@ pub(crate) fn acknowledged(
         .versions
         .get(&version)
         .ok_or_else(|| format!("version {version} never was"))?;
-    if owner != key {
+    if owner != key || uid != told.as_str() {
         return Err(format!(
             "{}: {key} acknowledged with a version of {owner}",
             edge.name
@@ -153,6 +233,19 @@ pub(crate) fn agreed(edge: &Edge, api: &Api, placement: &Placement) -> Result<()
         }
     }
     Ok(())
+}
+
+/// The API has the status that the node has, and the node knows it.
+pub(crate) fn told(edge: &Edge, index: usize, api: &Api) -> Result<(), String> {
+    let written = api.statuses.get(&index).copied().unwrap_or(0);
+    let confirmed = edge.is_official_model() || edge.confirmed == edge.status;
+    if written == edge.status && confirmed {
+        return Ok(());
+    }
+    Err(format!(
+        "{}: has status {}, had {} confirmed, and the API has {written}",
+        edge.name, edge.status, edge.confirmed
+    ))
 }
 
 /// Changes that mean nothing to an edge are not sent, so any version since the last significant one is right.

@@ -1,7 +1,7 @@
 //! Connections: ordered, delayed, and gone when cut.
 
 use crate::chance::Chance;
-use kedge_wire::Envelope;
+use kedge_wire::Packet;
 use std::collections::BTreeMap;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -16,6 +16,7 @@ pub(crate) enum Way {
 #[derive(Debug)]
 pub(crate) struct Conn {
     pub(crate) edge: usize,
+    pub(crate) replica: usize,
     /// Frames are swallowed and nobody is told.
     pub(crate) half_open: bool,
     last_up: u64,
@@ -33,17 +34,18 @@ pub(crate) struct Network {
 pub(crate) struct Frame {
     pub(crate) conn: ConnId,
     pub(crate) way: Way,
-    pub(crate) envelope: Envelope,
+    pub(crate) packet: Packet,
 }
 
 impl Network {
-    pub(crate) fn open(&mut self, edge: usize) -> ConnId {
+    pub(crate) fn open(&mut self, edge: usize, replica: usize) -> ConnId {
         self.last_id += 1;
         let id = ConnId(self.last_id);
         self.conns.insert(
             id,
             Conn {
                 edge,
+                replica,
                 half_open: false,
                 last_up: 0,
                 last_down: 0,

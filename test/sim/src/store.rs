@@ -1,5 +1,6 @@
 //! An edge's store: orders are worked off one after the other, and only finished ones survive a crash.
 
+use crate::network::ConnId;
 use kedge_link::Held;
 use kedge_link::edge::DeliveryId;
 use kedge_wire::{ChangeVerb, Envelope, ObjectChange, ObjectKey, ObjectKind};
@@ -24,7 +25,8 @@ pub(crate) enum Order {
         envelope: Envelope,
         change: ObjectChange,
     },
-    Held,
+    /// What is held, for the hello on this connection.
+    Held(ConnId),
 }
 
 #[derive(Debug, Default)]

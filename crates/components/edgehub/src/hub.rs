@@ -4,7 +4,8 @@ use crate::backoff::{Backoff, GOOD_SESSION};
 use crate::certificate::renew;
 use crate::lane::{Done, StoreLane};
 use crate::phase::{Out, Phase, PhaseEvent};
-use crate::{CertificateConfig, Config, Dialer, Identity, Ports};
+use crate::servers::Servers;
+use crate::{CertificateConfig, Config, Dialer, Identity, Ports, Transport};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use kedge_link::edge::{CloudRequest, EdgeLink, Event, RequestError, RequestId};
@@ -12,7 +13,7 @@ use kedge_link::{Held, OFFER_HEADER, OFFER_VERSION, Peer};
 use kedge_pki::{UnixTime, renewal_time};
 use kedge_telemetry::channel::ask::{Question, Reply as Way};
 use kedge_telemetry::{Scope, clock};
-use kedge_transport::{Close, CloseCode, Connection, Target};
+use kedge_transport::{Close, CloseCode, DialError, Framing, Target};
 use kedge_wire::{Reply, Time, ToEdge};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -35,7 +36,20 @@ const RENEWAL_PAUSE: Duration = Duration::from_secs(60);
 /// Kinds of unknown message that are remembered so that each is logged once.
 const UNKNOWN_KINDS_MAX: usize = 64;
 
+/// Said when QUIC does not get through, because the operator may have changed the cloud and not the edge.
+const QUIC_HINT: &str = "an official CloudCore speaks an abandoned dialect of QUIC that this edge does not: with one, \
+                         enable modules.edgeHub.websocket instead of modules.edgeHub.quic";
+
 type Answer = Result<Reply, RequestError>;
+
+/// Why the hub cannot begin.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("make a TLS configuration of the node's certificate")]
+    Identity(#[from] kedge_pki::Error),
+    #[error("no address of a cloud to dial is configured")]
+    NoServer,
+}
 
 /// The component.
 pub struct EdgeHub {
@@ -48,11 +62,12 @@ pub struct EdgeHub {
     link: EdgeLink,
     phase: Phase,
     waiting: HashMap<RequestId, Way<Answer>>,
+    servers: Servers,
     backoff: Backoff,
     renewal: BoxFuture<'static, Identity>,
     time: Clock,
-    /// What was logged last about a failed attempt, so that a long outage is one line.
-    complaint: Option<String>,
+    /// What was logged last about a failed attempt at each address, so that a long outage is one line each.
+    complaints: HashMap<String, String>,
     unknown: HashSet<String>,
 }
 
@@ -65,18 +80,20 @@ impl std::fmt::Debug for EdgeHub {
 }
 
 impl EdgeHub {
-    /// Puts the parts together; fails only if no TLS configuration can be made of the identity.
+    /// Puts the parts together.
     pub fn new(
         config: Config,
         identity: Identity,
         dialer: impl Dialer,
         ports: Ports,
-    ) -> Result<Self, kedge_pki::Error> {
+    ) -> Result<Self, StartError> {
         let link = kedge_link::edge::Config {
             keepalive_interval: config.heartbeat,
             silence_max: SILENCE_MAX,
             requests_max: REQUESTS_MAX,
+            rates: config.rates.clone(),
         };
+        let servers = Servers::new(config.servers.clone(), config.seed).ok_or(StartError::NoServer)?;
         Ok(Self {
             tls: Arc::new(identity.client_config()?),
             link: EdgeLink::new(link, config.seed),
@@ -85,10 +102,11 @@ impl EdgeHub {
                 until: Instant::now(),
             },
             waiting: HashMap::new(),
+            servers,
             backoff: Backoff::new(config.seed),
             renewal: renewal(&config, &identity, Duration::ZERO),
             time: Clock::start(),
-            complaint: None,
+            complaints: HashMap::new(),
             unknown: HashSet::new(),
             dialer: Box::new(dialer),
             config,
@@ -161,10 +179,10 @@ impl EdgeHub {
             if !self.phase.can_send() {
                 return;
             }
-            let Some(envelope) = self.link.poll_transmit(self.time.now()) else {
+            let Some(packet) = self.link.poll_transmit(self.time.now()) else {
                 return;
             };
-            self.phase.send(envelope);
+            self.phase.send(packet);
         }
     }
 
@@ -227,8 +245,8 @@ impl EdgeHub {
                 self.phase = Phase::Opening { connection };
                 self.lane.ask_held();
             }
-            PhaseEvent::NotConnected(error) => self.rest(&error.to_string()),
-            PhaseEvent::Received(envelope) => self.link.handle_envelope(envelope, self.time.now()),
+            PhaseEvent::NotConnected(error) => self.not_connected(&error),
+            PhaseEvent::Received(packet) => self.link.handle_packet(packet, self.time.now()),
             PhaseEvent::Sent => {}
             PhaseEvent::Broken(why, close) => {
                 tracing::warn!(why, "connection to the cloud lost");
@@ -239,20 +257,35 @@ impl EdgeHub {
 
     fn dial(&mut self) {
         let node = &self.config.certificate.node;
-        let target = Target::hub(&self.config.server, &self.config.project_id, node);
-        let target = target.with_header(OFFER_HEADER, OFFER_VERSION);
+        let target = Target::hub(self.servers.current(), &self.config.project_id, node);
+        let target = target.offering(OFFER_HEADER, OFFER_VERSION);
+        let (address, after) = (target.address.clone(), self.config.handshake_timeout);
+        let attempt = self
+            .dialer
+            .dial(self.config.transport, target, Arc::clone(&self.tls));
+        let attempt = async move {
+            let step = "everything up to an open connection";
+            let late = |_| DialError::Timeout { address, step, after };
+            tokio::time::timeout(after, attempt).await.map_err(late)?
+        };
         self.phase = Phase::Dialling {
-            attempt: self.dialer.dial(target, Arc::clone(&self.tls)),
+            attempt: attempt.boxed(),
         };
     }
 
-    fn rest(&mut self, why: &str) {
-        let delay = self.backoff.next();
-        if self.complaint.as_deref() == Some(why) {
+    fn not_connected(&mut self, error: &DialError) {
+        let why = explain(self.config.transport, error);
+        let address = self.servers.current().to_owned();
+        let delay = if self.servers.failed() {
+            self.backoff.next()
+        } else {
+            Duration::ZERO
+        };
+        if self.complaints.get(&address) == Some(&why) {
             tracing::debug!(why, ?delay, "cloud still not reached");
         } else {
             tracing::warn!(why, ?delay, "cloud not reached; trying again until it is");
-            self.complaint = Some(why.to_owned());
+            self.complaints.insert(address, why);
         }
         self.phase = Phase::Resting {
             until: Instant::now() + delay,
@@ -271,18 +304,22 @@ impl EdgeHub {
                 return;
             }
         };
-        let peer = peer_of(&connection);
+        let peer = match connection.framing() {
+            Framing::Kedge => Peer::Kedge,
+            Framing::Official => Peer::Official,
+        };
         let (sender, receiver) = connection.split();
         self.phase = Phase::Online {
-            receiver,
+            receiver: Box::new(receiver),
             out: Out::Idle(sender),
             since: Instant::now(),
         };
         self.link.handle_connected(peer, held, self.time.now());
         self.ports.online.send_replace(true);
-        self.complaint = None;
+        self.complaints.clear();
+        self.servers.reached();
         tracing::info!(
-            server = self.config.server,
+            server = self.servers.current(),
             ?peer,
             held = held.len(),
             "connected to the cloud"
@@ -292,6 +329,7 @@ impl EdgeHub {
     fn disconnect(&mut self, close: Option<Close>, scope: &Scope) {
         self.link.handle_disconnected(self.time.now());
         self.ports.online.send_replace(false);
+        self.servers.lost();
         let now = Instant::now();
         let before = std::mem::replace(&mut self.phase, Phase::Resting { until: now });
         if let Phase::Online { since, out, .. } = before {
@@ -333,10 +371,19 @@ impl EdgeHub {
 }
 
 /// Both ends are ours when the cloud echoes the offer.
-fn peer_of(connection: &Connection) -> Peer {
-    match connection.header(OFFER_HEADER) {
-        Some(version) if version == OFFER_VERSION => Peer::Kedge,
-        Some(_) | None => Peer::Official,
+/// What a person reads about a failed attempt.
+fn explain(transport: Transport, error: &DialError) -> String {
+    let reached = match error {
+        DialError::Tls { .. } | DialError::Rejected { .. } | DialError::Handshake { .. } => true,
+        DialError::Unplugged { .. }
+        | DialError::Address { .. }
+        | DialError::Refused { .. }
+        | DialError::Timeout { .. }
+        | DialError::Network { .. } => false,
+    };
+    match (transport, reached) {
+        (Transport::WebSocket, _) | (Transport::Quic, true) => error.to_string(),
+        (Transport::Quic, false) => format!("{error}; {QUIC_HINT}"),
     }
 }
 
@@ -401,5 +448,34 @@ async fn sleep_until(moment: Option<Instant>) {
     match moment {
         Some(moment) => tokio::time::sleep_until(moment).await,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failing_quic_says_what_official_clouds_speak() {
+        let address = || "cloud:10001".to_owned();
+        let error = DialError::Refused { address: address() };
+        assert_eq!(
+            explain(Transport::WebSocket, &error),
+            "dial cloud:10001: nobody listens there"
+        );
+        assert_eq!(
+            explain(Transport::Quic, &error),
+            "dial cloud:10001: nobody listens there; an official CloudCore speaks an abandoned dialect of QUIC that \
+             this edge does not: with one, enable modules.edgeHub.websocket instead of modules.edgeHub.quic"
+        );
+        let trouble = kedge_transport::TlsTrouble::UnknownAuthority;
+        let error = DialError::Tls {
+            address: address(),
+            trouble,
+        };
+        assert!(
+            !explain(Transport::Quic, &error).contains("official"),
+            "a cloud that has a certificate speaks it"
+        );
     }
 }

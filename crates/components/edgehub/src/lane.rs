@@ -9,7 +9,7 @@ use futures_util::{FutureExt, StreamExt};
 use kedge_link::Held;
 use kedge_link::edge::{DeliveryId, StoreDone, StoreOrder};
 use kedge_telemetry::channel::ask::{self, Question, Reply};
-use kedge_wire::ToEdge;
+use kedge_wire::{ToEdge, TraceId};
 use std::collections::VecDeque;
 use tokio::sync::oneshot;
 
@@ -22,7 +22,11 @@ pub(crate) enum Done {
 
 #[derive(Debug, Clone, Copy)]
 enum Purpose {
-    Commit(DeliveryId),
+    Commit {
+        id: DeliveryId,
+        /// Of the version that is committed, if anybody reads about it.
+        trace: Option<TraceId>,
+    },
     Held,
 }
 
@@ -51,8 +55,11 @@ impl StoreLane {
     }
 
     pub(crate) fn commit(&mut self, id: DeliveryId, message: ToEdge) {
-        self.waiting
-            .push_back((Purpose::Commit(id), StoreOrder::Commit(message)));
+        let purpose = Purpose::Commit {
+            id,
+            trace: trace(&message),
+        };
+        self.waiting.push_back((purpose, StoreOrder::Commit(message)));
     }
 
     pub(crate) fn ask_held(&mut self) {
@@ -101,10 +108,34 @@ async fn hand_over(
     HandedOver { purpose, answer }
 }
 
+/// Names the version in a message, which costs a look into the object, so only for a log that is read.
+fn trace(message: &ToEdge) -> Option<TraceId> {
+    if !tracing::enabled!(tracing::Level::DEBUG) {
+        return None;
+    }
+    match message {
+        ToEdge::Object(change) => {
+            let uid = change.body.object_meta().ok()?.uid?;
+            Some(TraceId::of(&uid, change.version.as_ref()?))
+        }
+        ToEdge::Reply(_)
+        | ToEdge::Twin { .. }
+        | ToEdge::User { .. }
+        | ToEdge::Task { .. }
+        | ToEdge::Volume { .. }
+        | ToEdge::Other { .. } => None,
+    }
+}
+
 fn done(purpose: Purpose, answer: Option<StoreDone>) -> Done {
     match (purpose, answer) {
-        (Purpose::Commit(id), Some(StoreDone::Committed(result))) => Done::Committed(id, result),
-        (Purpose::Commit(id), Some(StoreDone::Held(_)) | None) => {
+        (Purpose::Commit { id, trace }, Some(StoreDone::Committed(result))) => {
+            if let (Some(trace), Ok(())) = (trace, &result) {
+                tracing::debug!(%trace, "committed");
+            }
+            Done::Committed(id, result)
+        }
+        (Purpose::Commit { id, .. }, Some(StoreDone::Held(_)) | None) => {
             Done::Committed(id, Err("the store of this edge has ended".to_owned()))
         }
         (Purpose::Held, Some(StoreDone::Held(held))) => Done::Held(held),

@@ -12,9 +12,11 @@
 //! then is told so at once.
 //!
 //! ```text
+//!                          +----+ refused: the next address, and a rest once all were tried
+//!                          v    |
 //!   [resting] --delay--> [dialling] --connected--> [opening: what is held?] --> [online]
-//!       ^                    | refused                                             | broken, silent,
-//!       +--------------------+-----------------------------------------------------+ renewed
+//!       ^                                                                          | broken, silent,
+//!       +--------------------------------------------------------------------------+ renewed
 //! ```
 
 mod backoff;
@@ -23,12 +25,14 @@ mod dialer;
 mod hub;
 mod lane;
 mod phase;
+mod servers;
 #[cfg(test)]
 mod tests;
 
 pub use certificate::{CertificateConfig, Error, bootstrap, renew};
-pub use dialer::{Dialer, Network};
-pub use hub::EdgeHub;
+pub use dialer::{Dialer, Network, Transport};
+pub use hub::{EdgeHub, StartError};
+pub use kedge_link::edge::Rates;
 pub use kedge_pki::Identity;
 
 use kedge_link::edge::{CloudRequest, RequestError, StoreDone, StoreOrder};
@@ -41,12 +45,18 @@ use std::time::Duration;
 pub struct Config {
     /// Node name, certificate files and where to renew.
     pub certificate: CertificateConfig,
-    /// `edgeHub.websocket.server`, `host:port`.
-    pub server: String,
+    /// How clouds are dialled: `edgeHub.websocket.enable` or `edgeHub.quic.enable`.
+    pub transport: Transport,
+    /// `server` of that transport: `host:port` of each cloud. When one is not reached or lost, the next is dialled.
+    pub servers: Vec<String>,
+    /// `handshakeTimeout` of that transport: how long one attempt may take.
+    pub handshake_timeout: Duration,
     /// `edgeHub.projectID`; not empty.
     pub project_id: String,
     /// `edgeHub.heartbeat`, official default 15 s.
     pub heartbeat: Duration,
+    /// `edgeHub.messageQPS` and `edgeHub.messageBurst`, and the same for bytes.
+    pub rates: Rates,
     /// `edgeHub.rotateCertificates`.
     pub rotate_certificates: bool,
     /// Spreads delays and ids; any number that differs between nodes and starts.

@@ -3,7 +3,7 @@
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use kedge_transport::{Connection, DialError, Receiver, RecvError, SendError, Sender};
-use kedge_wire::Envelope;
+use kedge_wire::Packet;
 use tokio::time::Instant;
 
 /// The life of a connection.
@@ -16,7 +16,7 @@ pub(crate) enum Phase {
     /// The connection stands; the store's owner is being asked what is held.
     Opening { connection: Box<Connection> },
     Online {
-        receiver: Receiver,
+        receiver: Box<Receiver>,
         out: Out,
         since: Instant,
     },
@@ -36,7 +36,7 @@ pub(crate) enum PhaseEvent {
     Rested,
     Connected(Box<Connection>),
     NotConnected(DialError),
-    Received(Envelope),
+    Received(Packet),
     Sent,
     /// The connection is over; the second value is what to tell the peer.
     Broken(String, Option<kedge_transport::Close>),
@@ -63,14 +63,14 @@ impl Phase {
                     Err(error) => PhaseEvent::Broken(error.to_string(), None),
                 },
                 received = receiver.recv() => match received {
-                    Ok(envelope) => PhaseEvent::Received(envelope),
+                    Ok(packet) => PhaseEvent::Received(packet),
                     Err(error) => broken(&error),
                 },
             },
         }
     }
 
-    /// Whether an envelope can be sent now.
+    /// Whether a packet can be sent now.
     pub(crate) fn can_send(&self) -> bool {
         matches!(
             self,
@@ -82,13 +82,13 @@ impl Phase {
     }
 
     /// Begins to send. Only when [`Phase::can_send`].
-    pub(crate) fn send(&mut self, envelope: Envelope) {
+    pub(crate) fn send(&mut self, packet: Packet) {
         let Self::Online { out, .. } = self else { return };
         let Out::Idle(mut sender) = std::mem::replace(out, Out::Broken) else {
             return;
         };
         let send = async move {
-            let result = sender.send(&envelope).await;
+            let result = sender.send(&packet).await;
             (sender, result)
         };
         *out = Out::Sending(send.boxed());

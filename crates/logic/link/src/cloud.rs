@@ -6,23 +6,29 @@
 
 mod mailbox;
 mod replies;
+mod slot;
 
 use crate::seed::Seed;
-use crate::{DIGEST_ENTRIES_MAX, Held, Peer};
+use crate::steady::Steady;
+use crate::{DIGEST_ENTRIES_MAX, Digest, Held, Peer};
 use kedge_wire::{
-    Body, Envelope, MessageId, NodeName, Object, ObjectKey, Request, ResourceVersion, Time, ToCloud, Uid,
+    Body, Envelope, MessageId, NodeName, Object, ObjectKey, Packet, Request, ResourceVersion, Time, ToCloud,
+    Uid,
 };
 use kedge_wire::{ChangeVerb, Group, Header, Letter, ObjectChange, ObjectKind, Operation, Source, ToEdge};
-use mailbox::{Backoff, Mailbox, Outgoing, Saying};
+use mailbox::{Acknowledged, Mailbox, Outgoing, Pace};
+pub use mailbox::{IN_FLIGHT_BYTES_MAX, LAG_WAIT_MAX};
 pub use replies::REQUEST_AGE_MAX;
 use replies::Replies;
+use slot::Saying;
 use std::collections::VecDeque;
 use std::time::Duration;
 
 /// How long a session with one of our own edges waits for its digest before it goes on without. The digest is the
 /// first message of the connection, so a longer silence means trouble that only the keepalive timeout can judge.
 pub const RESUME_WAIT_MAX: Duration = Duration::from_secs(5);
-/// Events the owner may leave untaken. It drains them after every call, and one call adds at most one.
+/// Events the owner may leave untaken. It drains them after every call, and one call adds a few at
+/// most.
 pub const EVENTS_MAX: usize = 1024;
 
 /// Settings of the cloud's end.
@@ -30,7 +36,7 @@ pub const EVENTS_MAX: usize = 1024;
 pub struct Config {
     /// Silence after which the session is closed; official default 30 s.
     pub keepalive_timeout: Duration,
-    /// Objects sent and not acknowledged at one time.
+    /// The acknowledgement window: objects sent and not acknowledged at one time. An edge of ours may ask for fewer.
     pub in_flight_max: usize,
     /// First wait before an unacknowledged object is sent again; doubles up to `retry_delay_max`.
     pub retry_delay: Duration,
@@ -50,6 +56,25 @@ pub struct Answer {
     pub silent: bool,
 }
 
+/// What a node holds under a key, as it told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Acked {
+    pub uid: Uid,
+    /// `None`: it does not hold `uid` any more.
+    pub version: Option<ResourceVersion>,
+}
+
+/// What the owner of the objects says when a session begins.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Attached {
+    /// Everything that the node must hold.
+    pub objects: Vec<(ObjectKey, Object)>,
+    /// What records of an earlier cloud say that the node holds; empty for our own edges, which say it themselves.
+    pub held: Vec<(ObjectKey, Uid, ResourceVersion)>,
+    /// How far the watch of each kind has got, for [`CloudLink::set_reached`].
+    pub reached: Vec<(ObjectKind, ResourceVersion)>,
+}
+
 /// What the owner must know or do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
@@ -59,9 +84,10 @@ pub enum Event {
     /// Anything else the node says (twin, user, application, task, k8s CA, unknown). [`CloudLink::reply`] answers
     /// the question for the Kubernetes CA; the others have no answer through this link yet.
     Message { id: MessageId, message: ToCloud },
-    /// The node durably holds this version (`None`: the key is gone).
+    /// The node durably holds this version of the object `uid` (`None`: it does not hold `uid` any more).
     Acked {
         key: ObjectKey,
+        uid: Uid,
         version: Option<ResourceVersion>,
     },
     /// The session must end; the reason is for the log and the close frame. Nothing follows it.
@@ -80,6 +106,8 @@ enum Phase {
 pub struct Depth {
     /// Objects sent and not acknowledged.
     pub in_flight: usize,
+    /// The bytes of their bodies.
+    pub in_flight_bytes: usize,
     /// Objects that wait for the window.
     pub waiting: usize,
     /// Requests being worked on and answers waiting for the socket.
@@ -90,6 +118,10 @@ pub struct Depth {
     pub retries: u64,
     /// Messages that claimed to come from a part of the cloud and were dropped.
     pub imposters: u64,
+    /// Acknowledgements and refusals of what was not sent, or was settled before.
+    pub strays: u64,
+    /// Decisions taken about objects; grows with what happens to them.
+    pub steps: u64,
 }
 
 /// One session of one node.
@@ -99,14 +131,19 @@ pub struct CloudLink {
     peer: Peer,
     config: Config,
     seed: Seed,
+    time: Steady,
     phase: Phase,
     last_heard: Time,
     resumed: bool,
-    nothing_sent: bool,
+    /// What the node takes at a time, if it is one of ours and has said so.
+    window: usize,
+    /// A heartbeat of the edge waits for its answer.
+    pong_due: bool,
     mailbox: Mailbox,
     replies: Replies,
     events: VecDeque<Event>,
     imposters: u64,
+    strays: u64,
 }
 
 impl CloudLink {
@@ -122,14 +159,17 @@ impl CloudLink {
             peer,
             config,
             seed: Seed::new(seed),
+            time: Steady::new(now),
             phase,
             last_heard: now,
             resumed: false,
-            nothing_sent: true,
+            window: usize::MAX,
+            pong_due: false,
             mailbox: Mailbox::default(),
             replies: Replies::default(),
             events: VecDeque::new(),
             imposters: 0,
+            strays: 0,
         }
     }
 
@@ -138,13 +178,16 @@ impl CloudLink {
         &self.node
     }
 
-    /// What the node held when its previous session in this process ended, so that deletes reach an official edge
-    /// that was away. Call before the first `set_desired`.
+    /// What the node holds according to somebody else than the node: the session before this one, or ObjectSync objects
+    /// that another cloud wrote. May be called again. A node of ours says by itself what it holds, and its word replaces
+    /// what was assumed.
     ///
-    /// Only the uids are relied on: the node may have lost its store meanwhile, so the full set is sent all the same.
+    /// The uids are relied on: what is not desired is deleted, and a pod of a new uid waits for the end of each old one.
+    /// The versions are not, because the node may have lost its store meanwhile: everything desired is sent all the
+    /// same. They only tell when our own watch is behind ([`LAG_WAIT_MAX`]).
     pub fn assume_held(&mut self, held: Vec<(ObjectKey, Uid, ResourceVersion)>) {
-        for (key, uid, _version) in held {
-            self.mailbox.hold(key, uid, None);
+        for (key, uid, version) in held {
+            self.mailbox.assume(key, uid, version);
         }
     }
 
@@ -158,11 +201,14 @@ impl CloudLink {
     pub fn depth(&self) -> Depth {
         Depth {
             in_flight: self.mailbox.in_flight(),
+            in_flight_bytes: self.mailbox.in_flight_bytes(),
             waiting: self.mailbox.waiting(),
             requests: self.replies.load(),
             refusals: self.mailbox.refusals(),
             retries: self.mailbox.retries(),
             imposters: self.imposters,
+            strays: self.strays,
+            steps: self.mailbox.steps(),
         }
     }
 
@@ -172,8 +218,17 @@ impl CloudLink {
     }
 
     /// The first full set of desired objects has been given: what the node holds beyond it may be deleted now.
-    pub fn desired_complete(&mut self, _now: Time) {
-        self.mailbox.complete();
+    pub fn desired_complete(&mut self, now: Time) {
+        let now = self.advance(now);
+        self.mailbox.complete(now);
+    }
+
+    /// The owner's watch of `kind` has reached `version`, also if this node has no part in it; to be told before the first
+    /// desired object, and again whenever the owner likes. From then on a node that holds something newer is waited for,
+    /// because another cloud gave it to it. Without it the watch is taken to be where the API is, which is right for the
+    /// only cloud of an API.
+    pub fn set_reached(&mut self, kind: &ObjectKind, version: &ResourceVersion) {
+        self.mailbox.reach(kind, version);
     }
 
     /// Answers a request. `operation_error` sends operation `error` with a text body instead of `response`.
@@ -193,7 +248,9 @@ impl CloudLink {
             Operation::Response
         };
         let answer_id = self.seed.message_id();
-        self.replies.answer(id, answer_id, body, version, operation, now);
+        let timestamp_ms = timestamp_ms(now);
+        self.replies
+            .answer(id, answer_id, body, version, operation, timestamp_ms);
     }
 
     /// The request `id` is settled and has no answer.
@@ -201,21 +258,41 @@ impl CloudLink {
         self.replies.dismiss(id);
     }
 
-    pub fn handle_envelope(&mut self, envelope: Envelope, now: Time) {
+    /// Something came from the node.
+    pub fn handle_packet(&mut self, packet: Packet, now: Time) {
         if self.phase == Phase::Closed {
             return;
         }
+        let now = self.advance(now);
         self.last_heard = now;
+        match packet {
+            Packet::Envelope(envelope) => self.handle_envelope(*envelope, now),
+            Packet::Ping => self.handle_ping(),
+            // The cloud never asks for a sign of life: the edge gives them by itself.
+            Packet::Pong => self.close(format!(
+                "node {} answered a heartbeat that nobody sent",
+                self.node
+            )),
+        }
+    }
+
+    fn handle_ping(&mut self) {
+        match self.peer {
+            Peer::Kedge => self.pong_due = true,
+            Peer::Official => self.close(format!(
+                "node {} sent a heartbeat without having offered it",
+                self.node
+            )),
+        }
+    }
+
+    fn handle_envelope(&mut self, envelope: Envelope, now: Time) {
         let Letter { header, message } = ToCloud::open(envelope);
         match message {
-            ToCloud::KeepAlive => self.handle_keepalive(&header.id, now),
+            // To have been heard is all that it is for.
+            ToCloud::KeepAlive => {}
             ToCloud::Ack(ack) => self.handle_ack(&ack.parent),
-            ToCloud::Refusal(refusal) => {
-                if let Some(parent) = &refusal.parent {
-                    let backoff = self.backoff();
-                    self.mailbox.refused(parent, now, backoff, &mut self.seed);
-                }
-            }
+            ToCloud::Refusal(refusal) => self.handle_refusal(refusal.parent.as_ref(), now),
             ToCloud::Request(request) => self.handle_request(header.id, request, now),
             ToCloud::Resume { body } => self.handle_resume(&body),
             ToCloud::KubernetesCa { .. } => {
@@ -242,6 +319,7 @@ impl CloudLink {
         if self.phase == Phase::Closed {
             return;
         }
+        let now = self.advance(now);
         if self.last_heard + self.config.keepalive_timeout <= now {
             let silence = self.config.keepalive_timeout.as_secs_f32();
             return self.close(format!("node {} was silent for {silence} s", self.node));
@@ -256,29 +334,40 @@ impl CloudLink {
     }
 
     /// Lease replies first, then status replies, then other replies, then objects, then bulk.
-    pub fn poll_transmit(&mut self, now: Time) -> Option<Envelope> {
+    pub fn poll_transmit(&mut self, now: Time) -> Option<Packet> {
         if self.phase == Phase::Closed {
             return None;
         }
+        if std::mem::take(&mut self.pong_due) {
+            return Some(Packet::Pong);
+        }
         if let Some(reply) = self.replies.next() {
-            return Some(reply);
+            return Some(reply.into());
         }
         if self.phase != Phase::Running {
             return None;
         }
-        let backoff = self.backoff();
-        let outgoing = self
-            .mailbox
-            .next(now, self.config.in_flight_max, backoff, &mut self.seed)?;
-        self.nothing_sent = false;
-        Some(seal(outgoing, now))
+        let (steady, pace) = (self.advance(now), self.pace());
+        let outgoing = self.mailbox.next(steady, pace, &mut self.seed)?;
+        Some(seal(outgoing, timestamp_ms(now)).into())
     }
 
     pub fn poll_event(&mut self) -> Option<Event> {
-        self.events.pop_front()
+        let event = self.events.pop_front();
+        if self.events.is_empty() {
+            // Nearly always so, and room for a few events is more than all the rest of a link.
+            self.events = VecDeque::new();
+        }
+        event
     }
 
+    /// When to call [`CloudLink::handle_timeout`], on the owner's clock.
     pub fn poll_timeout(&self) -> Option<Time> {
+        self.due().map(|due| self.time.outside(due))
+    }
+
+    /// The next steady moment at which something is to be done.
+    fn due(&self) -> Option<Time> {
         let resume = match self.phase {
             Phase::AwaitingResume { until } => Some(until),
             Phase::Running => None,
@@ -294,29 +383,36 @@ impl CloudLink {
         moments.into_iter().flatten().min()
     }
 
-    fn backoff(&self) -> Backoff {
-        Backoff {
-            first: self.config.retry_delay,
-            max: self.config.retry_delay_max,
-        }
+    fn advance(&mut self, now: Time) -> Time {
+        let due = self.due();
+        self.time.advance(now, due)
     }
 
-    fn handle_keepalive(&mut self, id: &MessageId, now: Time) {
-        match self.peer {
-            Peer::Kedge => {
-                let answer_id = self.seed.message_id();
-                self.replies.answer_keepalive(id, answer_id, now);
-            }
-            Peer::Official => {}
+    fn pace(&self) -> Pace {
+        Pace {
+            first: self.config.retry_delay,
+            max: self.config.retry_delay_max,
+            window: self.config.in_flight_max.min(self.window),
         }
     }
 
     fn handle_ack(&mut self, parent: &MessageId) {
-        if let Some(settled) = self.mailbox.acknowledged(parent) {
-            self.tell(Event::Acked {
-                key: settled.key,
-                version: settled.version,
-            });
+        match self.mailbox.acknowledged(parent) {
+            Acknowledged::Settled { key, told } => {
+                for (uid, version) in told {
+                    let key = key.clone();
+                    self.tell(Event::Acked { key, uid, version });
+                }
+            }
+            Acknowledged::Unknown => self.strays += 1,
+        }
+    }
+
+    fn handle_refusal(&mut self, parent: Option<&MessageId>, now: Time) {
+        let pace = self.pace();
+        let known = parent.is_some_and(|parent| self.mailbox.refused(parent, now, pace, &mut self.seed));
+        if !known {
+            self.strays += 1;
         }
     }
 
@@ -344,7 +440,6 @@ impl CloudLink {
     }
 
     fn handle_resume(&mut self, body: &Body) {
-        let late = self.phase == Phase::Running;
         match (self.peer, self.resumed) {
             (Peer::Official, _) => {
                 return self.close(format!(
@@ -358,10 +453,11 @@ impl CloudLink {
             (Peer::Kedge, false) => {}
         }
         match read_digest(body) {
-            Ok(held) => {
+            Ok((window, held)) => {
                 self.resumed = true;
+                self.window = window;
                 self.phase = Phase::Running;
-                self.mailbox.resume(held, !late || self.nothing_sent);
+                self.mailbox.resume(held);
             }
             Err(problem) => self.close(format!(
                 "the digest of node {} is not usable: {problem}",
@@ -417,15 +513,22 @@ fn speaks_as_cloud(source: &Source) -> bool {
     }
 }
 
-fn read_digest(body: &Body) -> Result<Vec<(ObjectKey, Uid, ResourceVersion)>, String> {
-    let entries: Vec<Held> = body.parse().map_err(|problem| problem.to_string())?;
-    if entries.len() > DIGEST_ENTRIES_MAX {
+/// The window that the node asks for, and what it holds.
+type Resumed = (usize, Vec<(ObjectKey, Uid, ResourceVersion)>);
+
+fn read_digest(body: &Body) -> Result<Resumed, String> {
+    let Digest { window, held } = body.parse().map_err(|problem| problem.to_string())?;
+    if held.len() > DIGEST_ENTRIES_MAX {
         return Err(format!(
             "{} entries are more than the limit of {DIGEST_ENTRIES_MAX}",
-            entries.len()
+            held.len()
         ));
     }
-    entries.into_iter().map(read_held).collect()
+    if window == 0 {
+        return Err("a window of 0 takes nothing".to_owned());
+    }
+    let held: Result<Vec<_>, String> = held.into_iter().map(read_held).collect();
+    Ok((usize::try_from(window).unwrap_or(usize::MAX), held?))
 }
 
 fn read_held(held: Held) -> Result<(ObjectKey, Uid, ResourceVersion), String> {
@@ -436,7 +539,11 @@ fn read_held(held: Held) -> Result<(ObjectKey, Uid, ResourceVersion), String> {
     Ok((key, Uid::new(held.uid), ResourceVersion::new(held.version)))
 }
 
-fn seal(outgoing: Outgoing, now: Time) -> Envelope {
+fn timestamp_ms(now: Time) -> i64 {
+    i64::try_from(now.as_ms()).unwrap_or(i64::MAX)
+}
+
+fn seal(outgoing: Outgoing, timestamp_ms: i64) -> Envelope {
     let Outgoing { id, key, saying } = outgoing;
     let (verb, version, body) = match saying {
         Saying::Put { verb, object } => (verb, Some(object.version), object.body),
@@ -445,7 +552,7 @@ fn seal(outgoing: Outgoing, now: Time) -> Envelope {
     let header = Header {
         id,
         parent: None,
-        timestamp_ms: i64::try_from(now.as_ms()).unwrap_or(i64::MAX),
+        timestamp_ms,
         resource_version: version.clone(),
         sync: false,
         kind: None,

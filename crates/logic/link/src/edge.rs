@@ -5,18 +5,27 @@
 //! store after all changes delivered before; asking the store through the same ordered queue does that.
 
 mod lanes;
+mod pace;
 mod requests;
 
 use crate::seed::Seed;
-use crate::{DIGEST_ENTRIES_MAX, Held, Peer, is_placed};
-use kedge_wire::{Ack, Body, Envelope, Header, Letter, MessageId, ObjectKey, Operation, Refusal, Reply};
+use crate::steady::Steady;
+use crate::{DIGEST_ENTRIES_MAX, Digest, Held, Peer, is_placed};
+use kedge_wire::{
+    Ack, Body, Envelope, Header, Letter, MessageId, ObjectKey, Operation, Packet, Refusal, Reply,
+};
 use kedge_wire::{ObjectKind, Route, Source, Time, ToCloud, ToEdge};
 pub use lanes::{ACKNOWLEDGED_MAX, DELIVERIES_MAX};
 use lanes::{Lanes, Outcome};
+use pace::Pace;
+pub use pace::Rates;
 use requests::{Answered, Requests, is_query, wants_answer};
 use std::collections::VecDeque;
 use std::time::Duration;
 
+/// The acknowledgement window that the edge asks for: enough for a store that commits many changes at once, little enough
+/// that what is on its way to a slow disk stays small. Far fewer than [`DELIVERIES_MAX`], so none is dropped.
+pub const WINDOW: u32 = 64;
 /// Acknowledgements that wait for the socket. One beyond it is not said; the cloud repeats the object and gets it then.
 pub const ACKS_MAX: usize = 4096;
 /// Untaken events beyond which a message other than an object change closes the connection. The owner drains them
@@ -41,6 +50,8 @@ pub struct Config {
     pub silence_max: Duration,
     /// Requests without an answer at one time; more wait in the owner.
     pub requests_max: usize,
+    /// What leaves of its own accord, at most.
+    pub rates: Rates,
 }
 
 /// Why a request has no answer.
@@ -115,9 +126,12 @@ pub struct Depth {
 pub struct EdgeLink {
     config: Config,
     seed: Seed,
+    /// Begins with the first time that is told.
+    time: Option<Steady>,
     connection: Option<Connection>,
     lanes: Lanes,
     requests: Requests,
+    pace: Pace,
     events: VecDeque<Event>,
     last_message: u64,
 }
@@ -131,10 +145,16 @@ struct Connection {
     /// Since when an answer is owed and nothing at all was heard.
     owed_since: Option<Time>,
     resume: Option<Envelope>,
-    keepalive: Option<Envelope>,
+    keepalive: Option<Packet>,
     acks: VecDeque<Envelope>,
     leases: VecDeque<Asking>,
     askings: VecDeque<Asking>,
+}
+
+impl Connection {
+    fn has_askings(&self) -> bool {
+        !self.leases.is_empty() || !self.askings.is_empty()
+    }
 }
 
 /// A message of the owner on its way to the socket.
@@ -148,8 +168,10 @@ struct Asking {
 impl EdgeLink {
     pub fn new(config: Config, seed: u64) -> Self {
         Self {
+            pace: Pace::new(&config.rates),
             config,
             seed: Seed::new(seed),
+            time: None,
             connection: None,
             lanes: Lanes::default(),
             requests: Requests::default(),
@@ -162,16 +184,17 @@ impl EdgeLink {
     /// tells which repetitions need no commit. Pass what the store holds in both cases.
     pub fn handle_connected(&mut self, peer: Peer, held: &[Held], now: Time) {
         self.handle_disconnected(now);
+        let steady = self.advance(now);
         self.lanes.connect(held);
         let resume = match peer {
             Peer::Kedge => Some(self.digest(held, now)),
             Peer::Official => None,
         };
-        let keepalive = Some(self.envelope(None, ToCloud::KeepAlive, now));
+        let keepalive = Some(self.keepalive(peer, now));
         self.connection = Some(Connection {
             peer,
             closing: false,
-            keepalive_due: now + self.config.keepalive_interval,
+            keepalive_due: steady + self.config.keepalive_interval,
             owed_since: None,
             resume,
             keepalive,
@@ -195,7 +218,9 @@ impl EdgeLink {
         }
     }
 
-    pub fn handle_envelope(&mut self, envelope: Envelope, now: Time) {
+    /// Something came from the cloud.
+    pub fn handle_packet(&mut self, packet: Packet, now: Time) {
+        self.advance(now);
         let Some(connection) = &mut self.connection else {
             return;
         };
@@ -203,6 +228,20 @@ impl EdgeLink {
             return;
         }
         connection.owed_since = None;
+        let peer = connection.peer;
+        match (packet, peer) {
+            (Packet::Envelope(envelope), Peer::Kedge | Peer::Official) => {
+                self.handle_envelope(*envelope, now)
+            }
+            // Having been heard is all that it is for.
+            (Packet::Pong, Peer::Kedge) => {}
+            (Packet::Ping, Peer::Kedge | Peer::Official) | (Packet::Pong, Peer::Official) => {
+                self.close("the cloud sent a heartbeat that nobody agreed to".to_owned());
+            }
+        }
+    }
+
+    fn handle_envelope(&mut self, envelope: Envelope, now: Time) {
         let Letter { header, message } = ToEdge::open(envelope);
         match message {
             ToEdge::Object(change) => {
@@ -224,7 +263,8 @@ impl EdgeLink {
     }
 
     pub fn handle_timeout(&mut self, now: Time) {
-        while let Some(id) = self.requests.expired(now) {
+        let steady = self.advance(now);
+        while let Some(id) = self.requests.expired(steady) {
             self.events.push_back(Event::Answer {
                 id,
                 answer: Err(RequestError::Timeout),
@@ -235,19 +275,19 @@ impl EdgeLink {
         };
         let silent = connection
             .owed_since
-            .is_some_and(|since| since + self.config.silence_max <= now);
-        let due = connection.keepalive_due <= now;
+            .is_some_and(|since| since + self.config.silence_max <= steady);
+        let due = (connection.keepalive_due <= steady).then_some(connection.peer);
         if silent {
             let seconds = self.config.silence_max.as_secs_f32();
             return self.close(format!(
                 "the cloud said nothing for {seconds} s although an answer is due"
             ));
         }
-        if due {
-            let keepalive = self.envelope(None, ToCloud::KeepAlive, now);
+        if let Some(peer) = due {
+            let keepalive = self.keepalive(peer, now);
             if let Some(connection) = &mut self.connection {
                 connection.keepalive = Some(keepalive);
-                connection.keepalive_due = now + self.config.keepalive_interval;
+                connection.keepalive_due = steady + self.config.keepalive_interval;
             }
         }
     }
@@ -281,9 +321,8 @@ impl EdgeLink {
         let wants_answer = wants_answer(&message);
         let query = is_query(&message);
         let envelope = self.envelope(None, message, now);
-        let id = self
-            .requests
-            .open(envelope.header.id.clone(), query, now + timeout);
+        let due = self.advance(now) + timeout;
+        let id = self.requests.open(envelope.header.id.clone(), query, due);
         if let Some(connection) = &mut self.connection {
             let queue = if urgent {
                 &mut connection.leases
@@ -299,14 +338,16 @@ impl EdgeLink {
         Ok(id)
     }
 
-    /// The digest first, then keepalive, acknowledgements, lease requests, and everything else.
-    pub fn poll_transmit(&mut self, now: Time) -> Option<Envelope> {
+    /// The digest first, then keepalive, acknowledgements, lease requests, and everything else; of these two no more than
+    /// [`Rates`] allow.
+    pub fn poll_transmit(&mut self, now: Time) -> Option<Packet> {
+        let now = self.advance(now);
         let connection = self
             .connection
             .as_mut()
             .filter(|connection| !connection.closing)?;
         if let Some(resume) = connection.resume.take() {
-            return Some(resume);
+            return Some(resume.into());
         }
         if let Some(keepalive) = connection.keepalive.take() {
             if connection.peer == Peer::Kedge {
@@ -315,7 +356,10 @@ impl EdgeLink {
             return Some(keepalive);
         }
         if let Some(ack) = connection.acks.pop_front() {
-            return Some(ack);
+            return Some(ack.into());
+        }
+        if self.pace.ready_at() > now {
+            return None;
         }
         loop {
             let asking = connection
@@ -334,7 +378,8 @@ impl EdgeLink {
                     answer,
                 });
             }
-            return Some(asking.envelope);
+            self.pace.count(asking.envelope.content.json().len(), now);
+            return Some(asking.envelope.into());
         }
     }
 
@@ -342,15 +387,31 @@ impl EdgeLink {
         self.events.pop_front()
     }
 
+    /// When to call [`EdgeLink::handle_timeout`], on the owner's clock.
     pub fn poll_timeout(&self) -> Option<Time> {
+        Some(self.time?.outside(self.due()?))
+    }
+
+    /// The next steady moment at which something is to be done.
+    fn due(&self) -> Option<Time> {
         let connection = self.connection.as_ref().filter(|connection| !connection.closing);
         let keepalive = connection.map(|connection| connection.keepalive_due);
         let silence = connection.and_then(|connection| connection.owed_since);
         let silence = silence.map(|since| since + self.config.silence_max);
-        [keepalive, silence, self.requests.next_timeout()]
+        // Once it is ready nothing has to wake the owner: whatever keeps it from sending does.
+        let ready_at = self.pace.ready_at();
+        let paced = self.time.is_some_and(|time| time.now() < ready_at);
+        let speaks = connection.filter(|connection| paced && connection.has_askings());
+        let speaks = speaks.map(|_| ready_at);
+        [keepalive, silence, speaks, self.requests.next_timeout()]
             .into_iter()
             .flatten()
             .min()
+    }
+
+    fn advance(&mut self, now: Time) -> Time {
+        let due = self.due();
+        self.time.get_or_insert(Steady::new(now)).advance(now, due)
     }
 
     /// Fill levels, for metrics.
@@ -452,9 +513,23 @@ impl EdgeLink {
 
     fn digest(&mut self, held: &[Held], now: Time) -> Envelope {
         let placed = |held: &&Held| ObjectKey::parse(&held.key).is_some_and(|key| is_placed(&key.kind));
-        let entries: Vec<&Held> = held.iter().filter(placed).take(DIGEST_ENTRIES_MAX).collect();
-        let body = Body::from_value(&entries).expect("a list of strings is always JSON");
+        let held = held
+            .iter()
+            .filter(placed)
+            .take(DIGEST_ENTRIES_MAX)
+            .cloned()
+            .collect();
+        let digest = Digest { window: WINDOW, held };
+        let body = Body::from_value(&digest).expect("numbers and strings are always JSON");
         self.envelope(None, ToCloud::Resume { body }, now)
+    }
+
+    /// The sign of life: a few bytes between our own ends, the official message otherwise.
+    fn keepalive(&mut self, peer: Peer, now: Time) -> Packet {
+        match peer {
+            Peer::Kedge => Packet::Ping,
+            Peer::Official => self.envelope(None, ToCloud::KeepAlive, now).into(),
+        }
     }
 
     fn envelope(&mut self, parent: Option<MessageId>, message: ToCloud, now: Time) -> Envelope {

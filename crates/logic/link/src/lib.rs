@@ -3,11 +3,12 @@
 //! **Duty.** Hello, keepalive, acknowledgement after commit, retry, resume; the cloud's mailbox of one node. What
 //! survives a dropped connection lives here.
 //!
-//! **Inputs.** Envelopes, orders from the owner, and the time. **Outputs.** Envelopes to send, events for the owner,
+//! **Inputs.** Packets, orders from the owner, and the time. **Outputs.** Packets to send, events for the owner,
 //! and the moment to wake (`poll_*`). After every `handle_*` and every order the owner drains `poll_event`, then
 //! `poll_transmit`, then sleeps until `poll_timeout`.
 //!
-//! **Never.** No tokio, no clock, no randomness but a seed, no I/O. Never inspects an object beyond its metadata.
+//! **Never.** No tokio, no clock, no randomness but a seed, no I/O. Never inspects an object beyond its metadata. Never
+//! believes a clock that leaps: a link counts the time that passes between two calls, see `steady.rs`.
 //!
 //! # The session, seen from the cloud ([`cloud::CloudLink`], one value a session)
 //!
@@ -25,9 +26,9 @@
 //! ```text
 //!                desired differs from held
 //!     [in sync] ---------------------------> [queued] --- window has room ---> [flying]
-//!         ^                                     ^  ^                            |  |  |
-//!         |                                     |  +-- retry delay passed ------+  |  |
-//!         |                                     +----- [resting] <---- refused ----+  |
+//!         ^  ^                                ^  ^  ^                           |  |  |
+//!         |  +-- [waiting] -- watch is there -+  |  +-- retry delay passed -----+  |  |
+//!         |      held is newer than our watch    +---- [resting] <---- refused ----+  |
 //!         +------------- acknowledged, and nothing newer is desired ------------------+
 //! ```
 //!
@@ -52,17 +53,26 @@
 //!   is delivered. The cloud sends the delete and waits for its acknowledgement; should a cloud not know what the node
 //!   held (official peers do not say), the edge makes the delete itself.
 //! * **A delete names its uid.** A delete of a uid that the node does not hold is acknowledged and changes nothing.
+//! * **Who lags does not decide.** Of several clouds over one API the one that a node comes to may have seen less than the
+//!   one it comes from. If the owner tells how far its watch has got ([`cloud::CloudLink::set_reached`]), nothing newer
+//!   than that is deleted or replaced on the node until the watch is there, or [`cloud::LAG_WAIT_MAX`] has passed.
+//! * **The window** is the smaller of what the cloud allows and what an edge of ours asks for in its digest; and of large
+//!   objects no more than [`cloud::IN_FLIGHT_BYTES_MAX`] are on the way.
+//! * **Signs of life.** The edge gives one in each interval. Between two of our own ends it is [`kedge_wire::Packet::Ping`]
+//!   and the cloud answers it, so that both ends notice a dead connection; an official cloud gets the official message
+//!   and does not answer.
 //! * **The node object** is replaced and never deleted over the link: deleting a node ends its session.
 
 pub mod cloud;
 pub mod edge;
 mod seed;
+mod steady;
 
 use kedge_wire::{ObjectKind, ResourceVersion};
 
 /// Whether the peer is one of ours. Agreed in the WebSocket upgrade by [`OFFER_HEADER`]: an edge that offers and a
-/// cloud that echoes it both speak the additions (digest resume, answered keepalives); any other peer gets the
-/// official protocol only.
+/// cloud that echoes it both speak the additions (digest, window, heartbeats, framing); any other peer gets the official
+/// protocol only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Peer {
     Official,
@@ -78,6 +88,18 @@ pub const OFFER_VERSION: &str = "1";
 /// and an edge that holds more leaves the rest out.
 pub const DIGEST_ENTRIES_MAX: usize = 20_000;
 
+/// How an edge of ours opens a session: the content of `resume`.
+///
+/// The whole list, and not first a hash of it: the versions of a node and of its pods grow with their status, which is
+/// not sent down, so such a hash would differ nearly always, and the list takes less than the TLS handshake before it.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Digest {
+    /// Objects that the edge takes before it has acknowledged the first; the cloud keeps to the smaller of this and its
+    /// own window.
+    pub window: u32,
+    pub held: Vec<Held>,
+}
+
 /// One object that an edge holds, as it tells after a reconnect.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Held {
@@ -87,13 +109,38 @@ pub struct Held {
     pub version: String,
 }
 
-/// Whether the cloud decides which nodes hold objects of this kind, so that a digest names them and one that is not
-/// desired is deleted. Anything else in an edge's store (tokens, leases, claims it asked for) is its own cache.
+/// Kinds of which the cloud decides which nodes hold them.
+const PLACED_KINDS: usize = 4;
+
+/// The number of a placed kind. A digest names the objects of these kinds, and one that is not desired is deleted.
+/// Anything else in an edge's store (tokens, leases, claims it asked for) is its own cache.
+fn place_of(kind: &ObjectKind) -> Option<usize> {
+    match kind {
+        ObjectKind::Pod => Some(0),
+        ObjectKind::ConfigMap => Some(1),
+        ObjectKind::Secret => Some(2),
+        ObjectKind::Node => Some(PLACED_KINDS - 1),
+        ObjectKind::PodPatch
+        | ObjectKind::PodStatus
+        | ObjectKind::ServiceAccountToken
+        | ObjectKind::NodePatch
+        | ObjectKind::NodeStatus
+        | ObjectKind::Lease
+        | ObjectKind::Event
+        | ObjectKind::PersistentVolume
+        | ObjectKind::PersistentVolumeClaim
+        | ObjectKind::VolumeAttachment
+        | ObjectKind::CertificateSigningRequest
+        | ObjectKind::ServiceAccountAccess
+        | ObjectKind::Device
+        | ObjectKind::DeviceModel
+        | ObjectKind::Volume
+        | ObjectKind::Other(_) => None,
+    }
+}
+
 fn is_placed(kind: &ObjectKind) -> bool {
-    matches!(
-        kind,
-        ObjectKind::Pod | ObjectKind::ConfigMap | ObjectKind::Secret | ObjectKind::Node
-    )
+    place_of(kind).is_some()
 }
 
 /// Whether holding `held` is at least as good as being sent `offered`, for one uid.

@@ -4,12 +4,12 @@
 #![allow(clippy::unwrap_used)]
 
 use expect_test::{Expect, expect};
-use kedge_link::edge::{Config, DeliveryId, EdgeLink, Event, RequestError, RequestId};
+use kedge_link::edge::{Config, DELIVERIES_MAX, DeliveryId, EdgeLink, Event, Rates, RequestError, RequestId};
 use kedge_link::{Held, Peer};
 use kedge_wire::{
     Body, ChangeVerb, Header, Letter, MessageId, NodeName, ObjectChange, ObjectKey, ObjectKind, Reply,
 };
-use kedge_wire::{Request, Resource, ResourceVersion, Time, ToCloud, ToEdge};
+use kedge_wire::{Packet, Request, Resource, ResourceVersion, Time, ToCloud, ToEdge};
 use std::time::Duration;
 
 struct Story {
@@ -25,6 +25,10 @@ impl Story {
             keepalive_interval: Duration::from_secs(15),
             silence_max: Duration::from_secs(20),
             requests_max: 2,
+            rates: Rates {
+                messages_burst: 5,
+                ..Rates::default()
+            },
         };
         let link = EdgeLink::new(config, 7);
         Self {
@@ -48,6 +52,8 @@ impl Story {
                 let held: Vec<Held> = held.iter().map(|text| read_held(text)).collect();
                 self.link.handle_connected(peer, &held, self.now);
             }
+            ["ping"] => self.link.handle_packet(Packet::Ping, self.now),
+            ["pong"] => self.link.handle_packet(Packet::Pong, self.now),
             ["disconnect"] => self.link.handle_disconnected(self.now),
             [verb @ ("insert" | "update"), id, name, uid, version] => {
                 let verb = if *verb == "insert" {
@@ -91,8 +97,14 @@ impl Story {
                 let reply = Reply::error(Resource::Object(key), text);
                 self.receive("reply", Some(parent), None, ToEdge::Reply(reply));
             }
-            ["after", seconds] => {
+            ["after", seconds] => self.wait(Duration::from_secs(seconds.parse().unwrap())),
+            // The clock leaps, or is set back, and the link is woken late or too often.
+            ["leap", seconds] => {
                 self.now = self.now + Duration::from_secs(seconds.parse().unwrap());
+                self.link.handle_timeout(self.now);
+            }
+            ["set-back", seconds] => {
+                self.now = self.now - Duration::from_secs(seconds.parse().unwrap());
                 self.link.handle_timeout(self.now);
             }
             other => panic!("the story has no word {other:?}"),
@@ -125,7 +137,7 @@ impl Story {
             kind: None,
         };
         self.link
-            .handle_envelope(Letter { header, message }.seal(), self.now);
+            .handle_packet(Letter { header, message }.seal().into(), self.now);
     }
 
     fn request(&mut self, request: Request) {
@@ -138,13 +150,30 @@ impl Story {
         });
     }
 
+    /// Wakes the link whenever it wants to be woken, as its owner does.
+    fn wait(&mut self, pause: Duration) {
+        let end = self.now + pause;
+        while let Some(due) = self.link.poll_timeout().filter(|due| *due <= end) {
+            self.now = due.max(self.now);
+            self.link.handle_timeout(self.now);
+            self.drain();
+        }
+        self.now = end;
+        self.link.handle_timeout(self.now);
+    }
+
     fn drain(&mut self) {
         loop {
             while let Some(event) = self.link.poll_event() {
                 self.lines.push(describe(event));
             }
-            let Some(envelope) = self.link.poll_transmit(self.now) else {
-                return;
+            let envelope = match self.link.poll_transmit(self.now) {
+                Some(Packet::Envelope(envelope)) => envelope,
+                Some(packet @ (Packet::Ping | Packet::Pong)) => {
+                    self.lines.push(format!("sent: {packet:?}"));
+                    continue;
+                }
+                None => return,
             };
             let (operation, resource) = (&envelope.route.operation, &envelope.route.resource);
             let parent = envelope
@@ -225,10 +254,10 @@ fn hello_to_one_of_ours_and_to_an_official_cloud() {
     check(
         "connect kedge web=a@5 db=b@2",
         expect![[r#"
-        > connect kedge web=a@5 db=b@2
-        sent: kedge resume  [{"key":"default/pod/web","uid":"a","version":"5"},{"key":"default/pod/db","uid":"b","version":"2"}]
-        sent: websocket keepalive node "ping"
-    "#]],
+            > connect kedge web=a@5 db=b@2
+            sent: kedge resume  {"window":64,"held":[{"key":"default/pod/web","uid":"a","version":"5"},{"key":"default/pod/db","uid":"b","version":"2"}]}
+            sent: Ping
+        "#]],
     );
     check(
         "connect official web=a@5",
@@ -323,8 +352,8 @@ fn versions_only_grow() {
          update m5 web a later",
         expect![[r#"
             > connect kedge web=a@5
-            sent: kedge resume  [{"key":"default/pod/web","uid":"a","version":"5"}]
-            sent: websocket keepalive node "ping"
+            sent: kedge resume  {"window":64,"held":[{"key":"default/pod/web","uid":"a","version":"5"}]}
+            sent: Ping
             > update m1 web a 4
             sent: edgecontroller response default/pod/web to m1 "OK"
             > update m2 web a 5
@@ -464,8 +493,8 @@ fn each_request_ends_once() {
             answer 5: "OK"
             > lease
             request 6
-            sent: edged update kube-node-lease/lease/edge-1 null
             > after 10
+            sent: edged update kube-node-lease/lease/edge-1 null
             answer 6: the cloud did not answer in time
             > lease
             request 7
@@ -499,6 +528,7 @@ fn a_half_open_connection_is_noticed_when_an_answer_is_due() {
             > after 10
             answer 1: the cloud did not answer in time
             > after 10
+            sent: websocket keepalive node "ping"
             close: the cloud said nothing for 20 s although an answer is due
             > lease
             no request: the cloud is not connected
@@ -510,12 +540,167 @@ fn a_half_open_connection_is_noticed_when_an_answer_is_due() {
          after 5",
         expect![[r#"
             > connect kedge
-            sent: kedge resume  []
-            sent: websocket keepalive node "ping"
+            sent: kedge resume  {"window":64,"held":[]}
+            sent: Ping
             > after 15
-            sent: websocket keepalive node "ping"
+            sent: Ping
             > after 5
             close: the cloud said nothing for 20 s although an answer is due
         "#]],
     );
+}
+
+#[test]
+fn heartbeats_only_where_they_were_agreed() {
+    check(
+        "connect official\n pong",
+        expect![[r#"
+        > connect official
+        sent: websocket keepalive node "ping"
+        > pong
+        close: the cloud sent a heartbeat that nobody agreed to
+    "#]],
+    );
+    check(
+        "connect kedge\n ping",
+        expect![[r#"
+        > connect kedge
+        sent: kedge resume  {"window":64,"held":[]}
+        sent: Ping
+        > ping
+        close: the cloud sent a heartbeat that nobody agreed to
+    "#]],
+    );
+    check(
+        "connect kedge
+         pong
+         after 14
+         after 1
+         pong
+         after 19",
+        expect![[r#"
+            > connect kedge
+            sent: kedge resume  {"window":64,"held":[]}
+            sent: Ping
+            > pong
+            > after 14
+            > after 1
+            sent: Ping
+            > pong
+            > after 19
+            sent: Ping
+        "#]],
+    );
+}
+
+#[test]
+fn a_clock_that_leaps_closes_no_connection_and_one_set_back_stops_no_timer() {
+    check(
+        "connect kedge
+         leap 100000
+         pong
+         lease
+         set-back 100000
+         after 9
+         after 1
+         after 5",
+        expect![[r#"
+            > connect kedge
+            sent: kedge resume  {"window":64,"held":[]}
+            sent: Ping
+            > leap 100000
+            > pong
+            > lease
+            request 1
+            sent: edged update kube-node-lease/lease/edge-1 null
+            > set-back 100000
+            > after 9
+            > after 1
+            answer 1: the cloud did not answer in time
+            sent: Ping
+            > after 5
+        "#]],
+    );
+}
+
+#[test]
+fn more_changes_than_places_are_dropped_and_counted() {
+    let mut story = Story::new();
+    story.tell("connect official");
+    for number in 0..DELIVERIES_MAX + 10 {
+        story.hear(
+            &format!("m{number}"),
+            ChangeVerb::Insert,
+            &format!("pod-{number}"),
+            "a",
+            Some(ResourceVersion::new("1")),
+        );
+    }
+    let depth = story.link.depth();
+    assert_eq!((depth.deliveries, depth.dropped), (DELIVERIES_MAX, 10));
+    // Once there is room, what the cloud repeats is taken.
+    for delivery in 1..=DELIVERIES_MAX as u64 {
+        story.link.committed(DeliveryId(delivery), Ok(()), story.now);
+    }
+    assert_eq!(story.link.depth().deliveries, 0);
+    story.lines.clear();
+    story.tell(&format!("insert again pod-{} a 1", DELIVERIES_MAX + 5));
+    assert!(
+        story.lines.iter().any(|line| line.starts_with("deliver ")),
+        "{:?}",
+        story.lines
+    );
+}
+
+#[test]
+fn what_the_edge_says_of_its_own_accord_is_paced_and_the_rest_is_not() {
+    let mut story = Story::new();
+    story.tell("connect official");
+    for number in 1..=8 {
+        story.tell(&format!("event started-{number}"));
+    }
+    story.tell("lease");
+    story.tell("insert m1 web a 1");
+    story.tell("commit 1");
+    story.tell("after 1");
+    let sent: Vec<String> = story
+        .lines
+        .into_iter()
+        .filter(|line| !line.contains("answer"))
+        .collect();
+    expect![[r#"
+        > connect official
+        sent: websocket keepalive node "ping"
+        > event started-1
+        request 1
+        sent: edged insert default/event/started-1 null
+        > event started-2
+        request 2
+        sent: edged insert default/event/started-2 null
+        > event started-3
+        request 3
+        sent: edged insert default/event/started-3 null
+        > event started-4
+        request 4
+        sent: edged insert default/event/started-4 null
+        > event started-5
+        request 5
+        sent: edged insert default/event/started-5 null
+        > event started-6
+        request 6
+        > event started-7
+        request 7
+        > event started-8
+        no request: too many requests wait for the cloud
+        > lease
+        no request: too many requests wait for the cloud
+        > insert m1 web a 1
+        deliver 1: Insert default/pod/web a
+        > commit 1
+        sent: edgecontroller response default/pod/web to m1 "OK"
+        > after 1
+        sent: edged insert default/event/started-6 null
+        sent: edged insert default/event/started-7 null
+    "#]]
+    .assert_eq(&(sent.join("\n") + "\n"));
 }

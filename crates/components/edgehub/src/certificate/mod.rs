@@ -115,7 +115,10 @@ async fn request_identity(
     authority: &Certificate,
     now: UnixTime,
 ) -> Result<Identity, Error> {
-    let csr = NodeRequest::create(&config.node)?;
+    let csr = match token {
+        Some(_) => config.files.first_request(&config.node)?,
+        None => NodeRequest::create(&config.node)?,
+    };
     let mut request = endpoint.get("/edge.crt").header("NodeName", config.node.as_str());
     if let Some(token) = token {
         request = request.header(http::header::AUTHORIZATION, format!("Bearer {}", token.bearer()));

@@ -1,23 +1,50 @@
 //! The hub on loopback TLS, with a cloud that speaks our additions.
 
 use super::cloud::{Cloud, Directory, Mood, NODE};
-use crate::{Config, EdgeHub, Network, Ports, bootstrap};
+use crate::{Config, EdgeHub, Network, Ports, Rates, Transport, bootstrap};
 use kedge_link::OFFER_HEADER;
 use kedge_link::edge::{StoreDone, StoreOrder};
 use kedge_pki::{ClientAuth, Identity, NodeRequest, UnixTime};
 use kedge_telemetry::Scope;
 use kedge_telemetry::channel::ask::{self, Question};
 use kedge_telemetry::channel::latest;
-use kedge_transport::{Acceptance, Connection, Limits, Listener, accept};
-use kedge_wire::{NodeName, ToCloud};
-use std::net::Ipv4Addr;
+use kedge_transport::{
+    Acceptance, Connection, Framing, HandshakeLimits, Limits, Listener, QuicListener, accept,
+};
+use kedge_wire::{NodeName, Packet, ToCloud};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// Where the cloud listens.
+enum Hub {
+    WebSocket(Listener),
+    Quic(QuicListener),
+}
+
+impl Hub {
+    async fn bind(transport: Transport, tls: &rustls::ServerConfig) -> Self {
+        let anywhere = (Ipv4Addr::LOCALHOST, 0).into();
+        match transport {
+            Transport::WebSocket => Self::WebSocket(Listener::bind(anywhere).await.unwrap()),
+            Transport::Quic => {
+                Self::Quic(QuicListener::bind(anywhere, tls, HandshakeLimits::default()).unwrap())
+            }
+        }
+    }
+
+    fn local_address(&self) -> SocketAddr {
+        match self {
+            Self::WebSocket(listener) => listener.local_address(),
+            Self::Quic(listener) => listener.local_address(),
+        }
+    }
+}
+
 struct World {
-    hub: Listener,
+    hub: Hub,
     tls: Arc<rustls::ServerConfig>,
     online: latest::Receiver<bool>,
     identity: latest::Receiver<Identity>,
@@ -31,11 +58,16 @@ impl World {
         directory: &Directory,
         identity: Identity,
         rotate_certificates: bool,
+        transport: Transport,
     ) -> Self {
-        let hub = Listener::bind((Ipv4Addr::LOCALHOST, 0).into()).await.unwrap();
+        let tls = Arc::new(cloud.server.server_config(ClientAuth::Required).unwrap());
+        let hub = Hub::bind(transport, &tls).await;
         let config = Config {
             certificate: directory.config(cloud, None),
-            server: hub.local_address().to_string(),
+            transport,
+            servers: vec![hub.local_address().to_string()],
+            handshake_timeout: PATIENCE,
+            rates: Rates::default(),
             project_id: "p1".to_owned(),
             heartbeat: Duration::from_secs(15),
             rotate_certificates,
@@ -70,7 +102,6 @@ impl World {
                 reply.send(StoreDone::Held(vec![held]));
             }
         });
-        let tls = Arc::new(cloud.server.server_config(ClientAuth::Required).unwrap());
         Self {
             hub,
             tls,
@@ -83,7 +114,6 @@ impl World {
 
     async fn accept(&self) -> Connection {
         let accepted = async {
-            let (tcp, _) = self.hub.accept().await;
             let decide = |request: &kedge_transport::UpgradeRequest<'_>| {
                 assert_eq!(request.path, format!("/p1/{NODE}/events"));
                 assert_eq!(request.header(OFFER_HEADER), Some("1"));
@@ -91,36 +121,54 @@ impl World {
                 Ok(Acceptance {
                     value: (),
                     headers: vec![("kedge-link", "1")],
+                    framing: Framing::Kedge,
                 })
             };
-            accept(tcp, Arc::clone(&self.tls), Limits::HUB, decide)
-                .await
-                .unwrap()
-                .0
+            let accepted = match &self.hub {
+                Hub::WebSocket(listener) => {
+                    let (tcp, _) = listener.accept().await;
+                    accept(tcp, Arc::clone(&self.tls), Limits::HUB, decide).await
+                }
+                Hub::Quic(listener) => listener.next().await.run(Limits::HUB, decide).await,
+            };
+            accepted.unwrap().0
         };
         tokio::time::timeout(PATIENCE, accepted).await.unwrap()
     }
 }
 
-#[tokio::test]
-async fn with_one_of_our_clouds_the_digest_opens_the_session_and_a_pulled_plug_is_survived() {
+async fn a_session_survives_a_pulled_plug(transport: Transport) {
     let (cloud, directory) = (Cloud::start(Mood::Good).await, Directory::new());
     let config = directory.config(&cloud, Some(&cloud.token(600)));
     let identity = bootstrap(&config, UnixTime::now()).await.unwrap();
-    let mut world = World::start(&cloud, &directory, identity, false).await;
+    let mut world = World::start(&cloud, &directory, identity, false, transport).await;
     for _ in 0..2 {
         let (_sender, mut receiver) = world.accept().await.split();
-        let first = ToCloud::open(receiver.recv().await.unwrap()).message;
+        let Packet::Envelope(first) = receiver.recv().await.unwrap() else {
+            panic!("a heartbeat before the digest")
+        };
+        let first = ToCloud::open(*first).message;
         assert!(
             matches!(&first, ToCloud::Resume { body } if body.json().contains("default/pod/web")),
             "{first:?}"
         );
+        assert_eq!(receiver.recv().await.unwrap(), Packet::Ping);
         world.online.wait_for(|online| *online).await.unwrap();
         world.plug.pull();
         world.online.wait_for(|online| !online).await.unwrap();
         world.plug.insert();
     }
     assert!(world.scope.drain(PATIENCE).await.left.is_empty());
+}
+
+#[tokio::test]
+async fn with_one_of_our_clouds_the_digest_opens_the_session_and_a_pulled_plug_is_survived() {
+    a_session_survives_a_pulled_plug(Transport::WebSocket).await;
+}
+
+#[tokio::test]
+async fn the_same_over_quic() {
+    a_session_survives_a_pulled_plug(Transport::Quic).await;
 }
 
 #[tokio::test]
@@ -135,7 +183,7 @@ async fn a_certificate_near_its_end_is_renewed_and_used() {
         .unwrap();
     let authority = cloud.authority.certificate().clone();
     let old = Identity::new(vec![certificate], csr.into_key(), authority).unwrap();
-    let mut world = World::start(&cloud, &directory, old.clone(), true).await;
+    let mut world = World::start(&cloud, &directory, old.clone(), true, Transport::WebSocket).await;
     let renewed = tokio::time::timeout(PATIENCE, world.identity.wait_for(|identity| *identity != old)).await;
     let renewed = renewed.unwrap().unwrap().clone();
     assert!(renewed.certificate().info().not_after > old.certificate().info().not_after);

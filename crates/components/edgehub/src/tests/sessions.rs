@@ -1,7 +1,7 @@
 //! The hub on in-memory connections.
 
 use super::cloud::NODE;
-use crate::{CertificateConfig, Config, Dialer, EdgeHub, Ports};
+use crate::{CertificateConfig, Config, Dialer, EdgeHub, Ports, Rates, Transport};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use kedge_link::edge::{CloudRequest, RequestError, StoreDone, StoreOrder};
@@ -9,10 +9,12 @@ use kedge_pki::{Authority, IdentityFiles, UnixTime};
 use kedge_telemetry::Scope;
 use kedge_telemetry::channel::ask::{self, Question};
 use kedge_telemetry::channel::latest;
-use kedge_transport::{Connection, DialError, Limits, Plug, Receiver, RecvError, Sender, Target, pair};
+use kedge_transport::{
+    Connection, DialError, Framing, Limits, Plug, Receiver, RecvError, Sender, Target, pair,
+};
 use kedge_wire::{
-    Body, ChangeVerb, Envelope, Header, Letter, MessageId, NodeName, ObjectChange, ObjectKey, Reply, Request,
-    Resource, ToCloud, ToEdge,
+    Body, ChangeVerb, Envelope, Header, Letter, MessageId, NodeName, ObjectChange, ObjectKey, Packet, Reply,
+    Request, Resource, ToCloud, ToEdge,
 };
 use std::path::Path;
 use std::sync::Arc;
@@ -21,23 +23,28 @@ use tokio::time::Instant;
 
 const PATIENCE: Duration = Duration::from_secs(3600);
 const HEARTBEAT: Duration = Duration::from_secs(15);
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// What the hub asked to be dialled.
+type Attempt = (Transport, Target);
 
 /// Asks the test for each attempt: `None` refuses it.
 #[derive(Debug)]
 struct TestDialer {
-    attempts: ask::Sender<Target, Option<Connection>>,
+    attempts: ask::Sender<Attempt, Option<Connection>>,
 }
 
 impl Dialer for TestDialer {
     fn dial(
         &self,
+        transport: Transport,
         target: Target,
         _tls: Arc<rustls::ClientConfig>,
     ) -> BoxFuture<'static, Result<Connection, DialError>> {
         let attempts = self.attempts.clone();
         async move {
             let address = target.address.clone();
-            let given = attempts.ask(target, PATIENCE).await.ok().flatten();
+            let given = attempts.ask((transport, target), PATIENCE).await.ok().flatten();
             given.ok_or(DialError::Refused { address })
         }
         .boxed()
@@ -45,7 +52,8 @@ impl Dialer for TestDialer {
 }
 
 struct World {
-    attempts: ask::Receiver<Target, Option<Connection>>,
+    framing: Framing,
+    attempts: ask::Receiver<Attempt, Option<Connection>>,
     store: ask::Receiver<StoreOrder, StoreDone>,
     requests: ask::Sender<CloudRequest, Result<Reply, RequestError>>,
     online: latest::Receiver<bool>,
@@ -60,6 +68,10 @@ struct Far {
 
 impl World {
     fn start() -> Self {
+        Self::with(Transport::WebSocket, &["cloud:10000"], Framing::Official)
+    }
+
+    fn with(transport: Transport, servers: &[&str], framing: Framing) -> Self {
         let now = UnixTime::now();
         let authority = Authority::create(now).unwrap();
         let name = format!("system:node:{NODE}");
@@ -74,11 +86,14 @@ impl World {
                 token: None,
                 files: IdentityFiles::in_directories(nowhere, nowhere),
             },
-            server: "cloud:10000".to_owned(),
+            transport,
+            servers: servers.iter().map(|server| (*server).to_owned()).collect(),
+            handshake_timeout: HANDSHAKE_TIMEOUT,
+            rates: Rates::default(),
             project_id: "p1".to_owned(),
             heartbeat: HEARTBEAT,
             rotate_certificates: false,
-            seed: 7,
+            seed: 12,
         };
         let (attempts_out, attempts) = ask::channel("attempts", 1);
         let (store_out, store) = ask::channel("store", 4);
@@ -103,6 +118,7 @@ impl World {
         let scope = Scope::new();
         scope.spawn("edgehub", hub.run(scope.clone()));
         Self {
+            framing,
             attempts,
             store,
             requests,
@@ -112,15 +128,28 @@ impl World {
     }
 
     async fn connect(&mut self) -> Far {
-        let (near, far) = pair(Limits::HUB, &Plug::new()).await;
-        self.attempts.recv().await.unwrap().reply.send(Some(near));
+        let attempt = self.attempts.recv().await.unwrap();
+        self.accept(attempt.reply).await
+    }
+
+    /// Answers an attempt with a connection, and lets the session begin.
+    async fn accept(&mut self, attempt: ask::Reply<Option<Connection>>) -> Far {
+        let (near, far) = pair(Limits::HUB, self.framing, &Plug::new()).await;
+        attempt.send(Some(near));
         let Question { question, reply } = self.store.recv().await.unwrap();
         assert_eq!(question, StoreOrder::Held);
         reply.send(StoreDone::Held(Vec::new()));
         self.online.wait_for(|online| *online).await.unwrap();
         let (sender, receiver) = far.split();
         let mut far = Far { sender, receiver };
-        assert_eq!(far.next().await.message, ToCloud::KeepAlive);
+        match self.framing {
+            Framing::Official => assert_eq!(far.next().await.message, ToCloud::KeepAlive),
+            Framing::Kedge => {
+                let first = far.next().await.message;
+                assert!(matches!(first, ToCloud::Resume { .. }), "{first:?}");
+                assert_eq!(far.receiver.recv().await.unwrap(), Packet::Ping);
+            }
+        }
         far
     }
 
@@ -138,12 +167,15 @@ impl World {
 
 impl Far {
     async fn next(&mut self) -> Letter<ToCloud> {
-        ToCloud::open(self.receiver.recv().await.unwrap())
+        match self.receiver.recv().await.unwrap() {
+            Packet::Envelope(envelope) => ToCloud::open(*envelope),
+            beat @ (Packet::Ping | Packet::Pong) => panic!("{beat:?}"),
+        }
     }
 
     async fn say(&mut self, header: Header, message: ToEdge) {
         let envelope: Envelope = Letter { header, message }.seal();
-        self.sender.send(&envelope).await.unwrap();
+        self.sender.send(&envelope.into()).await.unwrap();
     }
 
     async fn insert(&mut self, id: &str, name: &str) {
@@ -173,7 +205,11 @@ async fn it_dials_as_the_official_edge_and_again_after_growing_waits() {
     let mut moments = Vec::new();
     for _ in 0..4 {
         let Question { question, reply } = world.attempts.recv().await.unwrap();
-        assert_eq!(question.address, "cloud:10000");
+        let (transport, question) = question;
+        assert_eq!(
+            (transport, question.address.as_str()),
+            (Transport::WebSocket, "cloud:10000")
+        );
         assert_eq!(question.path, "/p1/edge-1/events");
         let headers: Vec<String> = question
             .headers
@@ -303,4 +339,111 @@ async fn at_the_end_what_is_being_committed_is_still_acknowledged() {
     );
     assert!(world.scope.drain(PATIENCE).await.left.is_empty());
     assert!(!*world.online.borrow());
+}
+
+#[tokio::test(start_paused = true)]
+async fn between_our_own_ends_the_heartbeat_is_a_ping_that_must_be_answered() {
+    let mut world = World::with(Transport::WebSocket, &["cloud:10000"], Framing::Kedge);
+    let mut far = world.connect().await;
+    let start = Instant::now();
+    far.sender.send(&Packet::Pong).await.unwrap();
+    assert_eq!(far.receiver.recv().await.unwrap(), Packet::Ping);
+    assert!(start.elapsed() >= HEARTBEAT);
+    // Two more beats go out unanswered, then the edge gives up.
+    let ended = loop {
+        match far.receiver.recv().await {
+            Ok(packet) => assert_eq!(packet, Packet::Ping),
+            Err(ended) => break ended,
+        }
+    };
+    assert!(ended.to_string().contains("an answer is due"), "{ended}");
+    assert!(start.elapsed() < HEARTBEAT * 4, "{:?}", start.elapsed());
+    world.connect().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn quic_is_dialled_when_it_is_configured() {
+    let mut world = World::with(Transport::Quic, &["cloud:10001"], Framing::Kedge);
+    let Question {
+        question: (transport, target),
+        reply,
+    } = world.attempts.recv().await.unwrap();
+    assert_eq!(
+        (transport, target.address.as_str()),
+        (Transport::Quic, "cloud:10001")
+    );
+    // Nothing but our own framing is spoken there.
+    assert_eq!(target.offer.as_deref(), Some("Kedge-Link"));
+    world.accept(reply).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_several_clouds_the_next_is_dialled_at_once_and_all_before_a_rest() {
+    let mut world = World::with(Transport::WebSocket, &["a:1", "b:1", "c:1"], Framing::Kedge);
+    let start = Instant::now();
+    for (address, rested) in [("a:1", false), ("b:1", false), ("c:1", false), ("a:1", true)] {
+        let Question { question, reply } = world.attempts.recv().await.unwrap();
+        assert_eq!(question.1.address, address);
+        assert_eq!(start.elapsed() >= Duration::from_millis(100), rested, "{address}");
+        reply.send(None);
+    }
+    let Question { question, reply } = world.attempts.recv().await.unwrap();
+    assert_eq!(question.1.address, "b:1");
+    let far = world.accept(reply).await;
+    // That cloud dies: the next one has the node soon.
+    let lost = Instant::now();
+    drop(far);
+    let Question { question, reply } = world.attempts.recv().await.unwrap();
+    assert_eq!(question.1.address, "c:1");
+    world.accept(reply).await;
+    assert!(lost.elapsed() < Duration::from_secs(1), "{:?}", lost.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_attempt_that_hangs_is_given_up() {
+    let mut world = World::with(Transport::WebSocket, &["a:1", "b:1"], Framing::Official);
+    let start = Instant::now();
+    let hanging = world.attempts.recv().await.unwrap();
+    assert_eq!(hanging.question.1.address, "a:1");
+    let next = world.attempts.recv().await.unwrap();
+    assert_eq!(next.question.1.address, "b:1");
+    assert!(start.elapsed() >= HANDSHAKE_TIMEOUT);
+    drop(hanging);
+    world.accept(next.reply).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_flood_of_reports_is_paced_and_heartbeats_are_not() {
+    let mut world = World::with(Transport::WebSocket, &["cloud:10000"], Framing::Kedge);
+    let mut far = world.connect().await;
+    let start = Instant::now();
+    let requests = world.requests.clone();
+    let flood = tokio::spawn(async move {
+        for number in 0..600 {
+            let key = key(&format!("default/event/e{number}"));
+            let message = ToCloud::Request(Request::insert(key, Body::null()));
+            let timeout = PATIENCE;
+            requests
+                .ask(CloudRequest { message, timeout }, PATIENCE)
+                .await
+                .unwrap()
+                .unwrap();
+        }
+    });
+    let (mut events, mut beats) = (0, 0);
+    while events < 600 {
+        match far.receiver.recv().await.unwrap() {
+            Packet::Envelope(_) => events += 1,
+            Packet::Ping => {
+                beats += 1;
+                far.sender.send(&Packet::Pong).await.unwrap();
+            }
+            Packet::Pong => panic!("nobody asked"),
+        }
+    }
+    flood.await.unwrap();
+    // 60 at once and 30 each second.
+    let seconds = start.elapsed().as_secs_f32();
+    assert!((17.5..19.0).contains(&seconds), "{seconds}");
+    assert_eq!(beats, 1);
 }

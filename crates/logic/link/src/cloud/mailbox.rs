@@ -3,41 +3,35 @@
 //! Only the newest desired version of a key exists here, so the mailbox is as large as the node's objects and no
 //! larger, however long the node is away and however fast its objects change.
 
+use super::slot::{Rank, SENT_REMEMBERED_MAX, Saying, Sent, Slot, Stage, Step, Told, View, number};
 use crate::seed::Seed;
-use crate::{covers, is_placed};
-use kedge_wire::{ChangeVerb, MessageId, Object, ObjectKey, ObjectKind, ResourceVersion, Time, Uid};
+use crate::{PLACED_KINDS, is_placed, place_of};
+use kedge_wire::{MessageId, Object, ObjectKey, ObjectKind, ResourceVersion, Time, Uid};
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
-/// Messages of one key whose late acknowledgement is still understood. A key sends its next message only after an
-/// acknowledgement or a retry delay, so four cover several retry delays.
-const SENT_REMEMBERED_MAX: usize = 4;
+/// Bytes sent and not acknowledged beyond which the next object waits. Objects of an ordinary size never meet it; of
+/// large ones (a config map may have 1 MiB) a slow link has one or two on the way instead of a whole window.
+pub const IN_FLIGHT_BYTES_MAX: usize = 1024 * 1024;
+/// The slowest link that is served without repeating what is still on its way: an acknowledgement is waited for
+/// longer by the time that such a link needs for the bytes before it.
+const SLOW_LINK_BYTES_PER_SECOND: u64 = 32 * 1024;
+/// How long a node may be ahead of our watch before we act on what we know. A watch lags by a second or so; one that
+/// lags longer than this belongs to a cloud that should not take new nodes.
+pub const LAG_WAIT_MAX: Duration = Duration::from_secs(10);
 /// Doublings of the retry delay; 2^16 times any sensible delay is above any sensible maximum.
 const DOUBLINGS_MAX: u32 = 16;
-/// The version said of an object that was sent and never acknowledged. It is older than every real version.
-const UNACKNOWLEDGED: &str = "0";
 
-/// When an unacknowledged message is sent again.
+/// A key, shared by the map, the queues and the timers.
+type Key = Arc<ObjectKey>;
+
+/// When an unacknowledged message is sent again, and how many are on the way at a time.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Backoff {
+pub(super) struct Pace {
     pub(super) first: Duration,
     pub(super) max: Duration,
-}
-
-/// Which queue a key waits in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Rank {
-    /// Changed while the session was running.
-    Object,
-    /// Part of the first full set.
-    Bulk,
-}
-
-/// What a message to the node says.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Saying {
-    Put { verb: ChangeVerb, object: Object },
-    Delete { uid: Uid },
+    pub(super) window: usize,
 }
 
 /// A message about one key, ready to be put into an envelope.
@@ -48,295 +42,260 @@ pub(super) struct Outgoing {
     pub(super) saying: Saying,
 }
 
-/// What an acknowledgement settled.
+/// What an acknowledgement means.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Settled {
-    pub(super) key: ObjectKey,
-    pub(super) version: Option<ResourceVersion>,
-}
-
-#[derive(Debug, Default)]
-pub(super) struct Mailbox {
-    slots: BTreeMap<ObjectKey, Slot>,
-    objects: VecDeque<ObjectKey>,
-    bulk: VecDeque<ObjectKey>,
-    /// Every remembered message id and its key.
-    sent: HashMap<MessageId, ObjectKey>,
-    timers: BTreeSet<(Time, ObjectKey)>,
-    flying: usize,
-    /// Deletes of what was never desired wait for this.
-    complete: bool,
-    refusals: u64,
-    retries: u64,
-}
-
-#[derive(Debug, Default)]
-struct Slot {
-    desired: Option<Object>,
-    holding: Option<Holding>,
-    stage: Stage,
-    attempts: u32,
-    /// Newest last; the last one is the message in flight if there is one.
-    sent: VecDeque<Sent>,
-    in_objects: bool,
-    in_bulk: bool,
-}
-
-/// What the node holds under a key, as far as it is known.
-#[derive(Debug, Clone)]
-struct Holding {
-    uid: Uid,
-    /// `None`: it was sent, or held in an earlier session, and this session has no acknowledgement.
-    version: Option<ResourceVersion>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-enum Stage {
-    /// Nothing is under way; the key may wait in a queue.
-    #[default]
-    Ready,
-    Flying {
-        due: Time,
-    },
-    /// Refused by the node; rests until the retry delay has passed.
-    Resting {
-        until: Time,
-    },
+pub(super) enum Acknowledged {
+    /// What the node holds under this key now; nothing when it came too late to say anything about that.
+    Settled { key: ObjectKey, told: Vec<Told> },
+    /// Never sent, or acknowledged before.
+    Unknown,
 }
 
 #[derive(Debug)]
-struct Sent {
-    id: MessageId,
-    saying: Saying,
+pub(super) struct Mailbox {
+    /// Boxed, because a tree keeps room for twice as many.
+    slots: BTreeMap<Key, Box<Slot>>,
+    objects: VecDeque<Key>,
+    bulk: VecDeque<Key>,
+    /// Every remembered message id and its key.
+    sent: HashMap<MessageId, Key>,
+    timers: BTreeSet<(Time, Key)>,
+    view: View,
+    /// When patience with our own watch ends; counted from the first full set.
+    patient_until: Option<Time>,
+    /// Keys whose held version our watch has not reached.
+    ahead: BTreeMap<ObjectKind, BTreeSet<(u64, Key)>>,
+    flying: usize,
+    flying_bytes: usize,
+    waiting: usize,
+    refusals: u64,
+    retries: u64,
+    /// Decisions taken about a key; tests count them, because they must grow with the work and not with its square.
+    steps: u64,
 }
 
-enum Step {
-    InSync,
-    Put,
-    Delete(Uid),
-}
-
-impl Slot {
-    fn step(&self, kind: &ObjectKind, complete: bool) -> Step {
-        match (&self.desired, &self.holding) {
-            (None, None) => Step::InSync,
-            (None, Some(held)) => {
-                if complete && *kind != ObjectKind::Node {
-                    Step::Delete(held.uid.clone())
-                } else {
-                    Step::InSync
-                }
-            }
-            (Some(_), None) => Step::Put,
-            (Some(wanted), Some(held)) if held.uid != wanted.uid && *kind != ObjectKind::Node => {
-                Step::Delete(held.uid.clone())
-            }
-            (Some(wanted), Some(held)) => {
-                let held_version = held.version.as_ref().filter(|_| held.uid == wanted.uid);
-                if held_version.is_some_and(|version| covers(version, &wanted.version)) {
-                    Step::InSync
-                } else {
-                    Step::Put
-                }
-            }
+impl Default for Mailbox {
+    fn default() -> Self {
+        let view = View {
+            complete: false,
+            patient: true,
+            reached: [None; PLACED_KINDS],
+        };
+        Self {
+            slots: BTreeMap::new(),
+            objects: VecDeque::new(),
+            bulk: VecDeque::new(),
+            sent: HashMap::new(),
+            timers: BTreeSet::new(),
+            view,
+            patient_until: None,
+            ahead: BTreeMap::new(),
+            flying: 0,
+            flying_bytes: 0,
+            waiting: 0,
+            refusals: 0,
+            retries: 0,
+            steps: 0,
         }
-    }
-
-    /// From the moment a message is sent until it is acknowledged the node may hold either state.
-    fn expect_effect(&mut self, saying: &Saying) {
-        match (saying, &mut self.holding) {
-            (Saying::Put { object, .. }, Some(held)) if held.uid == object.uid => {}
-            (Saying::Put { object, .. }, holding) => {
-                *holding = Some(Holding {
-                    uid: object.uid.clone(),
-                    version: None,
-                });
-            }
-            (Saying::Delete { .. }, Some(held)) => held.version = None,
-            (Saying::Delete { .. }, None) => {}
-        }
-    }
-
-    fn is_idle(&self) -> bool {
-        self.stage == Stage::Ready && !self.in_objects && !self.in_bulk
     }
 }
 
 impl Mailbox {
-    /// The node holds this; `version` is `None` when only its uid can be relied on.
-    pub(super) fn hold(&mut self, key: ObjectKey, uid: Uid, version: Option<ResourceVersion>) {
+    /// Somebody else than the node says that it holds this.
+    pub(super) fn assume(&mut self, key: ObjectKey, uid: Uid, version: ResourceVersion) {
         if !is_placed(&key.kind) {
             return;
         }
-        self.slots.entry(key.clone()).or_default().holding = Some(Holding { uid, version });
+        let key = self.key(key);
+        let slot = self.slots.entry(Arc::clone(&key)).or_default();
+        slot.assume(uid, version);
         self.enqueue_if_due(&key, Rank::Bulk);
     }
 
-    /// The node itself says what it holds. When nothing was sent yet its word replaces every assumption; later it
-    /// only adds the keys that nothing is known about.
-    pub(super) fn resume(&mut self, held: Vec<(ObjectKey, Uid, ResourceVersion)>, nothing_sent: bool) {
-        if nothing_sent {
-            for slot in self.slots.values_mut() {
-                slot.holding = None;
-            }
+    /// The node itself says what it held when the session began. Its word replaces every assumption, and gives way only
+    /// to what was put there in this session.
+    pub(super) fn resume(&mut self, held: Vec<(ObjectKey, Uid, ResourceVersion)>) {
+        for slot in self.slots.values_mut().filter(|slot| !slot.was_put()) {
+            slot.forget_held();
         }
         for (key, uid, version) in held {
-            let known = self
-                .slots
-                .get(&key)
-                .is_some_and(|slot| slot.holding.is_some() || !slot.sent.is_empty());
-            if nothing_sent || !known {
-                self.hold(key, uid, Some(version));
+            if !is_placed(&key.kind) {
+                continue;
+            }
+            let slot = self.slots.entry(self.key(key)).or_default();
+            if !slot.was_put() {
+                slot.confirm(uid, version);
             }
         }
         self.requeue_all();
-    }
-
-    fn requeue_all(&mut self) {
-        let keys: Vec<ObjectKey> = self.slots.keys().cloned().collect();
-        for key in keys {
-            self.enqueue_if_due(&key, Rank::Bulk);
-            self.forget_if_empty(&key);
-        }
     }
 
     pub(super) fn want(&mut self, key: ObjectKey, object: Option<Object>) {
-        let rank = if self.complete { Rank::Object } else { Rank::Bulk };
-        self.slots.entry(key.clone()).or_default().desired = object;
+        if let Some(object) = &object
+            && place_of(&key.kind).is_some_and(|place| self.view.reached[place].is_some())
+        {
+            self.reach(&key.kind, &object.version);
+        }
+        let rank = if self.view.complete {
+            Rank::Object
+        } else {
+            Rank::Bulk
+        };
+        let key = self.key(key);
+        self.slots.entry(Arc::clone(&key)).or_default().want(object);
         self.enqueue_if_due(&key, rank);
-        self.forget_if_empty(&key);
+        self.tidy(&key);
+    }
+
+    /// Our watch of `kind` has got as far as `version`.
+    pub(super) fn reach(&mut self, kind: &ObjectKind, version: &ResourceVersion) {
+        let (Some(place), Some(version)) = (place_of(kind), number(version)) else {
+            return;
+        };
+        let reached = &mut self.view.reached[place];
+        *reached = Some(version).max(*reached);
+        while let Some(ahead) = self.ahead.get_mut(kind) {
+            if ahead.first().is_none_or(|(held, _)| *held > version) {
+                return;
+            }
+            if let Some((_, key)) = ahead.pop_first() {
+                self.enqueue_if_due(&key, Rank::Bulk);
+            }
+        }
     }
 
     /// The first full set is known: the rest of what the node holds may go.
-    pub(super) fn complete(&mut self) {
-        if self.complete {
+    pub(super) fn complete(&mut self, now: Time) {
+        if self.view.complete {
             return;
         }
-        self.complete = true;
+        self.view.complete = true;
+        self.patient_until = Some(now + LAG_WAIT_MAX);
         self.requeue_all();
     }
 
-    /// The next message, if the window of `in_flight_max` has room and a key waits.
-    pub(super) fn next(
-        &mut self,
-        now: Time,
-        in_flight_max: usize,
-        backoff: Backoff,
-        seed: &mut Seed,
-    ) -> Option<Outgoing> {
-        while self.flying < in_flight_max {
+    /// The next message, if the window has room and a key waits.
+    pub(super) fn next(&mut self, now: Time, pace: Pace, seed: &mut Seed) -> Option<Outgoing> {
+        while self.flying < pace.window && (self.flying == 0 || self.flying_bytes < IN_FLIGHT_BYTES_MAX) {
             let key = self.dequeue()?;
-            if let Some(outgoing) = self.launch(&key, now, backoff, seed) {
+            if let Some(outgoing) = self.launch(&key, now, pace, seed) {
                 return Some(outgoing);
             }
-            self.forget_if_empty(&key);
+            self.tidy(&key);
         }
         None
     }
 
-    fn dequeue(&mut self) -> Option<ObjectKey> {
-        if let Some(key) = self.objects.pop_front() {
-            if let Some(slot) = self.slots.get_mut(&key) {
-                slot.in_objects = false;
+    fn dequeue(&mut self) -> Option<Key> {
+        loop {
+            let (key, rank) = match self.objects.pop_front() {
+                Some(key) => (key, Rank::Object),
+                None => (self.bulk.pop_front()?, Rank::Bulk),
+            };
+            let work = self.slots.get_mut(&key).and_then(|slot| slot.work.as_mut());
+            if let Some(work) = work.filter(|work| work.queued == Some(rank)) {
+                work.queued = None;
+                self.waiting -= 1;
+                return Some(key);
             }
-            return Some(key);
         }
-        let key = self.bulk.pop_front()?;
-        if let Some(slot) = self.slots.get_mut(&key) {
-            slot.in_bulk = false;
-        }
-        Some(key)
     }
 
-    fn launch(&mut self, key: &ObjectKey, now: Time, backoff: Backoff, seed: &mut Seed) -> Option<Outgoing> {
+    fn launch(&mut self, key: &Key, now: Time, pace: Pace, seed: &mut Seed) -> Option<Outgoing> {
         let slot = self.slots.get_mut(key)?;
-        if slot.stage != Stage::Ready {
+        if slot.stage() != Stage::Ready {
             return None;
         }
-        let saying = match slot.step(&key.kind, self.complete) {
-            Step::InSync => return None,
-            Step::Delete(uid) => Saying::Delete { uid },
-            Step::Put => {
-                let object = slot.desired.clone()?;
-                let verb = if slot.holding.is_none() {
-                    ChangeVerb::Insert
-                } else {
-                    ChangeVerb::Update
-                };
-                Saying::Put { verb, object }
-            }
-        };
-        let repeated = slot.sent.back().filter(|last| same_target(&last.saying, &saying));
-        let (id, saying) = match repeated {
+        self.steps += 1;
+        let saying = slot.saying(slot.step(&key.kind, &self.view))?;
+        let work = slot.work();
+        let (id, saying) = match work.repeated(&saying) {
             Some(last) => (last.id.clone(), last.saying.clone()),
             None => {
                 let id = seed.message_id();
-                slot.sent.push_back(Sent {
+                work.sent.push_back(Sent {
                     id: id.clone(),
                     saying: saying.clone(),
                 });
-                self.sent.insert(id.clone(), key.clone());
+                self.sent.insert(id.clone(), Arc::clone(key));
                 (id, saying)
             }
         };
-        if slot.sent.len() > SENT_REMEMBERED_MAX
-            && let Some(forgotten) = slot.sent.pop_front()
+        if work.sent.len() > SENT_REMEMBERED_MAX
+            && let Some(forgotten) = work.sent.pop_front()
         {
             self.sent.remove(&forgotten.id);
         }
-        slot.expect_effect(&saying);
-        let due = now + delay(slot.attempts, backoff, seed);
-        slot.stage = Stage::Flying { due };
+        let bytes = saying.bytes();
         self.flying += 1;
-        self.timers.insert((due, key.clone()));
+        self.flying_bytes += bytes;
+        let due = now + delay(work.attempts, pace, seed) + transfer(self.flying_bytes);
+        work.stage = Stage::Flying { due, bytes };
+        slot.expect_effect(&saying);
+        self.timers.insert((due, Arc::clone(key)));
         Some(Outgoing {
             id,
-            key: key.clone(),
+            key: (**key).clone(),
             saying,
         })
     }
 
-    /// The node acknowledged message `id`. An unknown id is nothing to us.
-    pub(super) fn acknowledged(&mut self, id: &MessageId) -> Option<Settled> {
-        let key = self.sent.get(id)?.clone();
-        let slot = self.slots.get_mut(&key)?;
-        let index = slot.sent.iter().position(|sent| sent.id == *id)?;
-        let newest = index + 1 == slot.sent.len();
+    /// The node acknowledged message `id`.
+    pub(super) fn acknowledged(&mut self, id: &MessageId) -> Acknowledged {
+        let Some(key) = self.sent.get(id).cloned() else {
+            return Acknowledged::Unknown;
+        };
+        let told = self.settle(&key, id).unwrap_or_default();
+        Acknowledged::Settled {
+            key: Arc::unwrap_or_clone(key),
+            told,
+        }
+    }
+
+    fn settle(&mut self, key: &Key, id: &MessageId) -> Option<Vec<Told>> {
+        let slot = self.slots.get_mut(key)?;
+        let work = slot.work.as_mut()?;
+        let index = work.sent.iter().position(|sent| sent.id == *id)?;
+        let newest = index + 1 == work.sent.len();
         let mut saying = None;
-        for sent in slot.sent.drain(..=index) {
+        for sent in work.sent.drain(..=index) {
             self.sent.remove(&sent.id);
             saying = Some(sent.saying);
         }
-        let settled = settle(slot, saying?, newest);
         if newest {
-            slot.attempts = 0;
-            self.land(&key);
+            work.attempts = 0;
         }
-        self.enqueue_if_due(&key, Rank::Object);
-        self.forget_if_empty(&key);
-        settled.map(|version| Settled { key, version })
+        let told = slot.settle(&key.kind, saying?, newest);
+        if newest {
+            self.land(key);
+        }
+        self.enqueue_if_due(key, Rank::Object);
+        self.tidy(key);
+        Some(told)
     }
 
-    /// The node could not do what message `id` asked: it is asked again after a delay, for as long as it takes.
-    pub(super) fn refused(&mut self, id: &MessageId, now: Time, backoff: Backoff, seed: &mut Seed) {
+    /// The node could not do what message `id` asked: it is asked again after a delay, for as long as it takes. False
+    /// when that message is not known.
+    pub(super) fn refused(&mut self, id: &MessageId, now: Time, pace: Pace, seed: &mut Seed) -> bool {
         let Some(key) = self.sent.get(id).cloned() else {
-            return;
+            return false;
         };
-        let Some(slot) = self.slots.get_mut(&key) else {
-            return;
-        };
-        let newest = slot.sent.back().is_some_and(|sent| sent.id == *id);
         self.refusals += 1;
-        if !newest || !matches!(slot.stage, Stage::Flying { .. }) {
-            return;
+        let Some(work) = self.slots.get_mut(&key).and_then(|slot| slot.work.as_mut()) else {
+            return true;
+        };
+        let newest = work.sent.back().is_some_and(|sent| sent.id == *id);
+        if !newest || !matches!(work.stage, Stage::Flying { .. }) {
+            return true;
         }
-        slot.attempts = slot.attempts.saturating_add(1);
-        let until = now + delay(slot.attempts, backoff, seed);
+        work.attempts = work.attempts.saturating_add(1);
+        let until = now + delay(work.attempts, pace, seed);
         self.land(&key);
         if let Some(slot) = self.slots.get_mut(&key) {
-            slot.stage = Stage::Resting { until };
+            slot.work().stage = Stage::Resting { until };
             self.timers.insert((until, key));
         }
+        true
     }
 
     /// Whatever was due by `now` is queued again.
@@ -350,36 +309,43 @@ impl Mailbox {
             let Some(slot) = self.slots.get_mut(&key) else {
                 continue;
             };
-            match slot.stage {
+            let work = slot.work();
+            match work.stage {
                 Stage::Ready => {}
-                Stage::Flying { .. } => {
-                    slot.stage = Stage::Ready;
-                    slot.attempts = slot.attempts.saturating_add(1);
+                Stage::Flying { bytes, .. } => {
+                    work.attempts = work.attempts.saturating_add(1);
                     self.flying -= 1;
+                    self.flying_bytes -= bytes;
                     self.retries += 1;
                 }
-                Stage::Resting { .. } => slot.stage = Stage::Ready,
+                Stage::Resting { .. } => {}
             }
+            work.stage = Stage::Ready;
             self.enqueue_if_due(&key, Rank::Object);
-            self.forget_if_empty(&key);
+            self.tidy(&key);
+        }
+        if self.patient_until.is_some_and(|until| until <= now) {
+            self.patient_until = None;
+            self.view.patient = false;
+            self.ahead.clear();
+            self.requeue_all();
         }
     }
 
     pub(super) fn next_timeout(&self) -> Option<Time> {
-        self.timers.first().map(|(due, _)| *due)
+        let timer = self.timers.first().map(|(due, _)| *due);
+        timer.into_iter().chain(self.patient_until).min()
     }
 
     /// Everything that the node holds or may hold.
     pub(super) fn held(&self) -> Vec<(ObjectKey, Uid, ResourceVersion)> {
-        let holding = |(key, slot): (&ObjectKey, &Slot)| {
-            let held = slot.holding.as_ref()?;
-            let version = held
-                .version
-                .clone()
-                .unwrap_or_else(|| ResourceVersion::new(UNACKNOWLEDGED));
-            Some((key.clone(), held.uid.clone(), version))
+        let held = |(key, slot): (&Key, &Slot)| {
+            let key = (**key).clone();
+            let named = slot.held().into_iter();
+            named.map(move |(uid, version)| (key.clone(), uid, version))
         };
-        self.slots.iter().filter_map(holding).collect()
+        let slots = self.slots.iter().map(|(key, slot)| (key, &**slot));
+        slots.flat_map(held).collect()
     }
 
     /// Messages sent and not acknowledged.
@@ -387,12 +353,14 @@ impl Mailbox {
         self.flying
     }
 
+    /// Bytes sent and not acknowledged.
+    pub(super) fn in_flight_bytes(&self) -> usize {
+        self.flying_bytes
+    }
+
     /// Keys that wait for the window.
     pub(super) fn waiting(&self) -> usize {
-        self.slots
-            .values()
-            .filter(|slot| slot.in_objects || slot.in_bulk)
-            .count()
+        self.waiting
     }
 
     pub(super) fn refusals(&self) -> u64 {
@@ -403,91 +371,100 @@ impl Mailbox {
         self.retries
     }
 
+    pub(super) fn steps(&self) -> u64 {
+        self.steps
+    }
+
+    /// The one shared copy of a key.
+    fn key(&self, key: ObjectKey) -> Key {
+        match self.slots.get_key_value(&key) {
+            Some((shared, _)) => Arc::clone(shared),
+            None => Arc::new(key),
+        }
+    }
+
+    fn requeue_all(&mut self) {
+        let keys: Vec<Key> = self.slots.keys().cloned().collect();
+        for key in keys {
+            self.enqueue_if_due(&key, Rank::Bulk);
+            self.tidy(&key);
+        }
+    }
+
     /// Takes the key out of the air, whatever its stage was.
-    fn land(&mut self, key: &ObjectKey) {
-        let Some(slot) = self.slots.get_mut(key) else {
+    fn land(&mut self, key: &Key) {
+        let Some(work) = self.slots.get_mut(key).and_then(|slot| slot.work.as_mut()) else {
             return;
         };
-        match slot.stage {
+        match std::mem::take(&mut work.stage) {
             Stage::Ready => {}
-            Stage::Flying { due } => {
+            Stage::Flying { due, bytes } => {
                 self.flying -= 1;
-                self.timers.remove(&(due, key.clone()));
+                self.flying_bytes -= bytes;
+                self.timers.remove(&(due, Arc::clone(key)));
             }
             Stage::Resting { until } => {
-                self.timers.remove(&(until, key.clone()));
+                self.timers.remove(&(until, Arc::clone(key)));
             }
         }
-        slot.stage = Stage::Ready;
     }
 
     /// Puts the key into a queue once, if it is ready and out of step.
-    fn enqueue_if_due(&mut self, key: &ObjectKey, rank: Rank) {
+    fn enqueue_if_due(&mut self, key: &Key, rank: Rank) {
         let Some(slot) = self.slots.get_mut(key) else {
             return;
         };
-        if slot.stage != Stage::Ready || matches!(slot.step(&key.kind, self.complete), Step::InSync) {
+        if slot.stage() != Stage::Ready {
             return;
         }
-        match rank {
-            Rank::Object if !slot.in_objects => {
-                slot.in_objects = true;
-                self.objects.push_back(key.clone());
+        self.steps += 1;
+        match slot.step(&key.kind, &self.view) {
+            Step::InSync => return,
+            Step::Wait(version) => {
+                let ahead = self.ahead.entry(key.kind.clone()).or_default();
+                ahead.insert((version, Arc::clone(key)));
+                return;
             }
-            Rank::Bulk if !slot.in_bulk && !slot.in_objects => {
-                slot.in_bulk = true;
-                self.bulk.push_back(key.clone());
-            }
-            Rank::Object | Rank::Bulk => {}
+            Step::Put | Step::Delete(_) => {}
+        }
+        let work = slot.work();
+        let queue = match (work.queued, rank) {
+            (Some(Rank::Object), _) | (Some(Rank::Bulk), Rank::Bulk) => return,
+            (None | Some(Rank::Bulk), Rank::Object) => &mut self.objects,
+            (None, Rank::Bulk) => &mut self.bulk,
+        };
+        queue.push_back(Arc::clone(key));
+        if work.queued.replace(rank).is_none() {
+            self.waiting += 1;
         }
     }
 
-    fn forget_if_empty(&mut self, key: &ObjectKey) {
-        let Some(slot) = self.slots.get(key) else { return };
-        if slot.desired.is_some() || slot.holding.is_some() || !slot.is_idle() {
-            return;
-        }
-        if let Some(slot) = self.slots.remove(key) {
-            for sent in slot.sent {
-                self.sent.remove(&sent.id);
+    /// Gives memory back: of a key that came to rest, of one that nothing is known about, and of the queues when the
+    /// whole mailbox is at rest, which it is nearly always.
+    fn tidy(&mut self, key: &Key) {
+        if let Some(slot) = self.slots.get_mut(key) {
+            slot.rest();
+            if slot.is_empty() && slot.work.is_none() {
+                self.slots.remove(key);
             }
         }
-    }
-}
-
-/// Books an acknowledged message; `None` when it says nothing that still matters.
-fn settle(slot: &mut Slot, saying: Saying, newest: bool) -> Option<Option<ResourceVersion>> {
-    match saying {
-        Saying::Put { object, .. } => {
-            let held = slot.holding.as_mut().filter(|held| held.uid == object.uid)?;
-            held.version = Some(object.version.clone());
-            Some(Some(object.version))
-        }
-        Saying::Delete { .. } if newest => {
-            slot.holding = None;
-            Some(None)
-        }
-        // A later message about the key is on its way, so the node may hold it by now.
-        Saying::Delete { .. } => {
-            if let Some(held) = &mut slot.holding {
-                held.version = None;
+        if self.flying == 0 && self.waiting == 0 {
+            self.objects = VecDeque::new();
+            self.bulk = VecDeque::new();
+            self.sent.shrink_to_fit();
+            if self.timers.is_empty() {
+                self.timers = BTreeSet::new();
             }
-            None
         }
     }
 }
 
-fn same_target(one: &Saying, other: &Saying) -> bool {
-    match (one, other) {
-        (Saying::Put { object: a, .. }, Saying::Put { object: b, .. }) => {
-            a.uid == b.uid && a.version == b.version
-        }
-        (Saying::Delete { uid: a }, Saying::Delete { uid: b }) => a == b,
-        (Saying::Put { .. }, Saying::Delete { .. }) | (Saying::Delete { .. }, Saying::Put { .. }) => false,
-    }
+fn delay(attempts: u32, pace: Pace, seed: &mut Seed) -> Duration {
+    let doubled = pace.first.saturating_mul(1_u32 << attempts.min(DOUBLINGS_MAX));
+    seed.jittered(doubled.min(pace.max))
 }
 
-fn delay(attempts: u32, backoff: Backoff, seed: &mut Seed) -> Duration {
-    let doubled = backoff.first.saturating_mul(1_u32 << attempts.min(DOUBLINGS_MAX));
-    seed.jittered(doubled.min(backoff.max))
+/// How long a slow link is busy with so many bytes.
+fn transfer(bytes: usize) -> Duration {
+    Duration::from_millis(bytes as u64 * 1000 / SLOW_LINK_BYTES_PER_SECOND)
 }

@@ -29,7 +29,6 @@ struct Asked {
 pub(super) struct Replies {
     asked: HashMap<MessageId, Asked>,
     arrived: VecDeque<(Time, MessageId)>,
-    keepalive: Option<Envelope>,
     lease: VecDeque<Envelope>,
     status: VecDeque<Envelope>,
     query: VecDeque<Envelope>,
@@ -88,7 +87,7 @@ impl Replies {
         body: Body,
         version: Option<ResourceVersion>,
         operation: Operation,
-        now: Time,
+        timestamp_ms: i64,
     ) {
         let Some(asked) = self.asked.remove(parent) else {
             return;
@@ -98,7 +97,7 @@ impl Replies {
             operation,
             ..asked.route
         };
-        let envelope = seal(id, parent, Reply { route, version, body }, now);
+        let envelope = seal(id, parent, Reply { route, version, body }, timestamp_ms);
         match asked.rank {
             Rank::Lease => self.lease.push_back(envelope),
             Rank::Status => self.status.push_back(envelope),
@@ -106,32 +105,23 @@ impl Replies {
         }
     }
 
-    /// Answers a keepalive of one of our own edges. Only the newest is answered.
-    pub(super) fn answer_keepalive(&mut self, parent: &MessageId, id: MessageId, now: Time) {
-        let route = Route::new(
-            Source::Kedge,
-            Group::Resource,
-            Operation::Response,
-            Resource::Keepalive,
-        );
-        self.keepalive = Some(seal(
-            id,
-            parent,
-            Reply {
-                route,
-                version: None,
-                body: Body::text("pong"),
-            },
-            now,
-        ));
-    }
-
     /// Lease answers first: a node that looks dead is the worst that a slow socket can cause.
     pub(super) fn next(&mut self) -> Option<Envelope> {
         let queues = [&mut self.lease, &mut self.status, &mut self.query];
-        self.keepalive
-            .take()
-            .or_else(|| queues.into_iter().find_map(VecDeque::pop_front))
+        let next = queues.into_iter().find_map(VecDeque::pop_front);
+        if self.load() == 0 {
+            self.rest();
+        }
+        next
+    }
+
+    /// Gives memory back: a session has nothing open nearly always.
+    fn rest(&mut self) {
+        self.asked.shrink_to_fit();
+        self.arrived.shrink_to_fit();
+        for queue in [&mut self.lease, &mut self.status, &mut self.query] {
+            queue.shrink_to_fit();
+        }
     }
 
     /// Forgets requests that are too old for anyone to wait for.
@@ -166,11 +156,11 @@ impl Replies {
     }
 }
 
-fn seal(id: MessageId, parent: &MessageId, reply: Reply, now: Time) -> Envelope {
+fn seal(id: MessageId, parent: &MessageId, reply: Reply, timestamp_ms: i64) -> Envelope {
     let header = Header {
         id,
         parent: Some(parent.clone()),
-        timestamp_ms: i64::try_from(now.as_ms()).unwrap_or(i64::MAX),
+        timestamp_ms,
         resource_version: reply.version.clone(),
         sync: false,
         kind: None,
