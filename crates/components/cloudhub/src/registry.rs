@@ -1,19 +1,17 @@
 //! Who is connected: one task owns the table, so that "the newest session wins" is decided in one place.
 //!
-//! A newcomer waits until the session it replaces has let go, and takes over what that one knew about the node. A session
-//! names itself when it leaves, so an old one can never take the new one out of the table; a session that dies without
-//! a word counts as gone.
+//! A newcomer waits until the session it replaces has let go, and takes over what that one knew about the node. Each
+//! session holds its own place and gives it back by dropping it, so an old one can never take the new one out of the
+//! table, and one that dies without a word counts as gone.
 
-use crate::metrics::{Metrics, count};
+use crate::metrics::Metrics;
 use futures_util::StreamExt;
+use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use kedge_telemetry::channel::ask;
 use kedge_wire::{NodeName, ObjectKey, ResourceVersion, Uid};
 use std::collections::{HashMap, VecDeque};
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use tokio::sync::oneshot;
 
 /// What a node is known to hold.
@@ -44,23 +42,36 @@ pub(crate) enum Entered {
 /// A place in the table. Dropping it gives the place back.
 #[derive(Debug)]
 pub(crate) struct Place {
-    /// What the node held when it was last here.
-    pub(crate) held: HeldSet,
+    /// What the node held when it was last here, until a session takes it.
+    held: Option<HeldSet>,
     /// Completes when a newer connection of the node wants the place.
     pub(crate) replaced: oneshot::Receiver<()>,
     left: Option<oneshot::Sender<HeldSet>>,
 }
 
 impl Place {
+    /// What the node held when it was last here. From now on only [`Place::leave`] knows better.
+    pub(crate) fn take_held(&mut self) -> HeldSet {
+        self.held.take().unwrap_or_default()
+    }
+
     /// Gives the place back with what the node holds now.
     pub(crate) fn leave(mut self, held: HeldSet) {
-        if let Some(left) = self.left.take() {
+        self.held = Some(held);
+    }
+}
+
+impl Drop for Place {
+    /// A session that dies without a word leaves nothing, so that what the node holds counts as unknown.
+    fn drop(&mut self) {
+        if let (Some(left), Some(held)) = (self.left.take(), self.held.take()) {
             let _ = left.send(held);
         }
     }
 }
 
-pub(crate) type Door = ask::Sender<Enter, Entered>;
+/// Where places are asked for.
+pub(crate) type Places = ask::Sender<Enter, Entered>;
 
 /// The owner of the table.
 pub(crate) struct Registry {
@@ -72,17 +83,23 @@ pub(crate) struct Registry {
     remembered: Remembered,
 }
 
-struct Present {
-    /// `None` once the session was told to go.
-    replace: Option<oneshot::Sender<()>>,
-    next: Option<ask::Reply<Entered>>,
+/// A node that has a session.
+enum Present {
+    Here {
+        replace: oneshot::Sender<()>,
+    },
+    /// The session was told to go, and a newcomer waits for its place.
+    Replaced {
+        next: ask::Reply<Entered>,
+    },
 }
 
-type Leaving = Pin<Box<dyn Future<Output = (NodeName, Option<HeldSet>)> + Send>>;
+/// Completes when a session has left, with what its node holds, if it said so.
+type Leaving = BoxFuture<'static, (NodeName, Option<HeldSet>)>;
 
 impl Registry {
-    pub(crate) fn new(limit: usize, metrics: Arc<Metrics>) -> (Door, Self) {
-        let (door, questions) = ask::channel("hub registry", QUESTIONS_MAX);
+    pub(crate) fn new(limit: usize, metrics: Arc<Metrics>) -> (Places, Self) {
+        let (places, questions) = ask::channel("hub registry", QUESTIONS_MAX);
         let remembered = Remembered::new(limit.saturating_mul(REMEMBERED_PER_LIMIT));
         let registry = Self {
             limit,
@@ -92,7 +109,7 @@ impl Registry {
             leaving: FuturesUnordered::new(),
             remembered,
         };
-        (door, registry)
+        (places, registry)
     }
 
     /// Serves until nobody can ask any more.
@@ -112,62 +129,44 @@ impl Registry {
 
     fn enter(&mut self, node: NodeName, reply: ask::Reply<Entered>) {
         if let Some(present) = self.present.get_mut(&node) {
-            if let Some(replace) = present.replace.take() {
-                count(&self.metrics.replaced);
-                let _ = replace.send(());
-            }
-            if let Some(older) = present.next.replace(reply) {
-                older.send(Entered::Superseded);
+            match std::mem::replace(present, Present::Replaced { next: reply }) {
+                Present::Here { replace } => {
+                    self.metrics.replaced.inc();
+                    // One that has ended meanwhile needs not be told.
+                    let _ = replace.send(());
+                }
+                Present::Replaced { next: older } => older.send(Entered::Superseded),
             }
         } else if self.present.len() >= self.limit {
             reply.send(Entered::Full);
         } else {
             self.welcome(node, reply);
         }
-        self.count_sessions();
     }
 
     fn left(&mut self, node: NodeName, held: Option<HeldSet>) {
-        match held {
-            Some(held) => self.remembered.put(node.clone(), held),
-            // The session died without a word: what the node holds is unknown, so all of it is sent again.
-            None => self.remembered.forget(&node),
+        // Of a session that died without a word nothing is known, so all of it is sent again.
+        if let Some(held) = held {
+            self.remembered.put(node.clone(), held);
         }
-        if let Some(Present {
-            next: Some(reply), ..
-        }) = self.present.remove(&node)
-            && !reply.is_closed()
-        {
-            self.welcome(node, reply);
+        match self.present.remove(&node) {
+            Some(Present::Replaced { next }) if !next.is_closed() => self.welcome(node, next),
+            Some(Present::Replaced { .. } | Present::Here { .. }) | None => {}
         }
-        self.count_sessions();
     }
 
     fn welcome(&mut self, node: NodeName, reply: ask::Reply<Entered>) {
         let (replace, replaced) = oneshot::channel();
         let (left, leaving) = oneshot::channel();
-        let held = self.remembered.get(&node);
-        self.present.insert(
-            node.clone(),
-            Present {
-                replace: Some(replace),
-                next: None,
-            },
-        );
+        let held = self.remembered.take(&node);
+        self.present.insert(node.clone(), Present::Here { replace });
         self.leaving
             .push(Box::pin(async move { (node, leaving.await.ok()) }));
-        count(&self.metrics.entered);
         reply.send(Entered::Welcome(Place {
-            held,
+            held: Some(held),
             replaced,
             left: Some(left),
         }));
-    }
-
-    fn count_sessions(&self) {
-        self.metrics
-            .sessions
-            .store(self.present.len() as u64, Ordering::Relaxed);
     }
 }
 
@@ -190,15 +189,9 @@ impl Remembered {
         }
     }
 
-    fn get(&self, node: &NodeName) -> HeldSet {
-        self.held
-            .get(node)
-            .map(|(_, held)| held.clone())
-            .unwrap_or_default()
-    }
-
-    fn forget(&mut self, node: &NodeName) {
-        self.held.remove(node);
+    /// What is known goes with the node and comes back when it leaves.
+    fn take(&mut self, node: &NodeName) -> HeldSet {
+        self.held.remove(node).map(|(_, held)| held).unwrap_or_default()
     }
 
     fn put(&mut self, node: NodeName, held: HeldSet) {
@@ -223,19 +216,20 @@ impl Remembered {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use kedge_telemetry::metrics::Registry as Numbers;
     use kedge_wire::ObjectKind;
     use std::time::Duration;
 
     const SOON: Duration = Duration::from_secs(5);
 
-    fn start(limit: usize) -> (Door, Arc<Metrics>) {
-        let metrics = Arc::new(Metrics::default());
+    fn start(limit: usize) -> (Places, Arc<Metrics>) {
+        let metrics = Arc::new(Metrics::new(&Numbers::new()));
         let (door, registry) = Registry::new(limit, Arc::clone(&metrics));
         tokio::spawn(registry.run());
         (door, metrics)
     }
 
-    async fn enter(door: &Door, node: &str) -> Entered {
+    async fn enter(door: &Places, node: &str) -> Entered {
         door.ask(
             Enter {
                 node: NodeName::new(node).unwrap(),
@@ -246,7 +240,7 @@ mod tests {
         .unwrap()
     }
 
-    async fn place(door: &Door, node: &str) -> Place {
+    async fn place(door: &Places, node: &str) -> Place {
         match enter(door, node).await {
             Entered::Welcome(place) => place,
             other => panic!("{other:?}"),
@@ -266,10 +260,21 @@ mod tests {
             (&mut old.replaced).await.unwrap();
             old.leave(held());
         };
-        let ((), new) = tokio::join!(ending, place(&door, "edge-1"));
-        assert_eq!(new.held, held());
-        assert_eq!(metrics.snapshot().sessions, 1);
+        let ((), mut new) = tokio::join!(ending, place(&door, "edge-1"));
+        assert_eq!(new.take_held(), held());
         assert_eq!(metrics.snapshot().replaced, 1);
+    }
+
+    #[tokio::test]
+    async fn a_place_that_nobody_used_keeps_what_was_known() {
+        let (door, _) = start(10);
+        place(&door, "edge-1").await.leave(held());
+        drop(place(&door, "edge-1").await);
+        let mut third = place(&door, "edge-1").await;
+        assert_eq!(third.take_held(), held());
+        // Its session dies without a word.
+        drop(third);
+        assert_eq!(place(&door, "edge-1").await.take_held(), []);
     }
 
     #[tokio::test]
@@ -282,8 +287,8 @@ mod tests {
         });
         let (reply, _gone) = ask::Reply::pair();
         // The second has asked once the old one was told.
-        let Place { replaced, left, .. } = old;
-        replaced.await.unwrap();
+        let mut old = old;
+        (&mut old.replaced).await.unwrap();
         let question = ask::Question {
             question: Enter {
                 node: NodeName::new("edge-1").unwrap(),
@@ -292,22 +297,21 @@ mod tests {
         };
         door.forward(question).await.unwrap();
         assert!(matches!(second.await.unwrap(), Entered::Superseded));
-        drop(left);
+        drop(old);
     }
 
     #[tokio::test]
     async fn the_limit_counts_nodes_not_connections() {
         let (door, _) = start(1);
-        let old = place(&door, "edge-1").await;
+        let mut old = place(&door, "edge-1").await;
         assert!(matches!(enter(&door, "edge-2").await, Entered::Full));
-        let Place { replaced, left, .. } = old;
-        let dying = async {
-            replaced.await.unwrap();
-            // Dies without a word.
-            drop(left);
+        let leaving = async {
+            (&mut old.replaced).await.unwrap();
+            drop(old);
         };
-        let ((), new) = tokio::join!(dying, place(&door, "edge-1"));
-        assert_eq!(new.held, []);
+        // At the limit the reconnecting node is not counted twice.
+        let ((), _new) = tokio::join!(leaving, place(&door, "edge-1"));
+        assert!(matches!(enter(&door, "edge-2").await, Entered::Full));
     }
 
     #[test]
@@ -319,8 +323,8 @@ mod tests {
             remembered.put(name(number), held());
         }
         assert!(remembered.held.len() <= 3 && remembered.order.len() <= 6);
-        assert_eq!(remembered.get(&name(99)), held());
-        assert_eq!(remembered.get(&name(0)), held());
-        assert_eq!(remembered.get(&name(50)), []);
+        assert_eq!(remembered.take(&name(99)), held());
+        assert_eq!(remembered.take(&name(0)), held());
+        assert_eq!(remembered.take(&name(50)), []);
     }
 }

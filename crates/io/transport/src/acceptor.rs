@@ -96,9 +96,17 @@ impl Handshake {
         .await
     }
 
-    /// Waits for its turn, then TLS alone, for servers of HTTPS.
-    pub async fn tls(self) -> Result<TlsStream<TcpStream>, AcceptError> {
+    /// Waits for its turn, then TLS, then `serve`, all in one turn: for a server of HTTPS, whose connections are as short as
+    /// a handshake and are to be bounded like one.
+    pub async fn serve_tls<F: Future>(
+        self,
+        serve: impl FnOnce(TlsStream<TcpStream>) -> F,
+    ) -> Result<F::Output, AcceptError> {
         let turn = self.ticket.turn().await?;
-        turn.in_steps(accept_tls(self.tcp, self.tls)).await
+        let served = async {
+            let stream = accept_tls(self.tcp, self.tls).await?;
+            Ok(serve(stream).await)
+        };
+        turn.in_steps(served).await
     }
 }

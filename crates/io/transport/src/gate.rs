@@ -150,8 +150,8 @@ impl Gate {
     }
 }
 
-/// Whoever has an IPv6 network has all addresses in it.
-fn network_of(address: IpAddr) -> IpAddr {
+/// The address as limits count it: whoever has an IPv6 network of 64 bits has all addresses in it.
+pub fn network_of(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => {
             let [a, b, c, d, ..] = address.segments();

@@ -41,7 +41,7 @@ pub use acceptor::{Acceptor, Handshake};
 pub use close::{Close, CloseCode};
 pub use connection::{Connection, Limits, Message, Receiver, RecvError, SendError, Sender, pair};
 pub use dial::{DialError, Target, TlsTrouble, dial, dial_tls};
-pub use gate::HandshakeLimits;
+pub use gate::{HandshakeLimits, network_of};
 pub use listener::{BindError, Listener};
 pub use packet::Framing;
 pub use plug::Plug;

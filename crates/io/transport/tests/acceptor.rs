@@ -3,7 +3,9 @@
 
 mod world;
 
-use kedge_transport::{AcceptError, Acceptor, Framing, HandshakeLimits, Limits, Listener, Plug, dial};
+use kedge_transport::{
+    AcceptError, Acceptor, Framing, HandshakeLimits, Limits, Listener, Plug, dial, dial_tls,
+};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -106,6 +108,41 @@ async fn a_full_room_closes_newcomers_and_has_room_again() {
     drop((two, others));
     until_accepted(&acceptor, 0).await;
     dials(&world, &acceptor).await;
+    serving.abort();
+}
+
+#[tokio::test]
+async fn who_is_served_after_tls_keeps_the_place_of_its_handshake() {
+    let world = World::new();
+    let limits = HandshakeLimits {
+        in_progress_max: 10,
+        per_address_max: 10,
+        accepted_max: 4,
+    };
+    let acceptor = open(&world, limits).await;
+    let serving = tokio::spawn({
+        let acceptor = Arc::clone(&acceptor);
+        async move {
+            loop {
+                let handshake = acceptor.next().await;
+                tokio::spawn(handshake.serve_tls(|mut stream| async move {
+                    let _ = stream.write_all(b"!").await;
+                    stream.read_to_end(&mut Vec::new()).await
+                }));
+            }
+        }
+    });
+    let address = format!("127.0.0.1:{}", acceptor.local_address().port());
+    let mut served = Vec::new();
+    for _ in 0..2 {
+        let mut stream = dial_tls(&address, world.edge_tls()).await.unwrap();
+        assert_eq!(stream.read_u8().await.unwrap(), b'!');
+        served.push(stream);
+    }
+    assert_eq!(acceptor.in_progress(), 2);
+    assert!(is_closed(silent(&acceptor, 1).await).await);
+    drop(served);
+    until_accepted(&acceptor, 0).await;
     serving.abort();
 }
 

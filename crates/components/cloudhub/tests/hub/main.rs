@@ -2,5 +2,6 @@
 #![allow(clippy::unwrap_used)] // clippy exempts test functions but not what they call.
 
 mod join;
+mod play;
 mod sessions;
 mod world;

@@ -1,47 +1,28 @@
 //! A hub, its authority, and the neighbours that the test plays.
 
-use kedge_cloudhub::{Answer, Attach, CloudHub, Config, Metrics, Ports};
+use crate::play::{Controllers, Edge};
+pub(crate) use crate::play::{SOON, name};
+use kedge_cloudhub::{Attach, Attached, CloudHub, Config, FlowLimits, Metrics, Ports, Redeem, Redeemed};
 use kedge_link::{OFFER_HEADER, OFFER_VERSION};
-use kedge_pki::{Authority, Certificate, Identity, NodeRequest, ServerNames, UnixTime};
+use kedge_pki::{Authority, Certificate, Identity, NodeRequest, ServerNames, TokenId, UnixTime};
 use kedge_telemetry::Scope;
-use kedge_telemetry::channel::{ask, keyed};
-use kedge_transport::{DialError, Plug, Receiver, RecvError, Sender, Target, dial};
-use kedge_wire::{
-    Ack, Body, Envelope, Header, Letter, MessageId, NodeName, Object, ObjectKey, ObjectKind, Request,
-    ResourceVersion, ToCloud, ToEdge, Uid,
-};
+use kedge_telemetry::channel::ask;
+use kedge_telemetry::metrics::Registry;
+use kedge_transport::{DialError, Plug, Target, dial, dial_quic};
+use kedge_wire::{NodeName, Object, ObjectKey};
+use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Generous: a fact that does not come within it will not come.
-pub(crate) const SOON: Duration = Duration::from_secs(20);
-
-pub(crate) fn name(node: &str) -> NodeName {
-    NodeName::new(node).unwrap()
-}
-
-pub(crate) fn pod(name: &str) -> ObjectKey {
-    ObjectKey::namespaced(ObjectKind::Pod, "default", name)
-}
-
-pub(crate) fn object(name: &str, version: u32) -> Object {
-    let body = format!(
-        r#"{{"apiVersion":"v1","kind":"Pod","metadata":{{"name":"{name}","namespace":"default","uid":"uid-{name}","resourceVersion":"{version}"}}}}"#
-    );
-    Object {
-        uid: Uid::new(format!("uid-{name}")),
-        version: ResourceVersion::new(version.to_string()),
-        body: Body::from_json(body).unwrap(),
-    }
-}
-
 pub(crate) struct World {
     pub(crate) authority: Authority,
-    pub(crate) hub_address: SocketAddr,
+    hub_address: Option<SocketAddr>,
+    quic_address: Option<SocketAddr>,
     pub(crate) https_address: SocketAddr,
     pub(crate) metrics: Arc<Metrics>,
-    pub(crate) attaches: ask::Receiver<Attach, Vec<(ObjectKey, Object)>>,
+    pub(crate) numbers: Registry,
+    pub(crate) attaches: ask::Receiver<Attach, Attached>,
     pub(crate) scope: Scope,
 }
 
@@ -55,19 +36,45 @@ pub(crate) fn config(authority: &Authority, node_limit: usize) -> Config {
         dns: Vec::new(),
     };
     Config {
-        hub_address: loopback(),
+        hub_address: Some(loopback()),
+        quic_address: Some(loopback()),
         https_address: loopback(),
         authority: authority.clone(),
         identity: authority.issue_server(&names, UnixTime::now()).unwrap(),
         node_limit,
+        flow: FlowLimits::default(),
         keepalive_timeout: Duration::from_secs(30),
         certificate_lifetime: Duration::from_secs(3600),
         kubernetes_ca: Some("PEM of the API".into()),
         seed: 7,
+        metrics: Registry::new(),
     }
 }
 
-pub(crate) fn ports() -> (Ports, ask::Receiver<Attach, Vec<(ObjectKey, Object)>>) {
+/// Knows every one-time token but those of node `withdrawn`, and says nothing of node `silent`.
+fn redeemer() -> ask::Sender<Redeem, Redeemed> {
+    let (redeem, mut questions) = ask::channel::<Redeem, Redeemed>("redeem", 16);
+    tokio::spawn(async move {
+        let mut used: HashMap<TokenId, String> = HashMap::new();
+        while let Some(ask::Question { question, reply }) = questions.recv().await {
+            match question.node.as_str() {
+                "withdrawn" => reply.send(Redeemed::Unknown),
+                "silent" => drop(reply),
+                _known => {
+                    let key = used.entry(question.token).or_insert_with(|| question.key.clone());
+                    reply.send(if *key == question.key {
+                        Redeemed::Granted
+                    } else {
+                        Redeemed::Spent
+                    });
+                }
+            }
+        }
+    });
+    redeem
+}
+
+pub(crate) fn ports() -> (Ports, ask::Receiver<Attach, Attached>) {
     let (attach, attaches) = ask::channel("attach", 16);
     let (node_exists, mut questions) = ask::channel::<NodeName, bool>("node exists", 16);
     tokio::spawn(async move {
@@ -76,7 +83,14 @@ pub(crate) fn ports() -> (Ports, ask::Receiver<Attach, Vec<(ObjectKey, Object)>>
             asked.reply.send(exists);
         }
     });
-    (Ports { attach, node_exists }, attaches)
+    (
+        Ports {
+            attach,
+            node_exists,
+            redeem: redeemer(),
+        },
+        attaches,
+    )
 }
 
 impl World {
@@ -86,22 +100,34 @@ impl World {
 
     pub(crate) async fn with_limit(node_limit: usize) -> Self {
         let authority = Authority::create(UnixTime::now()).unwrap();
+        let config = config(&authority, node_limit);
+        Self::with(authority, config).await
+    }
+
+    pub(crate) async fn with(authority: Authority, config: Config) -> Self {
         let (ports, attaches) = ports();
-        let hub = CloudHub::bind(config(&authority, node_limit), ports)
-            .await
-            .unwrap();
+        let numbers = config.metrics.clone();
+        let hub = CloudHub::bind(config, ports).await.unwrap();
         let scope = Scope::new();
-        let (hub_address, https_address) = (hub.hub_address(), hub.https_address());
+        let (hub_address, quic_address) = (hub.hub_address(), hub.quic_address());
+        let https_address = hub.https_address();
         let metrics = hub.metrics();
         scope.spawn("hub", hub.run(scope.clone()));
         Self {
             authority,
             hub_address,
+            quic_address,
             https_address,
             metrics,
+            numbers,
             attaches,
             scope,
         }
+    }
+
+    /// Where edges connect over WebSocket.
+    pub(crate) fn hub_address(&self) -> SocketAddr {
+        self.hub_address.unwrap()
     }
 
     /// A certificate of the node, without going through the bootstrap server.
@@ -125,19 +151,21 @@ impl World {
     }
 
     pub(crate) async fn dial(&self, node: &str, claimed: &str, offer: bool) -> Result<Edge, DialError> {
-        let mut target = Target::hub(&self.hub_address.to_string(), "project", &name(claimed));
+        let mut target = Target::hub(&self.hub_address().to_string(), "project", &name(claimed));
         if offer {
-            target = target.with_header(OFFER_HEADER, OFFER_VERSION);
+            target = target.offering(OFFER_HEADER, OFFER_VERSION);
         }
         let tls = Arc::new(self.identity(node).client_config().unwrap());
         let connection = dial(&target, tls, &Plug::new()).await?;
         assert_eq!(connection.header(OFFER_HEADER).is_some(), offer);
-        let (sender, receiver) = connection.split();
-        Ok(Edge {
-            sender,
-            receiver,
-            number: 0,
-        })
+        Ok(Edge::new(connection))
+    }
+
+    pub(crate) async fn dial_quic(&self, node: &str) -> Result<Edge, DialError> {
+        let target = Target::hub(&self.quic_address.unwrap().to_string(), "project", &name(node));
+        let target = target.offering(OFFER_HEADER, OFFER_VERSION);
+        let tls = Arc::new(self.identity(node).client_config().unwrap());
+        Ok(Edge::new(dial_quic(&target, tls, &Plug::new()).await?))
     }
 
     /// An official edge.
@@ -147,21 +175,7 @@ impl World {
 
     /// The controllers' end of the next session, which must hold `objects`.
     pub(crate) async fn attach(&mut self, objects: Vec<(ObjectKey, Object)>) -> Controllers {
-        let asked = tokio::time::timeout(SOON, self.attaches.recv())
-            .await
-            .unwrap()
-            .unwrap();
-        let Attach {
-            node,
-            desired,
-            requests,
-        } = asked.question;
-        asked.reply.send(objects);
-        Controllers {
-            node,
-            desired,
-            requests,
-        }
+        crate::play::attach(&mut self.attaches, objects).await
     }
 
     /// A connected node with its controllers' end.
@@ -170,104 +184,5 @@ impl World {
         let controllers = self.attach(Vec::new()).await;
         assert_eq!(controllers.node, name(node));
         (edge, controllers)
-    }
-}
-
-pub(crate) struct Controllers {
-    pub(crate) node: NodeName,
-    pub(crate) desired: keyed::Sender<ObjectKey, Option<Object>>,
-    pub(crate) requests: ask::Receiver<Request, Answer>,
-}
-
-impl Controllers {
-    /// Takes one request and answers with its own name.
-    pub(crate) async fn answer_one(&mut self) {
-        let asked = tokio::time::timeout(SOON, self.requests.recv())
-            .await
-            .unwrap()
-            .unwrap();
-        let body = Body::text(&asked.question.key.name);
-        asked.reply.send(Answer {
-            body,
-            version: None,
-            error: false,
-            silent: false,
-        });
-    }
-}
-
-pub(crate) struct Edge {
-    pub(crate) sender: Sender,
-    pub(crate) receiver: Receiver,
-    number: u64,
-}
-
-impl Edge {
-    pub(crate) async fn say(&mut self, message: ToCloud) -> MessageId {
-        self.number += 1;
-        let id = MessageId::new(format!("message-{}", self.number));
-        let header = Header::new(id.clone(), 1_767_225_600_000);
-        self.send(&Letter { header, message }.seal()).await;
-        id
-    }
-
-    pub(crate) async fn send(&mut self, envelope: &Envelope) {
-        self.sender.send(envelope).await.unwrap();
-    }
-
-    pub(crate) async fn query(&mut self, name: &str) -> MessageId {
-        let key = ObjectKey::namespaced(ObjectKind::ConfigMap, "default", name);
-        self.say(ToCloud::Request(Request::query(key))).await
-    }
-
-    pub(crate) async fn hear(&mut self) -> Letter<ToEdge> {
-        let envelope = tokio::time::timeout(SOON, self.receiver.recv())
-            .await
-            .expect("the hub speaks")
-            .unwrap();
-        ToEdge::open(envelope)
-    }
-
-    /// The reply to a question, as text.
-    pub(crate) async fn reply(&mut self, id: &MessageId) -> String {
-        let letter = self.hear().await;
-        assert_eq!(letter.header.parent.as_ref(), Some(id));
-        match letter.message {
-            ToEdge::Reply(reply) => reply.body.content_data(),
-            other => panic!("{other:?}"),
-        }
-    }
-
-    /// The next object change as `verb key@version`, acknowledged.
-    pub(crate) async fn take_object(&mut self) -> String {
-        let letter = self.hear().await;
-        let parent = letter.header.id.clone();
-        let ToEdge::Object(change) = &letter.message else {
-            panic!("{letter:?}")
-        };
-        let version = change.version.as_ref().map_or("-", |version| version.as_str());
-        let told = format!("{:?} {}@{version}", change.verb, change.key);
-        let mut header = Header::new(MessageId::new(format!("ack-{parent}")), 1_767_225_600_000);
-        header.parent = Some(parent.clone());
-        let ack = Letter {
-            header,
-            message: ToCloud::Ack(Ack::of(parent, &letter.message)),
-        };
-        self.send(&ack.seal()).await;
-        told
-    }
-
-    /// How the hub ends the connection.
-    pub(crate) async fn end(&mut self) -> String {
-        loop {
-            match tokio::time::timeout(SOON, self.receiver.recv())
-                .await
-                .expect("the hub ends it")
-            {
-                Ok(_) => {}
-                Err(RecvError::Closed(close)) => return close.to_string(),
-                Err(error) => return error.to_string(),
-            }
-        }
     }
 }

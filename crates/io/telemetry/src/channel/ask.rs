@@ -1,4 +1,7 @@
 //! A question that carries its own reply channel.
+//!
+//! Questions wait in boxes: a channel takes memory for some dozen entries as long as it exists, and there is one of these
+//! channels for each connected node, on which nearly always nothing waits.
 
 use super::{Closed, Depth, queue};
 use std::time::Duration;
@@ -65,7 +68,7 @@ impl<A> Reply<A> {
 #[derive(Debug)]
 pub struct Sender<Q, A> {
     name: &'static str,
-    tx: queue::Sender<Question<Q, A>>,
+    tx: queue::Sender<Box<Question<Q, A>>>,
 }
 
 impl<Q, A> Clone for Sender<Q, A> {
@@ -84,7 +87,7 @@ impl<Q, A> Sender<Q, A> {
         let asked = async {
             let (reply, answer) = Reply::pair();
             self.tx
-                .send(Question { question, reply })
+                .send(Box::new(Question { question, reply }))
                 .await
                 .map_err(|_| closed)?;
             answer.await.map_err(|_| closed)
@@ -100,7 +103,7 @@ impl<Q, A> Sender<Q, A> {
 
     /// Hands a question over together with a reply channel of the caller's.
     pub async fn forward(&self, question: Question<Q, A>) -> Result<(), Closed> {
-        self.tx.send(question).await
+        self.tx.send(Box::new(question)).await
     }
 
     /// How full the channel is.
@@ -112,12 +115,12 @@ impl<Q, A> Sender<Q, A> {
 /// The end that answers.
 #[derive(Debug)]
 pub struct Receiver<Q, A> {
-    rx: queue::Receiver<Question<Q, A>>,
+    rx: queue::Receiver<Box<Question<Q, A>>>,
 }
 
 impl<Q, A> Receiver<Q, A> {
     /// The next question; `None` when nobody can ask any more. Cancel safe.
     pub async fn recv(&mut self) -> Option<Question<Q, A>> {
-        self.rx.recv().await
+        self.rx.recv().await.map(|question| *question)
     }
 }

@@ -122,6 +122,12 @@ impl<K: Eq + Hash + Clone, V> Receiver<K, V> {
                 let mut state = self.shared.lock();
                 if let Some(key) = state.order.pop_front() {
                     let value = state.dirty.remove(&key).expect("an ordered key is dirty");
+                    if state.order.is_empty() {
+                        // Most of these channels rest most of the time, and there are some for each connected node: one
+                        // that is empty owns no memory.
+                        state.order = VecDeque::new();
+                        state.dirty = HashMap::new();
+                    }
                     return Some((key, value));
                 }
                 if state.senders == 0 {
