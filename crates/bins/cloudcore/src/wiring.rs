@@ -2,30 +2,43 @@
 //!
 //! ```text
 //!   cluster ──watch──> controllers <──attach── cloudhub <── edges
-//!                          │ node_exists ────────^
+//!      ^ budget, election  │ one-time tokens ────^
+//!      └───────────────────┘ node exists ────────┘
 //!   node_get ──> cloudstream <── tunnels of edges
+//!   monitor ──> health, metrics
 //! ```
+//!
+//! Doors that are visible and closed: devices, rules, node jobs and the API for applications on edges come in the upstream
+//! messages that the hub counts as without effect; the kubelet endpoint for `kubectl exec` asks through `node_get`.
 
 use crate::material::{self, Material};
+use crate::tokens::{self, one_time};
 use anyhow::{Context, Result};
 use kedge_cloudhub::CloudHub;
 use kedge_cloudstream::CloudStream;
-use kedge_cluster::Cluster;
+use kedge_cluster::{Budget, BudgetConfig, Cluster, Leadership};
 use kedge_controllers::Controllers;
-use kedge_pki::ServerNames;
-use kedge_telemetry::Scope;
-use kedge_telemetry::channel::{ask, queue};
+use kedge_link::cloud::Attached;
+use kedge_telemetry::channel::{ask, latest, queue};
+use kedge_telemetry::health::{Health, Part};
+use kedge_telemetry::metrics::Registry;
+use kedge_telemetry::monitor::Monitor;
+use kedge_telemetry::{Scope, clock};
+use kedge_wire::NodeName;
 use kedge_wire::tunnel::NodeGet;
-use kedge_wire::{NodeName, Object, ObjectKey};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
 /// Sessions that wait to be attached at one time: the hub admits handshakes at about this rate a second.
 const ATTACH_WAITING_MAX: usize = 256;
 /// Questions "does this node exist" at one time; each is one small API call of a joining edge.
 const NODE_EXISTS_WAITING_MAX: usize = 64;
-
-/// Everything that a node must hold.
-type Desired = Vec<(ObjectKey, Object)>;
+/// Nodes that show a one-time token at one time; each is two small API calls.
+const REDEEM_WAITING_MAX: usize = 64;
+/// Calls to the API without an answer, on behalf of all nodes. An API server answers one in some milliseconds, so this
+/// is thousands a second; more would only wait there instead of here, where the fair line is.
+const API_CALLS_MAX: usize = 64;
+/// The Lease through which replicas find out who does what only one may do.
+const LEADER_LEASE: (&str, &str) = ("kubeedge", "cloudcore");
 
 /// A GET to a node's kubelet port, and its stream of bytes or the sentence why there is none.
 pub type NodeGetPort = ask::Receiver<(NodeName, NodeGet), Result<queue::Receiver<bytes::Bytes>, String>>;
@@ -33,10 +46,15 @@ pub type NodeGetPort = ask::Receiver<(NodeName, NodeGet), Result<queue::Receiver
 /// A CloudCore that runs.
 #[derive(Debug, Clone)]
 pub struct Running {
-    pub hub: SocketAddr,
+    /// `None` when `modules.cloudHub.websocket.enable` is false.
+    pub hub: Option<SocketAddr>,
+    /// `None` unless `modules.cloudHub.quic.enable` is true.
+    pub quic: Option<SocketAddr>,
     pub https: SocketAddr,
     /// `None` when `modules.cloudStream.enable` is false.
     pub tunnel: Option<SocketAddr>,
+    /// `/healthz`, `/readyz`, `/metrics`.
+    pub monitor: SocketAddr,
     /// The join token of this moment, also in the secret `kubeedge/tokensecret`.
     pub token: String,
 }
@@ -48,113 +66,178 @@ pub async fn start(
     node_get: NodeGetPort,
     scope: &Scope,
 ) -> Result<Running> {
-    let names = server_names(&config.hub)?;
-    let material = material::load_or_create(&cluster, &names).await?;
-    let token =
-        material::publish_token(&cluster, &material.authority, config.hub.token_refresh_interval).await?;
+    // First what operators look at, so that they see a start that hangs.
+    let (metrics, health) = (Registry::new(), Health::new());
+    let (hub_ready, watches_ready) = (health.part("hub"), health.part("watches"));
+    let monitor = Monitor::bind(config.monitor.address, health, metrics.clone())
+        .await
+        .with_context(|| {
+            format!(
+                "commonConfig.monitorServer.bindAddress: listen on {}",
+                config.monitor.address
+            )
+        })?;
+    let monitor_address = monitor.local_address();
+    scope.spawn_vital("monitor", monitor.run(scope.clone()));
+
+    let material = material::load_or_create(&cluster, &config.hub).await?;
+    let refresh_interval = config.hub.token_refresh_interval;
+    let token = tokens::shared::current(&cluster, &material.authority, refresh_interval).await?;
+    let budget = Budget::start(budget_config(&config.kube_api), &metrics, scope);
+    let leads = leadership(&config.replica).start(cluster.clone(), scope);
 
     let (attach_tx, attach_rx) = ask::channel("attach", ATTACH_WAITING_MAX);
     let (hub_attach_tx, hub_attach_rx) = ask::channel("hub attach", ATTACH_WAITING_MAX);
     let (node_exists_tx, node_exists_rx) = ask::channel("node exists", NODE_EXISTS_WAITING_MAX);
+    let (redeem_tx, redeem_rx) = ask::channel("redeem", REDEEM_WAITING_MAX);
 
     let hub_ports = kedge_cloudhub::Ports {
         attach: hub_attach_tx,
         node_exists: node_exists_tx,
+        redeem: redeem_tx,
     };
-    let hub = CloudHub::bind(hub_config(&config.hub, &material)?, hub_ports).await?;
-    let (hub_address, https_address) = (hub.hub_address(), hub.https_address());
+    let hub = CloudHub::bind(hub_config(&config.hub, &material, &cluster, &metrics), hub_ports).await?;
+    let (hub_address, quic, https) = (hub.hub_address(), hub.quic_address(), hub.https_address());
     let stream = match config.stream.enable {
         true => {
-            let address = SocketAddr::new(ip(&config.hub.websocket_address)?, config.stream.tunnel_port);
-            let stream_config = kedge_cloudstream::Config {
-                address,
-                identity: material.server.clone(),
-            };
+            let address = SocketAddr::new(config.hub.https.ip(), config.stream.tunnel_port);
+            let identity = material.server.clone();
+            let stream_config = kedge_cloudstream::Config { address, identity };
             Some(CloudStream::bind(stream_config, kedge_cloudstream::Ports { gets: node_get }).await?)
         }
         false => None,
     };
     let tunnel = stream.as_ref().map(CloudStream::local_address);
 
-    let controllers_config = kedge_controllers::Config {
-        advertise_address: config.hub.advertise_addresses.first().cloned(),
-        ..kedge_controllers::Config::default()
+    let hands = kedge_controllers::Hands {
+        cluster: cluster.clone(),
+        budget,
+        metrics,
+        leads,
     };
-    let controllers = Controllers::new(controllers_config, cluster.clone(), attach_rx);
+    let controllers = Controllers::new(controllers_config(&config), hands, attach_rx);
+    let synced = controllers.synced();
     scope.spawn_vital("controllers", controllers.run(scope.clone()));
     scope.spawn_vital("attach adapter", adapt_attach(hub_attach_rx, attach_tx));
     scope.spawn_until_cancelled("node exists", answer_node_exists(cluster.clone(), node_exists_rx));
+    scope.spawn_until_cancelled("one-time tokens", one_time::answer(cluster.clone(), redeem_rx));
+    let keep = tokens::keep(cluster, material.authority, refresh_interval);
+    scope.spawn_until_cancelled("join tokens", keep);
     scope.spawn_vital("cloudhub", hub.run(scope.clone()));
     if let Some(stream) = stream {
         scope.spawn_vital("cloudstream", stream.run(scope.clone()));
     }
-    let refresh = refresh_token(cluster, material, config.hub.token_refresh_interval);
-    scope.spawn_until_cancelled("join token refresh", refresh);
+    hub_ready.ready();
+    scope.spawn(
+        "readiness",
+        tell_readiness(synced, watches_ready, hub_ready, scope.clone()),
+    );
 
     Ok(Running {
         hub: hub_address,
-        https: https_address,
+        quic,
+        https,
         tunnel,
+        monitor: monitor_address,
         token: token.text().to_owned(),
     })
 }
 
-fn hub_config(hub: &kedge_config::CloudHub, material: &Material) -> Result<kedge_cloudhub::Config> {
-    Ok(kedge_cloudhub::Config {
-        hub_address: SocketAddr::new(ip(&hub.websocket_address)?, hub.websocket_port),
-        https_address: SocketAddr::new(ip(&hub.https_address)?, hub.https_port),
+fn budget_config(api: &kedge_config::cloudcore::KubeApi) -> BudgetConfig {
+    BudgetConfig {
+        calls_per_second: api.qps,
+        burst: api.burst,
+        concurrent_max: API_CALLS_MAX,
+    }
+}
+
+fn leadership(replica: &str) -> Leadership {
+    let (namespace, name) = LEADER_LEASE;
+    Leadership {
+        namespace: namespace.to_owned(),
+        name: name.to_owned(),
+        // A replica that was started anew is another candidate: it knows nothing of what the former one was doing.
+        identity: format!("{replica}_{:016x}", clock::process_seed()),
+    }
+}
+
+fn controllers_config(config: &kedge_config::CloudCore) -> kedge_controllers::Config {
+    kedge_controllers::Config {
+        replica: Some(config.replica.clone()),
+        advertise_address: config.hub.advertise_addresses.first().map(ToString::to_string),
+        events: config.edge_controller.events,
+        serving_certificates: config.edge_controller.serving_certificates,
+        object_syncs: config.sync_controller.enable,
+        seed: clock::process_seed(),
+        ..kedge_controllers::Config::default()
+    }
+}
+
+fn hub_config(
+    hub: &kedge_config::CloudHub,
+    material: &Material,
+    cluster: &Cluster,
+    metrics: &Registry,
+) -> kedge_cloudhub::Config {
+    kedge_cloudhub::Config {
+        hub_address: hub.websocket,
+        quic_address: hub.quic,
+        https_address: hub.https,
         authority: material.authority.clone(),
         identity: material.server.clone(),
         node_limit: hub.node_limit,
+        flow: kedge_cloudhub::FlowLimits::default(),
         keepalive_timeout: hub.keepalive_timeout,
-        certificate_lifetime: hub.edge_cert_duration,
-        kubernetes_ca: None,
-        seed: kedge_telemetry::clock::process_seed(),
-    })
-}
-
-fn ip(text: &str) -> Result<IpAddr> {
-    text.parse().with_context(|| format!("address {text}"))
-}
-
-/// Edges on this machine dial it as localhost.
-fn server_names(hub: &kedge_config::CloudHub) -> Result<ServerNames> {
-    let mut ips = vec![IpAddr::from([127, 0, 0, 1])];
-    for address in &hub.advertise_addresses {
-        let address = ip(address).context("modules.cloudHub.advertiseAddress")?;
-        if !ips.contains(&address) {
-            ips.push(address);
-        }
+        certificate_lifetime: hub.edge_certificate_lifetime,
+        kubernetes_ca: cluster.authority_pem().map(str::to_owned),
+        seed: clock::process_seed(),
+        metrics: metrics.clone(),
     }
-    let mut dns = vec!["localhost".to_owned()];
-    dns.extend(hub.dns_names.iter().cloned());
-    Ok(ServerNames { ips, dns })
 }
 
-/// The hub and the controllers do not know each other: the same three ends, under each one's own name.
+/// Ready when the watches have told everything; not ready any more once the process drains, so that load balancers send
+/// no new edges while the old ones are told to go.
+async fn tell_readiness(mut synced: latest::Receiver<bool>, watches: Part, hub: Part, scope: Scope) {
+    let complete = async move {
+        // The controllers are vital: when they end, so does the process.
+        if synced.wait_for(|synced| *synced).await.is_ok() {
+            watches.ready();
+        }
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        biased;
+        () = scope.cancelled() => {}
+        () = complete => {}
+    }
+    hub.not_ready("draining");
+}
+
+/// The hub and the controllers do not know each other: the same ends, under each one's own name.
 async fn adapt_attach(
-    mut hub: ask::Receiver<kedge_cloudhub::Attach, Desired>,
-    controllers: ask::Sender<kedge_controllers::Attach, Desired>,
+    mut hub: ask::Receiver<kedge_cloudhub::Attach, Attached>,
+    controllers: ask::Sender<kedge_controllers::Attach, Attached>,
 ) {
     while let Some(ask::Question { question, reply }) = hub.recv().await {
         let kedge_cloudhub::Attach {
             node,
+            peer,
             desired,
             requests,
+            acked,
         } = question;
         let attach = kedge_controllers::Attach {
             node,
+            peer,
             desired,
             requests,
+            acked,
         };
-        if controllers
-            .forward(ask::Question {
-                question: attach,
-                reply,
-            })
-            .await
-            .is_err()
-        {
+        let question = ask::Question {
+            question: attach,
+            reply,
+        };
+        if controllers.forward(question).await.is_err() {
             return;
         }
     }
@@ -167,15 +250,6 @@ async fn answer_node_exists(cluster: Cluster, mut asked: ask::Receiver<NodeName,
             Err(error) if error.is_not_found() => reply.send(false),
             // No answer is the answer: the hub says that it does not know.
             Err(error) => tracing::warn!(node = %question, %error, "cannot tell whether the node exists"),
-        }
-    }
-}
-
-async fn refresh_token(cluster: Cluster, material: Material, interval: std::time::Duration) {
-    loop {
-        tokio::time::sleep(interval).await;
-        if let Err(error) = material::publish_token(&cluster, &material.authority, interval).await {
-            tracing::warn!(error = format!("{error:#}"), "the join token was not refreshed");
         }
     }
 }

@@ -150,7 +150,19 @@ fn certificate_config(config: &EdgeCore, node: &NodeName) -> CertificateConfig {
 fn hub_config(config: &EdgeCore, certificate: CertificateConfig) -> kedge_edgehub::Config {
     kedge_edgehub::Config {
         certificate,
-        server: config.hub.server.clone(),
+        transport: match config.hub.transport {
+            kedge_config::Transport::WebSocket => kedge_edgehub::Transport::WebSocket,
+            kedge_config::Transport::Quic => kedge_edgehub::Transport::Quic,
+        },
+        // Several clouds stand behind one key, separated by commas.
+        servers: config
+            .hub
+            .server
+            .split(',')
+            .map(|server| server.trim().to_owned())
+            .collect(),
+        handshake_timeout: config.hub.handshake_timeout,
+        rates: kedge_edgehub::Rates::default(),
         project_id: config.hub.project_id.clone(),
         heartbeat: config.hub.heartbeat_interval,
         rotate_certificates: config.hub.rotate_certificates,

@@ -103,10 +103,8 @@ async fn start(
     held.record(&run)?;
 
     let cloud = wiring::start_cloud(ports, api.cloudcore, api.node_get, &scopes.cloud).await?;
-    progress.step(
-        "CloudCore",
-        &format!("link {}, certificates {}", cloud.hub, cloud.https),
-    );
+    let link = cloud.hub.expect("the wiring enables WebSocket");
+    progress.step("CloudCore", &format!("link {link}, certificates {}", cloud.https));
 
     edge_config.hub.token = cloud.token;
     let (runtime, plug) = (

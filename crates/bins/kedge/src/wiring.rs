@@ -14,6 +14,7 @@ use crate::preflight::HubPorts;
 use anyhow::{Context, Result};
 use kedge_apiserver::{ApiServer, StorageAt};
 use kedge_cluster::{Cluster, Parts};
+use kedge_config::cloudcore::CertificateFiles;
 use kedge_config::{CloudCore, CloudFacts};
 use kedge_pki::{Certificate, Identity};
 use kedge_telemetry::Scope;
@@ -65,13 +66,16 @@ pub(crate) async fn start_cloud(
 ) -> Result<kedge_cloudcore::wiring::Running> {
     let facts = CloudFacts {
         primary_ip: Ipv4Addr::LOCALHOST.to_string(),
+        hostname: "cloud".into(),
     };
     let (mut config, _) = CloudCore::from_yaml("", &facts).context("the defaults of CloudCore")?;
-    config.hub.websocket_address = Ipv4Addr::LOCALHOST.to_string();
-    config.hub.https_address = Ipv4Addr::LOCALHOST.to_string();
-    config.hub.websocket_port = ports.link;
-    config.hub.https_port = ports.bootstrap;
+    config.hub.websocket = Some(SocketAddr::from((Ipv4Addr::LOCALHOST, ports.link)));
+    config.hub.https = SocketAddr::from((Ipv4Addr::LOCALHOST, ports.bootstrap));
+    // Certificates at the official places belong to an installation of KubeEdge on this machine, not to this one.
+    config.hub.files = CertificateFiles::default();
     config.stream.tunnel_port = ports.tunnel;
+    // Any port: several of these may run on one machine, and the log says which it is.
+    config.monitor.address = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     kedge_cloudcore::wiring::start(config, cluster, node_get, scope).await
 }
 
@@ -83,11 +87,13 @@ fn api_config(dir: &DataDir, port: u16, credentials: &Credentials) -> kedge_apis
         server_certificate_pem: chain_pem(&credentials.server),
         server_key_pem: credentials.server.key().pem(),
         client_ca_pem: authority.clone(),
+        client_ca_key_pem: Some(credentials.authority.key().pkcs8_pem()),
         service_account_key_pem: credentials.service_account_key.pkcs8_pem(),
         service_account_issuer: "https://kubernetes.default.svc.cluster.local".to_owned(),
         root_ca_pem: authority,
         cluster_cidr: Some(CLUSTER_CIDR.to_owned()),
         trusted_groups: Vec::new(),
+        limits: kedge_apiserver::Limits::default(),
     }
 }
 

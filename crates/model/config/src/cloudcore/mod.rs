@@ -11,6 +11,8 @@ use std::time::Duration;
 /// What CloudCore needs from the operator's file, by consumer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CloudCore {
+    /// `kedge.replica`: the name of this CloudCore among the others of the cluster, by default the host's.
+    pub replica: String,
     pub log: Log,
     pub kube_api: KubeApi,
     pub monitor: Monitor,
@@ -114,6 +116,8 @@ pub struct Stream {
 pub struct CloudFacts {
     /// The address that edges are told to dial when the file names none.
     pub primary_ip: String,
+    /// Names this CloudCore when the file does not.
+    pub hostname: String,
 }
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -203,6 +207,7 @@ impl CloudCore {
         let mut r = Reader::new(text, form());
         let hub = hub(&mut r, facts);
         let config = Self {
+            replica: replica(&mut r, facts),
             log: Log {
                 filter: r.text("kedge.logFilter", "info"),
                 format: r.word(
@@ -233,6 +238,29 @@ impl CloudCore {
             (config, warnings)
         })
     }
+}
+
+/// It becomes part of a Lease's holder and the value of an annotation.
+const REPLICA_BYTES_MAX: usize = 63;
+
+fn replica(r: &mut Reader, facts: &CloudFacts) -> String {
+    let path = "kedge.replica";
+    let named = r.text(path, "");
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.');
+    if named.is_empty() {
+        // A host may have a stranger name than we want to write into the API.
+        let host = facts.hostname.chars().filter(|c| plain(*c));
+        return host.take(REPLICA_BYTES_MAX).collect();
+    }
+    if named.len() > REPLICA_BYTES_MAX || !named.chars().all(plain) {
+        r.mistake(
+            path,
+            format!(
+                "at most {REPLICA_BYTES_MAX} of letters, digits, '-' and '.' are expected, not {named:?}"
+            ),
+        );
+    }
+    named
 }
 
 fn form() -> Form {

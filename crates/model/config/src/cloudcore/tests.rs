@@ -7,6 +7,7 @@ use serde_json::Value;
 fn facts() -> CloudFacts {
     CloudFacts {
         primary_ip: "192.0.2.1".into(),
+        hostname: "cloud".into(),
     }
 }
 
@@ -29,6 +30,7 @@ fn an_empty_file_gives_the_official_defaults() {
     assert_eq!(warnings, []);
     expect![[r#"
         CloudCore {
+            replica: "cloud",
             log: Log {
                 filter: "info",
                 format: Text,
@@ -96,6 +98,7 @@ fn the_printed_files_are_read_back() {
     assert_eq!(minimal, read(""));
     let six = CloudFacts {
         primary_ip: "2001:db8::".into(),
+        hostname: "cloud".into(),
     };
     let (config, _) = CloudCore::from_yaml(&CloudCore::minimal_yaml(&six), &six).unwrap();
     assert_eq!(
@@ -202,6 +205,7 @@ kedge: {logFormat: json, logFilter: debug, events: false, servingCertificates: f
     );
     expect![[r#"
         CloudCore {
+            replica: "cloud",
             log: Log {
                 filter: "debug",
                 format: Json,
