@@ -39,7 +39,7 @@ impl Output {
 }
 
 /// Runs `kubectl --kubeconfig … args`, with `input` on its standard input.
-pub(crate) fn kubectl(kubeconfig: &Path, args: &[&str], input: &str) -> Output {
+pub fn kubectl(kubeconfig: &Path, args: &[&str], input: &str) -> Output {
     let mut child = Command::new("kubectl")
         .arg("--kubeconfig")
         .arg(kubeconfig)

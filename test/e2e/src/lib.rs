@@ -3,6 +3,7 @@
 //! Every [`Kedge`] has a data directory and ports of its own, and takes its process, containers and network down when
 //! it is dropped. Only processes that a test started are ended, by pid.
 
+pub mod daemons;
 pub mod images;
 mod kedge;
 mod kubectl;
@@ -11,7 +12,7 @@ pub mod proc;
 pub mod stats;
 
 pub use kedge::{Kedge, Options, binary, free_ports};
-pub use kubectl::Output;
+pub use kubectl::{Output, kubectl};
 
 use std::time::{Duration, Instant};
 

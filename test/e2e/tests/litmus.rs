@@ -137,7 +137,7 @@ modules:
         dir = dir.display(),
         token = cloud.token,
         https = cloud.https,
-        hub = cloud.hub,
+        hub = cloud.hub.unwrap(),
         tunnel = cloud.tunnel.unwrap(),
     );
     std::fs::create_dir_all(dir).unwrap();

@@ -4,44 +4,12 @@
 // A test fails where it stands.
 #![allow(clippy::unwrap_used)]
 
-use kedge_e2e::{Kedge, Options, binary, images, wait_for};
-use std::net::TcpListener;
+use kedge_e2e::daemons::{
+    CloudPorts, Daemon, EdgeOptions, cloud_ready, cloudcore_yaml, edgecore_yaml, node_is, shared_token,
+};
+use kedge_e2e::{Kedge, Options, images, wait_for};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-
-/// A process that ends with the test.
-struct Daemon(Child);
-
-impl Daemon {
-    fn start(name: &str, config: &Path, log: &Path) -> Self {
-        let log = std::fs::OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(log)
-            .unwrap();
-        let mut command = Command::new(binary(name));
-        command
-            .arg("--config")
-            .arg(config)
-            .stdin(Stdio::null())
-            .stderr(log);
-        Self(command.spawn().unwrap())
-    }
-
-    fn kill(mut self) {
-        self.0.kill().unwrap();
-        self.0.wait().unwrap();
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        let _ = Command::new("kill")
-            .args(["-TERM", &self.0.id().to_string()])
-            .status();
-        let _ = self.0.wait();
-    }
-}
+use std::process::Command;
 
 /// `edgecore` leaves its bridge and its control group to the next start; after the test there is none.
 struct Leavings(&'static str);
@@ -70,58 +38,6 @@ fn remove_groups(group: &Path) {
     let _ = std::fs::remove_dir(group);
 }
 
-/// Three ports that are free now: link, certificates, tunnel.
-fn ports() -> [u16; 3] {
-    let listeners = [(); 3].map(|()| TcpListener::bind(("127.0.0.1", 0)).unwrap());
-    listeners.map(|listener| listener.local_addr().unwrap().port())
-}
-
-fn cloudcore_yaml(kubeconfig: &Path, [link, https, tunnel]: [u16; 3]) -> String {
-    format!(
-        "apiVersion: cloudcore.config.kubeedge.io/v1alpha2
-kind: CloudCore
-kubeAPIConfig:
-  kubeConfig: {kubeconfig}
-modules:
-  cloudHub:
-    advertiseAddress: [127.0.0.1]
-    nodeLimit: 1000
-    websocket: {{enable: true, address: 127.0.0.1, port: {link}}}
-    https: {{enable: true, address: 127.0.0.1, port: {https}}}
-  cloudStream: {{enable: true, tunnelPort: {tunnel}}}
-",
-        kubeconfig = kubeconfig.display()
-    )
-}
-
-fn edgecore_yaml(dir: &Path, token: &str, [link, https, tunnel]: [u16; 3]) -> String {
-    format!(
-        "apiVersion: edgecore.config.kubeedge.io/v1alpha2
-kind: EdgeCore
-database: {{dataSource: {dir}/edgecore.db}}
-modules:
-  edgeHub:
-    heartbeat: 5
-    token: {token}
-    httpServer: https://127.0.0.1:{https}
-    websocket: {{enable: true, server: '127.0.0.1:{link}'}}
-    tlsCaFile: {dir}/ca.crt
-    tlsCertFile: {dir}/server.crt
-    tlsPrivateKeyFile: {dir}/server.key
-  edgeStream: {{enable: true, server: '127.0.0.1:{tunnel}'}}
-  edged:
-    hostnameOverride: gate-7
-    rootDirectory: {dir}/kubelet
-    tailoredKubeletConfig:
-      containerRuntimeEndpoint: kedge://embedded
-      podLogsDir: {dir}/logs
-      podCIDR: 10.233.7.0/24
-kedge: {{runtimeDirectory: {dir}/runtime, bridge: kedge-gate7, cgroupRoot: /kedge-gate7}}
-",
-        dir = dir.display()
-    )
-}
-
 const POD: &str = "
 apiVersion: v1
 kind: Pod
@@ -139,16 +55,6 @@ fn container(kedge: &Kedge) -> String {
     kedge.kubectl(&["get", "pod", "sensor", "-o", path]).stdout
 }
 
-fn node_is(kedge: &Kedge, status: &str) {
-    wait_for(&format!("gate-7 {status}"), || {
-        let nodes = kedge.kubectl(&["get", "nodes"]).ok();
-        let there = nodes
-            .lines()
-            .any(|line| line.starts_with("gate-7") && line.contains(status));
-        if there { Ok(()) } else { Err(nodes) }
-    });
-}
-
 #[test]
 fn a_cloud_and_an_edge_that_die_and_come_back() {
     // Its embedded API stands for "your cluster"; its own node takes no part.
@@ -162,32 +68,26 @@ fn a_cloud_and_an_edge_that_die_and_come_back() {
     let dir: PathBuf = kedge.data_dir.join("gate-7");
     std::fs::create_dir(&dir).unwrap();
     let _leavings = Leavings("kedge-gate7");
-    let ports = ports();
+    let ports = CloudPorts::free();
     let (cloud_yaml, edge_yaml) = (dir.join("cloudcore.yaml"), dir.join("edgecore.yaml"));
     let (cloud_log, edge_log) = (dir.join("cloudcore.log"), dir.join("edgecore.log"));
-    std::fs::write(&cloud_yaml, cloudcore_yaml(&kedge.kubeconfig(), ports)).unwrap();
-    let cloud = Daemon::start("cloudcore", &cloud_yaml, &cloud_log);
-    wait_for("CloudCore to listen", || {
-        std::net::TcpStream::connect(("127.0.0.1", ports[1]))
-            .map(drop)
-            .map_err(|error| error.to_string())
-    });
-    let token = kedge.kubectl(&[
-        "get",
-        "secret",
-        "-n",
-        "kubeedge",
-        "tokensecret",
-        "-o",
-        "jsonpath={.data.tokendata}",
-    ]);
     std::fs::write(
-        &edge_yaml,
-        edgecore_yaml(&dir, &images::base64_decode(&token.ok()), ports),
+        &cloud_yaml,
+        cloudcore_yaml(&kedge.kubeconfig(), ports, &["127.0.0.1"], ""),
     )
     .unwrap();
+    let cloud = Daemon::start("cloudcore", &cloud_yaml, &cloud_log);
+    cloud_ready(ports);
+    let edge = EdgeOptions {
+        node: "gate-7",
+        token: &shared_token(&kedge),
+        servers: format!("127.0.0.1:{}", ports.link),
+        runtime: "embedded",
+        network: Some(("kedge-gate7", "10.233.7.0/24")),
+    };
+    std::fs::write(&edge_yaml, edgecore_yaml(&dir, ports, &edge)).unwrap();
     let edge = Daemon::start("edgecore", &edge_yaml, &edge_log);
-    node_is(&kedge, " Ready ");
+    node_is(&kedge, "gate-7", " Ready ");
 
     // The image comes while the edge runs.
     let archive = dir.join("busybox.tar");
@@ -208,7 +108,7 @@ fn a_cloud_and_an_edge_that_die_and_come_back() {
     edge.kill();
     let edge = Daemon::start("edgecore", &edge_yaml, &edge_log);
     let cloud = Daemon::start("cloudcore", &cloud_yaml, &cloud_log);
-    node_is(&kedge, " Ready ");
+    node_is(&kedge, "gate-7", " Ready ");
     kedge.kubectl(&["label", "pod", "sensor", "seen=after"]).ok();
     assert_eq!(
         container(&kedge),

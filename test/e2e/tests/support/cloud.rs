@@ -3,6 +3,7 @@
 use kedge_apiserver::{ApiServer, StorageAt};
 use kedge_cloudcore::wiring::{NodeGetPort, Running};
 use kedge_cluster::{Cluster, Parts};
+use kedge_config::cloudcore::CertificateFiles;
 use kedge_config::{CloudCore, CloudFacts};
 use kedge_pki::{Authority, Certificate, Identity, Key, ServerNames, UnixTime};
 use kedge_telemetry::Scope;
@@ -17,12 +18,14 @@ pub(crate) async fn start(scope: &Scope) -> (Cluster, Running) {
     let (cluster, node_get) = start_api(scope).await;
     let facts = CloudFacts {
         primary_ip: "127.0.0.1".into(),
+        hostname: "cloud".into(),
     };
     let (mut config, _) = CloudCore::from_yaml("", &facts).unwrap();
-    config.hub.websocket_address = "127.0.0.1".into();
-    config.hub.https_address = "127.0.0.1".into();
-    config.hub.websocket_port = 0;
-    config.hub.https_port = 0;
+    let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    config.hub.websocket = Some(loopback);
+    config.hub.https = loopback;
+    config.monitor.address = loopback;
+    config.hub.files = CertificateFiles::default();
     config.stream.tunnel_port = 0;
     let started = kedge_cloudcore::wiring::start(config, cluster.clone(), node_get, scope).await;
     (cluster, started.unwrap())
@@ -46,11 +49,13 @@ async fn start_api(scope: &Scope) -> (Cluster, NodeGetPort) {
         server_certificate_pem: chain(&server),
         server_key_pem: server.key().pem(),
         client_ca_pem: authority.certificate().pem(),
+        client_ca_key_pem: Some(authority.key().pkcs8_pem()),
         service_account_key_pem: Key::generate().unwrap().pkcs8_pem(),
         service_account_issuer: "https://kubernetes.default.svc".into(),
         root_ca_pem: authority.certificate().pem(),
         cluster_cidr: None,
         trusted_groups: Vec::new(),
+        limits: kedge_apiserver::Limits::default(),
     };
     let api = ApiServer::open(config, ports).await.unwrap();
     let url = format!("https://{}", api.address());

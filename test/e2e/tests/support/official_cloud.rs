@@ -5,8 +5,8 @@ use super::recording::{NODE, Recording, content, object_of};
 use super::shape::request_shape;
 use super::world::{DAY, FACT_DEADLINE, PROJECT};
 use kedge_pki::{Authority, ClientAuth, Identity, ServerNames, UnixTime};
-use kedge_transport::{Acceptance, Limits, Listener, Receiver, Sender, accept};
-use kedge_wire::{Body, Envelope, Header, MessageId, RawRoute, ResourceVersion};
+use kedge_transport::{Acceptance, Framing, Limits, Listener, Receiver, Sender, accept};
+use kedge_wire::{Body, Envelope, Header, MessageId, Packet, RawRoute, ResourceVersion};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
@@ -109,6 +109,7 @@ impl OfficialCloud {
             Ok(Acceptance {
                 value: (),
                 headers: Vec::new(),
+                framing: Framing::Official,
             })
         })
         .await
@@ -135,8 +136,11 @@ impl OfficialCloud {
                 Ok(received) => received.unwrap_or_else(|error| panic!("waiting for {what}: {error}")),
                 Err(_) => panic!("waited in vain for {what}; the edge said {}", self.said()),
             };
+            let Packet::Envelope(heard) = heard else {
+                panic!("an official cloud knows no {heard:?}")
+            };
             self.take(&heard).await;
-            self.heard.push(heard);
+            self.heard.push(*heard);
         }
     }
 
@@ -173,7 +177,7 @@ impl OfficialCloud {
 
     async fn send(&mut self, envelope: &Envelope) {
         let (sender, _) = self.socket.as_mut().expect("connected");
-        sender.send(envelope).await.unwrap();
+        sender.send(&envelope.clone().into()).await.unwrap();
     }
 
     async fn send_push(&mut self) {

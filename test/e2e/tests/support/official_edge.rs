@@ -6,7 +6,7 @@ use super::shape::push_shape;
 use super::world::{FACT_DEADLINE, World};
 use kedge_pki::Identity;
 use kedge_transport::{Close, CloseCode, Receiver, Sender};
-use kedge_wire::{Body, Envelope, Header, MessageId, NodeName, RawRoute};
+use kedge_wire::{Body, Envelope, Header, MessageId, NodeName, Packet, RawRoute};
 use serde_json::Value;
 use std::collections::{BTreeSet, HashMap};
 use tokio::time::Instant;
@@ -105,7 +105,7 @@ impl OfficialEdge {
 
     async fn send(&mut self, envelope: &Envelope) {
         let (sender, _) = self.socket.as_mut().expect("connected");
-        sender.send(envelope).await.unwrap();
+        sender.send(&envelope.clone().into()).await.unwrap();
     }
 
     /// The cloud's answer to a recorded request; it stands for the recorded answer from then on.
@@ -142,8 +142,10 @@ impl OfficialEdge {
             let (_, receiver) = self.socket.as_mut().expect("connected");
             match tokio::time::timeout_at(deadline, receiver.recv()).await {
                 Ok(received) => {
-                    self.take(received.unwrap_or_else(|error| panic!("waiting for {what}: {error}")))
-                        .await
+                    match received.unwrap_or_else(|error| panic!("waiting for {what}: {error}")) {
+                        Packet::Envelope(heard) => self.take(*heard).await,
+                        other => panic!("an official edge knows no {other:?}"),
+                    }
                 }
                 Err(_) => panic!("waited in vain for {what}; pushes: {:#?}", self.push_shapes),
             }

@@ -53,7 +53,7 @@ impl World {
 
     /// Dials the hub with the official headers and no others.
     pub(crate) async fn dial(&self, node: &NodeName, identity: &Identity) -> Connection {
-        let target = Target::hub(&self.cloud.hub.to_string(), PROJECT, node);
+        let target = Target::hub(&self.cloud.hub.unwrap().to_string(), PROJECT, node);
         dial(&target, Arc::new(identity.client_config().unwrap()), &Plug::new())
             .await
             .unwrap()
