@@ -173,11 +173,11 @@ modules:
         tunnel = cloud.tunnel,
     );
     let _ = match network {
-        Some((bridge, cidr)) => write!(
+        Some((bridge, cidr)) => writeln!(
             yaml,
-            "      podCIDR: {cidr}\nkedge: {{runtimeDirectory: {dir}/runtime, bridge: {bridge}, cgroupRoot: /{bridge}}}\n"
+            "      podCIDR: {cidr}\nkedge: {{runtimeDirectory: {dir}/runtime, bridge: {bridge}, cgroupRoot: /{bridge}}}"
         ),
-        None => write!(yaml, "kedge: {{runtimeDirectory: {dir}/runtime}}\n"),
+        None => writeln!(yaml, "kedge: {{runtimeDirectory: {dir}/runtime}}"),
     };
     yaml
 }

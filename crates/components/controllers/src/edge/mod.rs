@@ -7,6 +7,7 @@ mod lanes;
 mod metrics;
 mod owner;
 mod ownership;
+mod refusal;
 pub(crate) mod reports;
 pub(crate) mod watches;
 mod worker;
@@ -23,7 +24,6 @@ use kedge_wire::{NodeName, Object, ObjectKey, Request};
 pub(crate) use metrics::{Metrics, Outcome};
 use owner::Owner;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use tokio::sync::Semaphore;
 
 /// Settings.
@@ -155,7 +155,7 @@ impl Controllers {
             leftovers: tell_leftovers,
             metrics: Arc::clone(&metrics),
             last_writes: Semaphore::new(LAST_WRITES_MAX),
-            lease_patch_forbidden: AtomicBool::new(false),
+            lease_patch: refusal::Refusal::default(),
             epoch: tokio::time::Instant::now(),
         };
         let ports = owner::Ports {

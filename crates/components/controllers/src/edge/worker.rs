@@ -8,6 +8,7 @@ use super::lanes::{Lane, Lanes};
 use super::metrics::{Asked, Metrics, Outcome};
 use super::owner::{Ended, IndexQuestion, Leftover};
 use super::ownership;
+use super::refusal::Refusal;
 use super::reports::Asker;
 use super::{Acked, Answer, Caller, Config, answer, reports};
 use crate::sync::{self, RecordAnswer, RecordQuestion};
@@ -28,7 +29,6 @@ use kedge_wire::{
 };
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
@@ -55,8 +55,8 @@ pub(super) struct Shared {
     pub(super) ended: queue::Sender<Ended>,
     pub(super) leftovers: queue::Sender<Leftover>,
     pub(super) metrics: Arc<Metrics>,
-    /// The API refused to patch a lease and takes replacements.
-    pub(super) lease_patch_forbidden: AtomicBool,
+    /// The API refused to patch a lease; it may take replacements.
+    pub(super) lease_patch: Refusal,
     /// Places for last writes: when the process ends, every session ends at once and the budget with them.
     pub(super) last_writes: Semaphore,
     /// From when the logic counts time.
@@ -493,15 +493,15 @@ async fn write_lease(shared: &Shared, node: &NodeName, write: Write) -> Written 
 async fn put_lease(shared: &Shared, node: &NodeName, call: &ApiCall) -> Result<Body, ApiError> {
     let cluster = shared.caller.cluster();
     let merges = matches!(call, ApiCall::MergePatch { .. });
-    if !merges || !shared.lease_patch_forbidden.load(Ordering::Relaxed) {
+    if !merges || shared.lease_patch.may_try(Instant::now()) {
         let made = perform(cluster, call).await;
         let forbidden = |error: &ApiError| error.refusal().is_some_and(|status| status.code == 403);
         if !merges || !made.as_ref().is_err_and(forbidden) {
             return made;
         }
-        if !shared.lease_patch_forbidden.swap(true, Ordering::Relaxed) {
+        if shared.lease_patch.refused(Instant::now()) {
             tracing::warn!(
-                "CloudCore may not patch leases; each write is a read and a replacement until it may"
+                "CloudCore may not patch leases; each write is a read and a replacement for a while"
             );
         }
     }

@@ -70,12 +70,9 @@ pub(super) fn printer(kind: &Kind) -> Printer {
                 created(o, now),
             ]
         }),
-        "customresourcedefinitions.apiextensions.k8s.io" => ("Name|Created At@", |o, _| {
-            vec![
-                meta::name(o).into(),
-                text(o, &["metadata", "creationTimestamp"]).into(),
-            ]
-        }),
+        "customresourcedefinitions.apiextensions.k8s.io"
+        | "roles.rbac.authorization.k8s.io"
+        | "clusterroles.rbac.authorization.k8s.io" => ("Name|Created At@", name_and_date),
         "certificatesigningrequests.certificates.k8s.io" => (
             "Name|Age|SignerName|Requestor|RequestedDuration|Condition",
             signing_request,
@@ -91,14 +88,6 @@ pub(super) fn printer(kind: &Kind) -> Printer {
             "Name|Status|Volume|Capacity|Access Modes|StorageClass|Age|VolumeMode+",
             persistent_volume_claim,
         ),
-        "roles.rbac.authorization.k8s.io" | "clusterroles.rbac.authorization.k8s.io" => {
-            ("Name|Created At@", |o, _| {
-                vec![
-                    meta::name(o).into(),
-                    text(o, &["metadata", "creationTimestamp"]).into(),
-                ]
-            })
-        }
         "rolebindings.rbac.authorization.k8s.io" | "clusterrolebindings.rbac.authorization.k8s.io" => {
             ("Name|Role|Age|Users+|Groups+|ServiceAccounts+", role_binding)
         }
@@ -112,6 +101,11 @@ pub(super) fn printer(kind: &Kind) -> Printer {
         columns: heads.split('|').map(column).collect(),
         cells: Box::new(cells),
     }
+}
+
+fn name_and_date(object: &Value, _now: Timestamp) -> Vec<Value> {
+    let created = text(object, &["metadata", "creationTimestamp"]);
+    vec![meta::name(object).into(), created.into()]
 }
 
 fn column(head: &str) -> Column {
