@@ -168,7 +168,7 @@ fn with_the_rights_of_its_manifest_and_open_to_view() {
             .kubectl(&[&["auth", "can-i"], args, &[account]].concat())
             .stdout
     };
-    assert_eq!(as_cloudcore(&["patch", "pods/status"]).trim(), "yes");
+    assert_eq!(as_cloudcore(&["patch", "pods", "--subresource=status"]).trim(), "yes");
     assert_eq!(as_cloudcore(&["create", "pods"]).trim(), "no");
     assert_eq!(as_cloudcore(&["delete", "nodes"]).trim(), "no");
 }

@@ -1,7 +1,7 @@
 //! How many handshakes may be under way, so that a storm of them harms neither the sessions nor a neighbour's handshake.
 //!
 //! ```text
-//!   kernel's backlog ── room ── turn of its address ── turn of all ── steps, one at a time for each core
+//!   kernel's backlog ── room ── turn of its address ── turn of all ── steps, on half of the cores at a time
 //! ```
 
 use crate::accept::AcceptError;
@@ -49,8 +49,9 @@ impl Default for HandshakeLimits {
 pub(crate) struct Gate {
     limits: HandshakeLimits,
     all: Arc<Semaphore>,
-    /// A handshake costs about half a millisecond of signatures. Only as many as there are cores compute at one time:
-    /// the others wait here and not in the queue of the runtime, where sessions would have to wait behind them.
+    /// A handshake costs about half a millisecond of signatures. Only so many compute at one time that half of the cores
+    /// are left to sessions: the others wait here and not in the queue of the runtime, where sessions would have to wait
+    /// behind them.
     steps: Arc<Semaphore>,
     room: Mutex<Room>,
     refused: AtomicU64,
@@ -84,13 +85,17 @@ pub(crate) struct Turn {
     _of_all: OwnedSemaphorePermit,
 }
 
+fn steps_at_once() -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    (cores / 2).max(1)
+}
+
 impl Gate {
     pub(crate) fn new(limits: HandshakeLimits) -> Arc<Self> {
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Arc::new(Self {
             limits,
             all: Arc::new(Semaphore::new(limits.in_progress_max)),
-            steps: Arc::new(Semaphore::new(cores)),
+            steps: Arc::new(Semaphore::new(steps_at_once())),
             room: Mutex::default(),
             refused: AtomicU64::new(0),
         })
@@ -289,9 +294,8 @@ mod tests {
     #[tokio::test]
     async fn steps_take_turns() {
         let gate = gate(100, 100, 100);
-        let cores = std::thread::available_parallelism().unwrap().get();
         // Holds every step, so that nothing may compute.
-        let all = u32::try_from(cores).unwrap();
+        let all = u32::try_from(steps_at_once()).unwrap();
         let held = Arc::clone(&gate.steps).acquire_many_owned(all).await.unwrap();
         let turn = gate.enter(address(1)).unwrap().turn().await.unwrap();
         let work = tokio::spawn(async move { turn.in_steps(async { 7 }).await });

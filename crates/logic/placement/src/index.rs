@@ -8,8 +8,9 @@
 //! ```
 //!
 //! A change is told once for each time something an edge acts upon differs: metadata (but not its bookkeeping), anything
-//! besides `status`, and conditions in `status` that say something else than the edge does. The newest body is kept all
-//! the same, so that [`Placement::desired`] is current.
+//! besides `status`, and conditions in `status` that say something else than the edge does. Otherwise the version that was
+//! told stays: it is the one that sessions hold too, so that a body is in memory once, and an edge that comes back with
+//! it is in sync.
 //!
 //! **Cost.** What one event costs depends on the object and on the nodes that hold it, never on how many nodes, pods
 //! or config maps there are. Keys are shared between all who name them; what an object costs besides its body is
@@ -218,20 +219,23 @@ impl Placement {
         };
         let key = ObjectKey::cluster(ObjectKind::Node, node.as_str());
         let entry = self.nodes.entry(node.clone()).or_default();
-        let before = std::mem::replace(&mut entry.itself, stored);
-        let known = std::mem::replace(&mut entry.conditions, conditions);
-        let told = match (&before, &entry.itself) {
-            (None, None) => false,
-            (Some(before), Some(after)) => !before.same_for_edges(after) || known != entry.conditions,
-            (Some(_), None) | (None, Some(_)) => true,
+        let same = match (&entry.itself, &stored) {
+            (None, None) => true,
+            (Some(before), Some(after)) => before.same_for_edges(after) && entry.conditions == conditions,
+            (Some(_), None) | (None, Some(_)) => false,
         };
-        let object = entry.itself.as_ref().map(|stored| stored.object.clone());
-        self.forget_if_empty(Some(node.clone()));
-        Ok(if told {
-            vec![Change { node, key, object }]
-        } else {
-            Vec::new()
-        })
+        let mut changes = Vec::new();
+        if !same {
+            let object = stored.as_ref().map(|stored| stored.object.clone());
+            (entry.itself, entry.conditions) = (stored, conditions);
+            changes.push(Change {
+                node: node.clone(),
+                key,
+                object,
+            });
+        }
+        self.forget_if_empty(Some(node));
+        Ok(changes)
     }
 
     /// Everything that `node` must hold now: the node itself, config maps and secrets, then pods.
@@ -390,13 +394,12 @@ impl Placement {
                     object: prepared.object,
                     fingerprint: prepared.fingerprint,
                 };
-                let object = stored.object.clone();
                 let before = self.shared.get(&key);
-                let unchanged = before.is_some_and(|before| before.same_for_edges(&stored));
-                self.shared.insert(self.share(key.clone()), stored);
-                if unchanged {
+                if before.is_some_and(|before| before.same_for_edges(&stored)) {
                     return Ok(Vec::new());
                 }
+                let object = stored.object.clone();
+                self.shared.insert(self.share(key.clone()), stored);
                 (key, Some(object))
             }
         };
@@ -417,7 +420,6 @@ impl Placement {
                 && before.stored.same_for_edges(&pod.stored)
                 && before.conditions == pod.conditions;
             if same {
-                before.stored = pod.stored;
                 return;
             }
             if before.node != pod.node || before.stored.object.uid != pod.stored.object.uid {

@@ -212,7 +212,7 @@ fn status_and_bookkeeping_are_not_changes() {
               edge-1: default/pod/web a@1
             > pod web a@2 edge-1 status=Running
             > desired edge-1
-              default/pod/web a@2
+              default/pod/web a@1
             > pod web a@3 edge-1 status=Running label=new
               edge-1: default/pod/web a@3
             > pod web a@3 edge-1 status=Running label=new
