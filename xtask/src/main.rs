@@ -18,6 +18,7 @@ usage: cargo xtask <chore>
   city     draws the workspace: layers, crates, lines
   e2e      end-to-end tests with real containers and the real kubectl (root)
   bench    offline_power_on | all_in_one, in release builds (root)
+           edgemark SCENARIO [FLAGS]: hollow edges against CloudCore; `edgemark bench --help` lists both
 ";
 
 /// What end-to-end tests and benchmarks start.
@@ -83,6 +84,26 @@ fn chore(args: &[String]) -> Result<()> {
                 "--bench",
                 name,
             ])
+        }
+        ["bench", "edgemark", scenario @ ..] => {
+            cargo(&[
+                "build",
+                "--release",
+                "--package",
+                "kedge-edgemark",
+                "--package",
+                "kedge-cloudcore",
+            ])?;
+            let run = [
+                "run",
+                "--release",
+                "--quiet",
+                "--package",
+                "kedge-edgemark",
+                "--",
+                "bench",
+            ];
+            cargo(&[&run[..], scenario].concat())
         }
         [] | ["help" | "--help" | "-h"] => {
             print!("{HELP}");

@@ -8,7 +8,7 @@ use kedge_e2e::daemons::{
     CloudPorts, Daemon, EdgeOptions, cloud_ready, cloudcore_yaml, edgecore_yaml, get, metric, node_is,
     shared_token,
 };
-use kedge_e2e::{Kedge, Options, binary, wait_for};
+use kedge_e2e::{Kedge, Options, binary, kubectl, wait_for};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -29,14 +29,20 @@ fn restricted(kedge: &Kedge) -> PathBuf {
         let path = manifests.join(part).display().to_string();
         kedge.kubectl(&["apply", "-f", &path]).ok();
     }
-    let token = kedge
-        .kubectl(&["create", "token", "cloudcore", "-n", "kubeedge"])
-        .ok();
+    let path = "/api/v1/namespaces/kubeedge/serviceaccounts/cloudcore/token";
+    let request = r#"{"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}}"#;
+    let answer = kubectl(
+        &kedge.kubeconfig(),
+        &["create", "--raw", path, "-f", "-"],
+        request,
+    )
+    .ok();
+    let token: Value = serde_json::from_str(&answer).unwrap();
     let view = kedge
         .kubectl(&["config", "view", "--raw", "--minify", "-o", "json"])
         .ok();
     let mut kubeconfig: Value = serde_json::from_str(&view).unwrap();
-    kubeconfig["users"][0]["user"] = json!({"token": token.trim()});
+    kubeconfig["users"][0]["user"] = json!({"token": token["status"]["token"]});
     let path = kedge.data_dir.join("cloudcore.kubeconfig");
     std::fs::write(&path, kubeconfig.to_string()).unwrap();
     path
@@ -168,7 +174,10 @@ fn with_the_rights_of_its_manifest_and_open_to_view() {
             .kubectl(&[&["auth", "can-i"], args, &[account]].concat())
             .stdout
     };
-    assert_eq!(as_cloudcore(&["patch", "pods", "--subresource=status"]).trim(), "yes");
+    assert_eq!(
+        as_cloudcore(&["patch", "pods", "--subresource=status"]).trim(),
+        "yes"
+    );
     assert_eq!(as_cloudcore(&["create", "pods"]).trim(), "no");
     assert_eq!(as_cloudcore(&["delete", "nodes"]).trim(), "no");
 }
