@@ -1,6 +1,7 @@
 //! Bodies in a shorter form, between two own ends: raw DEFLATE.
 
 use crate::connection::RecvError;
+use crate::outgoing::Bulk;
 use flate2::Compression;
 use flate2::bufread::DeflateDecoder;
 use flate2::write::DeflateEncoder;
@@ -34,20 +35,34 @@ pub(crate) async fn prepare(body: &Body) {
     }
 }
 
+/// From so many holders on, the packed form of a body is kept beside it. A pod or a node has the index, a session and the
+/// message on its way: to keep it for those would cost each node a kilobyte for as long as the object lives.
+const KEPT_HOLDERS_MIN: usize = 8;
+
+/// What travels instead of a body's text; `None` when packing would not pay.
+pub(crate) fn shortened(body: &Body) -> Option<Bulk> {
+    if body.is_packed() || body.holders() >= KEPT_HOLDERS_MIN {
+        return packed(body).map(|_| Bulk::Packed(body.clone()));
+    }
+    deflated(body.json()).map(|packed| Bulk::Bytes(packed.into()))
+}
+
 /// The packed form of a body, made once for all its clones; `None` when it would not pay.
 pub(crate) fn packed(body: &Body) -> Option<&[u8]> {
-    if body.json().len() < PACK_BYTES_MIN {
+    body.packed(deflated)
+}
+
+fn deflated(json: &str) -> Option<Box<[u8]>> {
+    if json.len() < PACK_BYTES_MIN {
         return None;
     }
-    body.packed(|json| {
-        let mut encoder = DeflateEncoder::new(Vec::with_capacity(json.len() / 4), Compression::new(LEVEL));
-        let packed = encoder
-            .write_all(json.as_bytes())
-            .and_then(|()| encoder.finish())
-            .expect("writing to memory cannot fail");
-        // JSON is text, and text always gets shorter; but nobody must rely on that.
-        (packed.len() < json.len()).then(|| packed.into_boxed_slice())
-    })
+    let mut encoder = DeflateEncoder::new(Vec::with_capacity(json.len() / 4), Compression::new(LEVEL));
+    let packed = encoder
+        .write_all(json.as_bytes())
+        .and_then(|()| encoder.finish())
+        .expect("writing to memory cannot fail");
+    // JSON is text, and text always gets shorter; but nobody must rely on that.
+    (packed.len() < json.len()).then(|| packed.into_boxed_slice())
 }
 
 /// The text of a packed body that is announced with `length` bytes, which the caller has checked against its limit.
@@ -85,6 +100,17 @@ mod tests {
         assert!(first.len() < 200, "{}", first.len());
         assert_eq!(first.as_ptr(), packed(&clone).unwrap().as_ptr());
         assert_eq!(text(&body), body.json().as_bytes());
+    }
+
+    #[test]
+    fn the_packed_form_is_kept_where_many_hold_the_body() {
+        let body = Body::text(&"config ".repeat(1000));
+        let fresh = shortened(&body).unwrap();
+        assert!(matches!(fresh, Bulk::Bytes(_)) && !body.is_packed());
+        let holders = vec![body.clone(); KEPT_HOLDERS_MIN];
+        let kept = shortened(&holders[0]).unwrap();
+        assert!(matches!(kept, Bulk::Packed(_)) && body.is_packed());
+        assert_eq!(fresh.bytes(), kept.bytes());
     }
 
     #[tokio::test]

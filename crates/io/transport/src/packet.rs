@@ -85,9 +85,9 @@ fn plain(opcode: Opcode, head: Vec<u8>, envelope: &Envelope) -> Payload {
 fn own_envelope(envelope: &Envelope) -> Payload {
     let body = &envelope.content;
     let json = envelope.encode_head(NO_CONTENT.len() + Envelope::TAIL.len());
-    if pack::packed(body).is_none() {
+    let Some(bulk) = pack::shortened(body) else {
         return plain(Opcode::Binary, [&[ENVELOPE], json.as_bytes()].concat(), envelope);
-    }
+    };
     let json = json + NO_CONTENT + Envelope::TAIL;
     let length = |bytes: usize| {
         u32::try_from(bytes)
@@ -102,7 +102,7 @@ fn own_envelope(envelope: &Envelope) -> Payload {
     Payload {
         opcode: Opcode::Binary,
         head,
-        bulk: Bulk::Packed(body.clone()),
+        bulk,
         tail: "",
     }
 }

@@ -67,6 +67,11 @@ impl Body {
         self.0.json.get()
     }
 
+    /// How many hold this value now, as a hint: others may take or drop it meanwhile.
+    pub fn holders(&self) -> usize {
+        Arc::strong_count(&self.0)
+    }
+
     /// The text as `pack` shortens it, or `None` when it found that not worth it. All clones share the result, so that
     /// a version of an object is packed once for all nodes that take it: a process must always pack in the same way.
     pub fn packed(&self, pack: impl FnOnce(&str) -> Option<Box<[u8]>>) -> Option<&[u8]> {
