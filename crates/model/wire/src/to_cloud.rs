@@ -15,7 +15,8 @@ pub enum ToCloud {
     Refusal(Refusal),
     /// Something about one object that the cloud must answer or apply.
     Request(Request),
-    /// Our own: what the edge holds, `[{"key","uid","version"}]`; only after both ends agreed.
+    /// Our own: what the edge holds and how much it takes at once, `{"window", "held": [{"key","uid","version"}]}`; only
+    /// after both ends agreed.
     Resume {
         body: Body,
     },
