@@ -66,7 +66,7 @@ pub(crate) async fn start_cloud(
 ) -> Result<kedge_cloudcore::wiring::Running> {
     let facts = CloudFacts {
         primary_ip: Ipv4Addr::LOCALHOST.to_string(),
-        hostname: "cloud".into(),
+        hostname: "kedge".into(),
     };
     let (mut config, _) = CloudCore::from_yaml("", &facts).context("the defaults of CloudCore")?;
     config.hub.websocket = Some(SocketAddr::from((Ipv4Addr::LOCALHOST, ports.link)));

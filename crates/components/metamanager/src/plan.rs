@@ -94,25 +94,7 @@ fn plan_query(kind: &ObjectKind) -> Plan {
 
 /// Whether edged follows objects of this kind.
 pub(crate) fn is_for_edged(key: &ObjectKey) -> bool {
-    match key.kind {
-        ObjectKind::Pod | ObjectKind::ConfigMap | ObjectKind::Secret | ObjectKind::Node => true,
-        ObjectKind::PodPatch
-        | ObjectKind::PodStatus
-        | ObjectKind::ServiceAccountToken
-        | ObjectKind::NodePatch
-        | ObjectKind::NodeStatus
-        | ObjectKind::Lease
-        | ObjectKind::Event
-        | ObjectKind::PersistentVolume
-        | ObjectKind::PersistentVolumeClaim
-        | ObjectKind::VolumeAttachment
-        | ObjectKind::CertificateSigningRequest
-        | ObjectKind::ServiceAccountAccess
-        | ObjectKind::Device
-        | ObjectKind::DeviceModel
-        | ObjectKind::Volume
-        | ObjectKind::Other(_) => false,
-    }
+    key.kind.placed().is_some()
 }
 
 /// Whether the cloud decides that the node holds objects of this kind, so that they belong into the digest. The rest

@@ -581,36 +581,10 @@ pub(crate) fn tombstone(key: &ObjectKey, uid: &Uid) -> Body {
     }
     metadata.insert("uid".into(), uid.as_str().into());
     let mut object = serde_json::Map::new();
-    if let Some(kind) = kubernetes_kind(&key.kind) {
+    if let Some(kind) = key.kind.placed() {
         object.insert("apiVersion".into(), "v1".into());
-        object.insert("kind".into(), kind.into());
+        object.insert("kind".into(), kind.kubernetes().into());
     }
     object.insert("metadata".into(), metadata.into());
     Body::from_value(&object).expect("a map of strings is always JSON")
-}
-
-/// The Kubernetes kind of the objects that placement sends, all of them in `v1`.
-fn kubernetes_kind(kind: &ObjectKind) -> Option<&'static str> {
-    match kind {
-        ObjectKind::Pod => Some("Pod"),
-        ObjectKind::ConfigMap => Some("ConfigMap"),
-        ObjectKind::Secret => Some("Secret"),
-        ObjectKind::Node => Some("Node"),
-        ObjectKind::PodPatch
-        | ObjectKind::PodStatus
-        | ObjectKind::ServiceAccountToken
-        | ObjectKind::NodePatch
-        | ObjectKind::NodeStatus
-        | ObjectKind::Lease
-        | ObjectKind::Event
-        | ObjectKind::PersistentVolume
-        | ObjectKind::PersistentVolumeClaim
-        | ObjectKind::VolumeAttachment
-        | ObjectKind::CertificateSigningRequest
-        | ObjectKind::ServiceAccountAccess
-        | ObjectKind::Device
-        | ObjectKind::DeviceModel
-        | ObjectKind::Volume
-        | ObjectKind::Other(_) => None,
-    }
 }

@@ -10,7 +10,7 @@ mod requests;
 
 use crate::seed::Seed;
 use crate::steady::Steady;
-use crate::{DIGEST_ENTRIES_MAX, Digest, Held, Peer, is_placed};
+use crate::{DIGEST_ENTRIES_MAX, Digest, Held, Peer};
 use kedge_wire::{
     Ack, Body, Envelope, Header, Letter, MessageId, ObjectKey, Operation, Packet, Refusal, Reply,
 };
@@ -512,7 +512,8 @@ impl EdgeLink {
     }
 
     fn digest(&mut self, held: &[Held], now: Time) -> Envelope {
-        let placed = |held: &&Held| ObjectKey::parse(&held.key).is_some_and(|key| is_placed(&key.kind));
+        let placed =
+            |held: &&Held| ObjectKey::parse(&held.key).is_some_and(|key| key.kind.placed().is_some());
         let held = held
             .iter()
             .filter(placed)

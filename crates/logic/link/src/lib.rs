@@ -68,7 +68,7 @@ pub mod edge;
 mod seed;
 mod steady;
 
-use kedge_wire::{ObjectKind, ResourceVersion};
+use kedge_wire::ResourceVersion;
 
 /// Whether the peer is one of ours. Agreed in the WebSocket upgrade by [`OFFER_HEADER`]: an edge that offers and a
 /// cloud that echoes it both speak the additions (digest, window, heartbeats, framing); any other peer gets the official
@@ -107,40 +107,6 @@ pub struct Held {
     pub key: String,
     pub uid: String,
     pub version: String,
-}
-
-/// Kinds of which the cloud decides which nodes hold them.
-const PLACED_KINDS: usize = 4;
-
-/// The number of a placed kind. A digest names the objects of these kinds, and one that is not desired is deleted.
-/// Anything else in an edge's store (tokens, leases, claims it asked for) is its own cache.
-fn place_of(kind: &ObjectKind) -> Option<usize> {
-    match kind {
-        ObjectKind::Pod => Some(0),
-        ObjectKind::ConfigMap => Some(1),
-        ObjectKind::Secret => Some(2),
-        ObjectKind::Node => Some(PLACED_KINDS - 1),
-        ObjectKind::PodPatch
-        | ObjectKind::PodStatus
-        | ObjectKind::ServiceAccountToken
-        | ObjectKind::NodePatch
-        | ObjectKind::NodeStatus
-        | ObjectKind::Lease
-        | ObjectKind::Event
-        | ObjectKind::PersistentVolume
-        | ObjectKind::PersistentVolumeClaim
-        | ObjectKind::VolumeAttachment
-        | ObjectKind::CertificateSigningRequest
-        | ObjectKind::ServiceAccountAccess
-        | ObjectKind::Device
-        | ObjectKind::DeviceModel
-        | ObjectKind::Volume
-        | ObjectKind::Other(_) => None,
-    }
-}
-
-fn is_placed(kind: &ObjectKind) -> bool {
-    place_of(kind).is_some()
 }
 
 /// Whether holding `held` is at least as good as being sent `offered`, for one uid.

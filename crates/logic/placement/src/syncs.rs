@@ -4,7 +4,7 @@
 //! version that the node acknowledged last. Read when an official edge comes to us, so that what was deleted meanwhile is
 //! deleted there too; written when an official cloud may take over again.
 
-use kedge_wire::{Body, NodeName, ObjectKey, ObjectKind, ResourceVersion, Uid};
+use kedge_wire::{Body, NodeName, ObjectKey, ObjectKind, PlacedKind, ResourceVersion, Uid};
 use serde::Deserialize;
 use serde_json::json;
 use std::collections::{BTreeMap, HashMap};
@@ -59,7 +59,7 @@ pub struct Record {
 impl Record {
     /// `None` for kinds that official clouds do not record.
     pub fn new(node: &NodeName, key: &ObjectKey, uid: &Uid) -> Option<Self> {
-        kind_word(&key.kind)?;
+        key.kind.placed()?;
         Some(Self {
             node: node.clone(),
             key: key.clone(),
@@ -103,7 +103,7 @@ impl Record {
             "metadata": metadata,
             "spec": {
                 "objectAPIVersion": "v1",
-                "objectKind": kind_word(&self.key.kind).unwrap_or_default(),
+                "objectKind": self.key.kind.placed().map(PlacedKind::kubernetes),
                 "objectName": self.key.name,
             },
         });
@@ -113,32 +113,6 @@ impl Record {
     /// A merge patch of the status.
     pub fn status_patch(version: &ResourceVersion) -> String {
         json!({"status": {"objectResourceVersion": version.as_str()}}).to_string()
-    }
-}
-
-/// The kinds that go to every official edge.
-fn kind_word(kind: &ObjectKind) -> Option<&'static str> {
-    match kind {
-        ObjectKind::Pod => Some("Pod"),
-        ObjectKind::ConfigMap => Some("ConfigMap"),
-        ObjectKind::Secret => Some("Secret"),
-        ObjectKind::Node => Some("Node"),
-        ObjectKind::PodPatch
-        | ObjectKind::PodStatus
-        | ObjectKind::ServiceAccountToken
-        | ObjectKind::NodePatch
-        | ObjectKind::NodeStatus
-        | ObjectKind::Lease
-        | ObjectKind::Event
-        | ObjectKind::PersistentVolume
-        | ObjectKind::PersistentVolumeClaim
-        | ObjectKind::VolumeAttachment
-        | ObjectKind::CertificateSigningRequest
-        | ObjectKind::ServiceAccountAccess
-        | ObjectKind::Device
-        | ObjectKind::DeviceModel
-        | ObjectKind::Volume
-        | ObjectKind::Other(_) => None,
     }
 }
 
@@ -311,7 +285,7 @@ impl RecordView {
         let (node, uid) = split(&self.metadata.name)?;
         // The kind is written as Go names it; its wire token is the same word in lower case.
         let kind = ObjectKind::parse(&self.spec.object_kind.to_lowercase());
-        kind_word(&kind)?;
+        kind.placed()?;
         let namespace = self.metadata.namespace.as_deref().filter(|name| !name.is_empty());
         let key = match namespace {
             Some(namespace) => ObjectKey::namespaced(kind, namespace, &self.spec.object_name),

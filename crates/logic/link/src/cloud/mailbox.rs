@@ -5,8 +5,7 @@
 
 use super::slot::{Rank, SENT_REMEMBERED_MAX, Saying, Sent, Slot, Stage, Step, Told, View, number};
 use crate::seed::Seed;
-use crate::{PLACED_KINDS, is_placed, place_of};
-use kedge_wire::{MessageId, Object, ObjectKey, ObjectKind, ResourceVersion, Time, Uid};
+use kedge_wire::{MessageId, Object, ObjectKey, ObjectKind, PlacedKind, ResourceVersion, Time, Uid};
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
@@ -79,7 +78,7 @@ impl Default for Mailbox {
         let view = View {
             complete: false,
             patient: true,
-            reached: [None; PLACED_KINDS],
+            reached: [None; PlacedKind::COUNT],
         };
         Self {
             slots: BTreeMap::new(),
@@ -103,7 +102,7 @@ impl Default for Mailbox {
 impl Mailbox {
     /// Somebody else than the node says that it holds this.
     pub(super) fn assume(&mut self, key: ObjectKey, uid: Uid, version: ResourceVersion) {
-        if !is_placed(&key.kind) {
+        if key.kind.placed().is_none() {
             return;
         }
         let key = self.key(key);
@@ -119,7 +118,7 @@ impl Mailbox {
             slot.forget_held();
         }
         for (key, uid, version) in held {
-            if !is_placed(&key.kind) {
+            if key.kind.placed().is_none() {
                 continue;
             }
             let slot = self.slots.entry(self.key(key)).or_default();
@@ -132,7 +131,10 @@ impl Mailbox {
 
     pub(super) fn want(&mut self, key: ObjectKey, object: Option<Object>) {
         if let Some(object) = &object
-            && place_of(&key.kind).is_some_and(|place| self.view.reached[place].is_some())
+            && key
+                .kind
+                .placed()
+                .is_some_and(|kind| self.view.reached[kind as usize].is_some())
         {
             self.reach(&key.kind, &object.version);
         }
@@ -149,10 +151,10 @@ impl Mailbox {
 
     /// Our watch of `kind` has got as far as `version`.
     pub(super) fn reach(&mut self, kind: &ObjectKind, version: &ResourceVersion) {
-        let (Some(place), Some(version)) = (place_of(kind), number(version)) else {
+        let (Some(place), Some(version)) = (kind.placed(), number(version)) else {
             return;
         };
-        let reached = &mut self.view.reached[place];
+        let reached = &mut self.view.reached[place as usize];
         *reached = Some(version).max(*reached);
         while let Some(ahead) = self.ahead.get_mut(kind) {
             if ahead.first().is_none_or(|(held, _)| *held > version) {

@@ -1,7 +1,7 @@
 //! One key of the mailbox: what is desired, what is held, and what follows from the two.
 
-use crate::{PLACED_KINDS, covers, place_of};
-use kedge_wire::{ChangeVerb, MessageId, Object, ObjectKind, ResourceVersion, Time, Uid};
+use crate::covers;
+use kedge_wire::{ChangeVerb, MessageId, Object, ObjectKind, PlacedKind, ResourceVersion, Time, Uid};
 use std::collections::VecDeque;
 
 /// Messages of one key whose late acknowledgement is still understood. A key sends its next message only after an
@@ -161,13 +161,13 @@ pub(super) struct View {
     pub(super) patient: bool,
     /// The newest version of each placed kind that our watch has reached; `None`: the owner does not tell, so its watch is
     /// taken to be where the API is.
-    pub(super) reached: [Option<u64>; PLACED_KINDS],
+    pub(super) reached: [Option<u64>; PlacedKind::COUNT],
 }
 
 impl View {
     /// Whether a node that holds `version` is to be waited for.
     fn waits_for(&self, kind: &ObjectKind, version: u64) -> bool {
-        let reached = place_of(kind).and_then(|place| self.reached[place]);
+        let reached = kind.placed().and_then(|kind| self.reached[kind as usize]);
         self.patient && reached.is_some_and(|reached| reached < version)
     }
 }

@@ -1,7 +1,7 @@
 //! Deliveries: one lane a key, in which one change at a time is being committed.
 
 use super::DeliveryId;
-use crate::{Held, covers, is_placed};
+use crate::{Held, covers};
 use kedge_wire::{
     ChangeVerb, MessageId, ObjectChange, ObjectKey, ObjectKind, Operation, Resource, ResourceVersion,
 };
@@ -97,7 +97,7 @@ impl Lanes {
     pub(super) fn connect(&mut self, held: &[Held]) {
         let mut known = HashMap::with_capacity(held.len());
         for entry in held {
-            let Some(key) = ObjectKey::parse(&entry.key).filter(|key| is_placed(&key.kind)) else {
+            let Some(key) = ObjectKey::parse(&entry.key).filter(|key| key.kind.placed().is_some()) else {
                 continue;
             };
             let uid = Uid::new(entry.uid.as_str());
@@ -261,7 +261,7 @@ impl Lanes {
 
     fn book(&mut self, key: &ObjectKey, effect: Effect) {
         match effect {
-            Effect::Holds(known) if is_placed(&key.kind) => {
+            Effect::Holds(known) if key.kind.placed().is_some() => {
                 self.known.insert(key.clone(), known);
             }
             Effect::Holds(_) | Effect::HoldsUnknown | Effect::Gone => {
