@@ -48,9 +48,21 @@ fn restricted(kedge: &Kedge) -> PathBuf {
     path
 }
 
-/// A hollow edge in a folder of its own.
+/// A hollow edge in a folder that is named after its node.
 fn edge(kedge: &Kedge, node: &str, token: &str, cloud: CloudPorts, servers: String) -> (Daemon, PathBuf) {
-    let dir = kedge.data_dir.join(node);
+    device(kedge, node, node, token, cloud, servers)
+}
+
+/// A hollow edge in a folder of its own.
+fn device(
+    kedge: &Kedge,
+    folder: &str,
+    node: &str,
+    token: &str,
+    cloud: CloudPorts,
+    servers: String,
+) -> (Daemon, PathBuf) {
+    let dir = kedge.data_dir.join(folder);
     std::fs::create_dir_all(&dir).unwrap();
     let options = EdgeOptions {
         node,
@@ -203,18 +215,7 @@ fn a_node_joins_with_a_token_of_its_own_and_a_new_address_needs_no_new_join() {
 
     // Another device with the same token: for another node, and for the same node with another key.
     let refused = |name: &str, node: &str| {
-        let dir = kedge.data_dir.join(name);
-        std::fs::create_dir_all(&dir).unwrap();
-        let options = EdgeOptions {
-            node,
-            token: token.trim(),
-            servers: server(cloud),
-            runtime: "hollow",
-            network: None,
-        };
-        let yaml = dir.join("edgecore.yaml");
-        std::fs::write(&yaml, edgecore_yaml(&dir, cloud, &options)).unwrap();
-        let thief = Daemon::start("edgecore", &yaml, &dir.join("edgecore.log"));
+        let (thief, _) = device(&kedge, name, node, token.trim(), cloud, server(cloud));
         wait_for("a refusal", || {
             let log = thief.log();
             if log.contains("401") || log.contains("Unauthorized") {

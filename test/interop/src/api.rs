@@ -62,7 +62,7 @@ impl Api {
             .server(&["kubernetes.default.svc"])
             .expect("a server can be signed");
         let authority = write("ca.crt", credentials.authority_pem());
-        let certificate = write("server.crt", credentials::chain_pem(&server));
+        let certificate = write("server.crt", server.chain_pem());
         let key = write("server.key", server.key().pem());
         let accounts = write("accounts.key", Key::generate().expect("a key").pem());
 

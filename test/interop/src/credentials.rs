@@ -1,11 +1,8 @@
 //! Keys and certificates for the APIs of these tests: made anew for each test, gone with it.
 
 use anyhow::Result;
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD as BASE64;
-use kedge_pki::{
-    ADMINS_ORGANIZATION, Authority, Certificate, Identity, ServerNames, UnixTime, write_private,
-};
+use kedge_cluster::Parts;
+use kedge_pki::{ADMINS_ORGANIZATION, Authority, Identity, ServerNames, UnixTime, write_private};
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 use std::time::Duration;
@@ -76,21 +73,13 @@ impl Credentials {
     }
 }
 
-/// The chain of an identity as PEM text.
-pub fn chain_pem(identity: &Identity) -> String {
-    identity.chain().iter().map(Certificate::pem).collect()
-}
-
 /// A kubeconfig with everything inside.
 pub fn kubeconfig(url: &str, identity: &Identity) -> String {
-    let data = |pem: String| BASE64.encode(pem);
-    format!(
-        "apiVersion: v1\nkind: Config\ncurrent-context: test\n\
-         clusters:\n- name: test\n  cluster:\n    server: {url}\n    certificate-authority-data: {ca}\n\
-         contexts:\n- name: test\n  context: {{cluster: test, user: user}}\n\
-         users:\n- name: user\n  user:\n    client-certificate-data: {certificate}\n    client-key-data: {key}\n",
-        ca = data(identity.authority().pem()),
-        certificate = data(chain_pem(identity)),
-        key = data(identity.key().pem()),
-    )
+    let parts = Parts {
+        url,
+        ca_pem: &identity.authority().pem(),
+        client_certificate_pem: &identity.chain_pem(),
+        client_key_pem: &identity.key().pem(),
+    };
+    parts.kubeconfig_yaml("test", "user")
 }

@@ -2,12 +2,9 @@
 
 use crate::processes;
 use anyhow::{Context, Result};
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD as BASE64;
 use kedge_apiserver::{ApiServer, StorageAt};
-use kedge_pki::{
-    ADMINS_ORGANIZATION, Authority, Certificate, Identity, Key, ServerNames, UnixTime, write_private,
-};
+use kedge_cluster::Parts;
+use kedge_pki::{ADMINS_ORGANIZATION, Authority, Key, ServerNames, UnixTime, write_private};
 use kedge_telemetry::Scope;
 use serde::{Deserialize, Serialize};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -48,7 +45,7 @@ async fn serve(dir: &Path) -> Result<()> {
     let config = kedge_apiserver::Config {
         listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
         storage: StorageAt::Memory,
-        server_certificate_pem: chain_pem(&server),
+        server_certificate_pem: server.chain_pem(),
         server_key_pem: server.key().pem(),
         client_ca_pem: authority.certificate().pem(),
         client_ca_key_pem: Some(authority.key().pkcs8_pem()),
@@ -83,23 +80,12 @@ async fn serve(dir: &Path) -> Result<()> {
 fn client(authority: &Authority, url: &str, dir: &Path, name: &str, now: UnixTime) -> Result<PathBuf> {
     let identity = authority.issue_client(name, &[ADMINS_ORGANIZATION], LIFETIME, now)?;
     let path = dir.join(format!("{name}.kubeconfig"));
-    write_private(&path, kubeconfig(url, name, &identity).as_bytes())?;
+    let parts = Parts {
+        url,
+        ca_pem: &identity.authority().pem(),
+        client_certificate_pem: &identity.chain_pem(),
+        client_key_pem: &identity.key().pem(),
+    };
+    write_private(&path, parts.kubeconfig_yaml("edgemark", name).as_bytes())?;
     Ok(path)
-}
-
-fn kubeconfig(url: &str, user: &str, identity: &Identity) -> String {
-    let data = |pem: String| BASE64.encode(pem);
-    format!(
-        "apiVersion: v1\nkind: Config\ncurrent-context: edgemark\n\
-         clusters:\n- name: edgemark\n  cluster:\n    server: {url}\n    certificate-authority-data: {ca}\n\
-         contexts:\n- name: edgemark\n  context: {{cluster: edgemark, user: {user}}}\n\
-         users:\n- name: {user}\n  user:\n    client-certificate-data: {certificate}\n    client-key-data: {key}\n",
-        ca = data(identity.authority().pem()),
-        certificate = data(chain_pem(identity)),
-        key = data(identity.key().pem()),
-    )
-}
-
-fn chain_pem(identity: &Identity) -> String {
-    identity.chain().iter().map(Certificate::pem).collect()
 }

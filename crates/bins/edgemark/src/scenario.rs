@@ -131,10 +131,7 @@ pub async fn play(
 impl Play<'_> {
     /// Edges with pods come to rest and are watched.
     async fn idle(&mut self) -> Result<()> {
-        let edges = self.start("edges").await?;
-        self.join_all(edges).await?;
-        self.run_pods(edges, &self.plan.prefix.clone(), self.plan.nodes, false)
-            .await?;
+        let edges = self.start_all_with_pods(false).await?;
         self.conductor.rest(SETTLE).await?;
         self.conductor.open_window();
         let span = self.begin().await;
@@ -176,16 +173,13 @@ impl Play<'_> {
         self.summary.add_times(self.conductor.window(edges));
         let missing = f64::from(self.plan.nodes) - self.summary.joined as f64;
         self.promise("edges that did not join", 0.0, missing);
-        self.run_pods(edges, &self.plan.prefix.clone(), self.plan.nodes, false)
+        self.run_pods(edges, &self.plan.prefix, self.plan.nodes, false)
             .await
     }
 
     /// All connections break at once.
     async fn storm(&mut self) -> Result<()> {
-        let edges = self.start("edges").await?;
-        self.join_all(edges).await?;
-        self.run_pods(edges, &self.plan.prefix.clone(), self.plan.nodes, false)
-            .await?;
+        let edges = self.start_all_with_pods(false).await?;
         self.conductor.rest(LEASE_ROUND).await?;
         self.conductor.open_window();
         let span = self.begin().await;
@@ -202,7 +196,7 @@ impl Play<'_> {
         self.summary.add_times(self.conductor.window(edges));
         let missing = all.saturating_sub(self.conductor.now(edges).online);
         self.promise("edges that did not return", 0.0, missing as f64);
-        self.promise_flips(&self.plan.prefix.clone());
+        self.promise_flips(&self.plan.prefix);
         Ok(())
     }
 
@@ -273,10 +267,7 @@ impl Play<'_> {
 
     /// One change, many edges.
     async fn config_fanout(&mut self) -> Result<()> {
-        let edges = self.start("edges").await?;
-        self.join_all(edges).await?;
-        self.run_pods(edges, &self.plan.prefix.clone(), self.plan.nodes, true)
-            .await?;
+        let edges = self.start_all_with_pods(true).await?;
         self.conductor.rest(SETTLE).await?;
         self.conductor.open_window();
         let span = self.begin().await;
@@ -303,10 +294,7 @@ impl Play<'_> {
 
     /// One of two CloudCores is killed, and a config map changes at that moment.
     async fn replica(&mut self, stage: &mut Stage) -> Result<()> {
-        let edges = self.start("edges").await?;
-        self.join_all(edges).await?;
-        self.run_pods(edges, &self.plan.prefix.clone(), self.plan.nodes, true)
-            .await?;
+        let edges = self.start_all_with_pods(true).await?;
         self.conductor.rest(SETTLE).await?;
         self.conductor.open_window();
         let span = self.begin().await;
@@ -326,7 +314,7 @@ impl Play<'_> {
         self.promise("commits that did not come", 0.0, lost as f64);
         let missing = all.saturating_sub(self.conductor.now(edges).online);
         self.promise("edges that did not return", 0.0, missing as f64);
-        self.promise_flips(&self.plan.prefix.clone());
+        self.promise_flips(&self.plan.prefix);
         Ok(())
     }
 
@@ -366,6 +354,15 @@ impl Play<'_> {
         self.conductor
             .start_group(name, self.plan.nodes, self.plan.processes, &setup)
             .await
+    }
+
+    /// All edges of a scenario that has one group, joined and with their pods.
+    async fn start_all_with_pods(&mut self, with_config: bool) -> Result<GroupId> {
+        let edges = self.start("edges").await?;
+        self.join_all(edges).await?;
+        self.run_pods(edges, &self.plan.prefix, self.plan.nodes, with_config)
+            .await?;
+        Ok(edges)
     }
 
     async fn join_all(&mut self, edges: GroupId) -> Result<()> {

@@ -1,8 +1,7 @@
 //! Keys and certificates of the embedded API: made once, kept in `DATA_DIR/pki`, mode 0600.
 
 use anyhow::{Context, Result};
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD as BASE64;
+use kedge_cluster::Parts;
 use kedge_pki::{
     ADMINS_ORGANIZATION, Authority, Identity, IdentityFiles, Key, ServerNames, UnixTime, write_private,
 };
@@ -84,16 +83,12 @@ fn load_or_create_key(path: &Path) -> Result<Key> {
 
 /// A kubeconfig with everything inside.
 pub(crate) fn kubeconfig(url: &str, identity: &Identity) -> String {
-    let data = |pem: String| BASE64.encode(pem);
-    let chain: String = identity.chain().iter().map(kedge_pki::Certificate::pem).collect();
-    format!(
-        "apiVersion: v1\nkind: Config\ncurrent-context: kedge\n\
-         clusters:\n- name: kedge\n  cluster:\n    server: {url}\n    certificate-authority-data: {ca}\n\
-         contexts:\n- name: kedge\n  context: {{cluster: kedge, user: {user}}}\n\
-         users:\n- name: {user}\n  user:\n    client-certificate-data: {certificate}\n    client-key-data: {key}\n",
-        ca = data(identity.authority().pem()),
-        user = identity.certificate().info().common_name.replace(':', "-"),
-        certificate = data(chain),
-        key = data(identity.key().pem()),
-    )
+    let parts = Parts {
+        url,
+        ca_pem: &identity.authority().pem(),
+        client_certificate_pem: &identity.chain_pem(),
+        client_key_pem: &identity.key().pem(),
+    };
+    let user = identity.certificate().info().common_name.replace(':', "-");
+    parts.kubeconfig_yaml("kedge", &user)
 }

@@ -16,7 +16,7 @@ use kedge_apiserver::{ApiServer, StorageAt};
 use kedge_cluster::{Cluster, Parts};
 use kedge_config::cloudcore::CertificateFiles;
 use kedge_config::{CloudCore, CloudFacts};
-use kedge_pki::{Certificate, Identity};
+use kedge_pki::Identity;
 use kedge_telemetry::Scope;
 use kedge_telemetry::channel::ask;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -84,7 +84,7 @@ fn api_config(dir: &DataDir, port: u16, credentials: &Credentials) -> kedge_apis
     kedge_apiserver::Config {
         listen: SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
         storage: StorageAt::Directory(dir.api()),
-        server_certificate_pem: chain_pem(&credentials.server),
+        server_certificate_pem: credentials.server.chain_pem(),
         server_key_pem: credentials.server.key().pem(),
         client_ca_pem: authority.clone(),
         client_ca_key_pem: Some(credentials.authority.key().pkcs8_pem()),
@@ -97,15 +97,11 @@ fn api_config(dir: &DataDir, port: u16, credentials: &Credentials) -> kedge_apis
     }
 }
 
-fn chain_pem(identity: &Identity) -> String {
-    identity.chain().iter().map(Certificate::pem).collect()
-}
-
 async fn client(url: &str, identity: &Identity) -> Result<Cluster> {
     let parts = Parts {
         url,
         ca_pem: &identity.authority().pem(),
-        client_certificate_pem: &chain_pem(identity),
+        client_certificate_pem: &identity.chain_pem(),
         client_key_pem: &identity.key().pem(),
     };
     Ok(Cluster::from_parts(parts).await?)

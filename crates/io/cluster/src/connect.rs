@@ -1,5 +1,8 @@
 //! How a connection to the API is made, and what is refused.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use kedge_pki::certificate_pem;
 use kube::config::{Config, KubeConfigOptions, Kubeconfig};
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -128,7 +131,7 @@ impl Cluster {
         let authority_pem = config
             .root_cert
             .as_deref()
-            .map(|chain| chain.iter().map(|der| pem(der)).collect::<String>());
+            .map(|chain| chain.iter().map(|der| certificate_pem(der)).collect::<String>());
         config.connect_timeout = Some(CONNECT_TIMEOUT);
         // Time limits and retries belong to the call and to the watch, which know what they are doing.
         config.read_timeout = None;
@@ -144,18 +147,6 @@ impl Cluster {
             authority_pem: authority_pem.map(Arc::from),
         })
     }
-}
-
-/// One certificate in the text form of RFC 7468.
-fn pem(der: &[u8]) -> String {
-    use base64::Engine as _;
-    let text = base64::engine::general_purpose::STANDARD.encode(der);
-    let mut pem = String::from("-----BEGIN CERTIFICATE-----\n");
-    for line in text.as_bytes().chunks(64) {
-        pem.push_str(std::str::from_utf8(line).expect("base64 is ASCII"));
-        pem.push('\n');
-    }
-    pem + "-----END CERTIFICATE-----\n"
 }
 
 fn refuse_weak(config: &Config, url: &str) -> Result<(), ConnectError> {
@@ -181,18 +172,30 @@ fn refuse_weak(config: &Config, url: &str) -> Result<(), ConnectError> {
 }
 
 impl Parts<'_> {
+    /// The text of a kubeconfig with everything inside. Cluster and context are called `name`.
+    pub fn kubeconfig_yaml(&self, name: &str, user: &str) -> String {
+        format!(
+            "apiVersion: v1\nkind: Config\ncurrent-context: {name}\n\
+             clusters:\n- name: {name}\n  cluster:\n    server: {url}\n    certificate-authority-data: {ca}\n\
+             contexts:\n- name: {name}\n  context: {{cluster: {name}, user: {user}}}\n\
+             users:\n- name: {user}\n  user:\n    client-certificate-data: {certificate}\n    client-key-data: {key}\n",
+            url = self.url,
+            ca = BASE64.encode(self.ca_pem),
+            certificate = BASE64.encode(self.client_certificate_pem),
+            key = BASE64.encode(self.client_key_pem),
+        )
+    }
+
     /// The same as a kubeconfig, so that there is one way in.
     fn kubeconfig(&self) -> Kubeconfig {
-        use base64::Engine as _;
-        let base64 = |pem: &str| base64::engine::general_purpose::STANDARD.encode(pem);
         let mut cluster = json!({ "server": self.url });
         let mut user = json!({});
         if !self.ca_pem.is_empty() {
-            cluster["certificate-authority-data"] = base64(self.ca_pem).into();
+            cluster["certificate-authority-data"] = BASE64.encode(self.ca_pem).into();
         }
         if !self.client_certificate_pem.is_empty() {
-            user["client-certificate-data"] = base64(self.client_certificate_pem).into();
-            user["client-key-data"] = base64(self.client_key_pem).into();
+            user["client-certificate-data"] = BASE64.encode(self.client_certificate_pem).into();
+            user["client-key-data"] = BASE64.encode(self.client_key_pem).into();
         }
         let kubeconfig = json!({
             "clusters": [{ "name": "parts", "cluster": cluster }],

@@ -84,9 +84,8 @@ impl IdentityFiles {
     /// Replaces the files. After a crash at any point [`IdentityFiles::load`] gives the old identity or the new one.
     pub fn save(&self, identity: &Identity) -> Result<(), FileError> {
         write_private(&self.authority, identity.authority().pem().as_bytes())?;
-        let chain: String = identity.chain().iter().map(Certificate::pem).collect();
         // The new certificate waits beside the old one; the renamed key decides which of them counts.
-        write_private(&next(&self.certificate), chain.as_bytes())?;
+        write_private(&next(&self.certificate), identity.chain_pem().as_bytes())?;
         write_private(&self.key, identity.key().pem().as_bytes())?;
         rename(&next(&self.certificate), &self.certificate)?;
         remove(&requested(&self.key))

@@ -50,6 +50,11 @@ impl Identity {
         &self.chain
     }
 
+    /// The chain as `CERTIFICATE` blocks, the own certificate first.
+    pub fn chain_pem(&self) -> String {
+        self.chain.iter().map(Certificate::pem).collect()
+    }
+
     pub fn key(&self) -> &Key {
         &self.key
     }

@@ -35,7 +35,7 @@ mod token;
 
 pub use authority::{Authority, Error, ServerNames};
 pub use bootstrap::{Bootstrap, BootstrapError};
-pub use certificate::{Certificate, CertificateInfo, node_of_peer};
+pub use certificate::{Certificate, CertificateInfo, certificate_pem, node_of_peer};
 pub use files::{FileError, IdentityFiles, write_private};
 pub use identity::{ClientAuth, Identity};
 pub use jwt::{JwtError, TokenSigner};

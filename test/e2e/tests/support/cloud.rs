@@ -5,7 +5,7 @@ use kedge_cloudcore::wiring::{NodeGetPort, Running};
 use kedge_cluster::{Cluster, Parts};
 use kedge_config::cloudcore::CertificateFiles;
 use kedge_config::{CloudCore, CloudFacts};
-use kedge_pki::{Authority, Certificate, Identity, Key, ServerNames, UnixTime};
+use kedge_pki::{Authority, Key, ServerNames, UnixTime};
 use kedge_telemetry::Scope;
 use kedge_telemetry::channel::ask;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -46,7 +46,7 @@ async fn start_api(scope: &Scope) -> (Cluster, NodeGetPort) {
     let config = kedge_apiserver::Config {
         listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
         storage: StorageAt::Memory,
-        server_certificate_pem: chain(&server),
+        server_certificate_pem: server.chain_pem(),
         server_key_pem: server.key().pem(),
         client_ca_pem: authority.certificate().pem(),
         client_ca_key_pem: Some(authority.key().pkcs8_pem()),
@@ -65,12 +65,8 @@ async fn start_api(scope: &Scope) -> (Cluster, NodeGetPort) {
     let parts = Parts {
         url: &url,
         ca_pem: &authority.certificate().pem(),
-        client_certificate_pem: &chain(&admin),
+        client_certificate_pem: &admin.chain_pem(),
         client_key_pem: &admin.key().pem(),
     };
     (Cluster::from_parts(parts).await.unwrap(), node_get_rx)
-}
-
-fn chain(identity: &Identity) -> String {
-    identity.chain().iter().map(Certificate::pem).collect()
 }

@@ -5,7 +5,7 @@
 
 use anyhow::{Context, Result};
 use kedge_apiserver::{ApiServer, Ports, StorageAt};
-use kedge_interop::credentials::{self, Credentials};
+use kedge_interop::credentials::Credentials;
 use kedge_telemetry::{Scope, logs, signals};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -34,7 +34,7 @@ async fn serve(directory: PathBuf, port: u16) -> Result<()> {
     let config = kedge_apiserver::Config {
         listen: SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
         storage: StorageAt::Memory,
-        server_certificate_pem: credentials::chain_pem(&server),
+        server_certificate_pem: server.chain_pem(),
         server_key_pem: server.key().pem(),
         client_ca_pem: credentials.authority_pem(),
         client_ca_key_pem: Some(credentials.authority_key_pem()),

@@ -4,7 +4,7 @@
 use kedge_apiserver::{ApiServer, StorageAt};
 use kedge_cluster::{Cluster, Parts};
 use kedge_config::{CloudCore, CloudFacts, CloudHub};
-use kedge_pki::{Authority, Certificate, Identity, Key, ServerNames, UnixTime};
+use kedge_pki::{Authority, Key, ServerNames, UnixTime};
 use kedge_telemetry::Scope;
 use kedge_wire::Body;
 use serde_json::{Value, json};
@@ -38,7 +38,7 @@ impl World {
         let config = kedge_apiserver::Config {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
             storage: StorageAt::Memory,
-            server_certificate_pem: chain(&server),
+            server_certificate_pem: server.chain_pem(),
             server_key_pem: server.key().pem(),
             client_ca_pem: authority.certificate().pem(),
             client_ca_key_pem: None,
@@ -61,12 +61,12 @@ impl World {
         let parts = Parts {
             url: &url,
             ca_pem: &authority.certificate().pem(),
-            client_certificate_pem: &chain(&admin),
+            client_certificate_pem: &admin.chain_pem(),
             client_key_pem: &admin.key().pem(),
         };
         Self {
+            kubeconfig: parts.kubeconfig_yaml("test", "test"),
             cluster: Cluster::from_parts(parts).await.unwrap(),
-            kubeconfig: kubeconfig(&url, &authority, &admin),
             scope,
         }
     }
@@ -107,27 +107,6 @@ impl World {
             Err(error) => panic!("{error}"),
         }
     }
-}
-
-fn kubeconfig(url: &str, authority: &Authority, admin: &Identity) -> String {
-    use base64::Engine as _;
-    let base64 = |text: &str| base64::engine::general_purpose::STANDARD.encode(text);
-    format!(
-        "apiVersion: v1
-kind: Config
-current-context: test
-contexts: [{{name: test, context: {{cluster: test, user: test}}}}]
-clusters: [{{name: test, cluster: {{server: '{url}', certificate-authority-data: {ca}}}}}]
-users: [{{name: test, user: {{client-certificate-data: {certificate}, client-key-data: {key}}}}}]
-",
-        ca = base64(&authority.certificate().pem()),
-        certificate = base64(&chain(admin)),
-        key = base64(&admin.key().pem()),
-    )
-}
-
-fn chain(identity: &Identity) -> String {
-    identity.chain().iter().map(Certificate::pem).collect()
 }
 
 /// The hub's part of a configuration, with these lines below `modules.cloudHub` and no files of this machine.

@@ -224,9 +224,6 @@ impl Owner {
             WatchItem::Synced { version } => return self.watch_synced(by, version),
         };
         let deleted = matches!(seen, Seen::Deleted(_));
-        if let (Watching::Nodes, Seen::Applied(node)) = (by, &seen) {
-            self.see_replica(node);
-        }
         let trace = self.note(by, &seen);
         match self.index(by, seen) {
             Ok(changes) => {
@@ -242,13 +239,16 @@ impl Owner {
         self.count();
     }
 
-    /// How far the watch has got, and the name of the object's journey.
+    /// What the metadata says: how far the watch has got, where a node is connected, and the name of the journey.
     fn note(&mut self, by: Watching, seen: &Seen) -> Trace {
         let (Seen::Applied(body) | Seen::Deleted(body)) = seen;
         // What has no metadata is refused by the index, which says why.
         let meta = body.object_meta().unwrap_or_default();
         if let (Some(kind), Some(version)) = (by.placed(), &meta.resource_version) {
             self.reached.insert(kind, version.clone());
+        }
+        if let (Watching::Nodes, Seen::Applied(node)) = (by, seen) {
+            self.see_replica(&meta.name, node);
         }
         Trace::taken(seen, &meta)
     }
@@ -297,15 +297,10 @@ impl Owner {
     }
 
     /// A node that has connected to another replica since has no session here.
-    fn see_replica(&mut self, object: &Body) {
-        let Some(replica) = self.worker.config.replica.as_deref() else {
+    fn see_replica(&mut self, name: &str, object: &Body) {
+        let (Some(replica), Ok(node)) = (self.worker.config.replica.as_deref(), NodeName::new(name)) else {
             return;
         };
-        let node = object
-            .object_meta()
-            .ok()
-            .and_then(|meta| NodeName::new(meta.name).ok());
-        let Some(node) = node else { return };
         let Some(attached) = self.attached.get_mut(&node) else {
             return;
         };

@@ -30,6 +30,17 @@ impl Watching {
     /// What every cluster has.
     const CORE: [Self; 4] = [Self::Nodes, Self::ConfigMaps, Self::Secrets, Self::Pods];
 
+    /// The kind that nodes hold, if it is one.
+    pub(super) fn placed(self) -> Option<ObjectKind> {
+        match self {
+            Self::Nodes => Some(ObjectKind::Node),
+            Self::ConfigMaps => Some(ObjectKind::ConfigMap),
+            Self::Secrets => Some(ObjectKind::Secret),
+            Self::Pods => Some(ObjectKind::Pod),
+            Self::Records(_) => None,
+        }
+    }
+
     pub(crate) fn watched(self) -> Watched {
         let core = |plural: &str, kind| Watched {
             path: format!("/api/v1/{plural}"),
@@ -46,19 +57,6 @@ impl Watching {
                 api_version: records.api_version(),
                 kind: records.kind(),
             },
-        }
-    }
-}
-
-impl Watching {
-    /// The kind that nodes hold, if it is one.
-    pub(super) fn placed(self) -> Option<ObjectKind> {
-        match self {
-            Self::Nodes => Some(ObjectKind::Node),
-            Self::ConfigMaps => Some(ObjectKind::ConfigMap),
-            Self::Secrets => Some(ObjectKind::Secret),
-            Self::Pods => Some(ObjectKind::Pod),
-            Self::Records(_) => None,
         }
     }
 }
