@@ -6,8 +6,13 @@
 //!
 //! **Never.** No Kubernetes objects, no I/O, no decisions.
 
+mod reference;
+
+pub use reference::{BadReference, Reference, is_digest};
+
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 /// Made by the runtime; unique on the node for ever.
@@ -21,7 +26,7 @@ pub struct SandboxId(pub String);
 pub struct ContainerId(pub String);
 
 /// Which pod a sandbox belongs to.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 pub struct PodIdentity {
     pub namespace: String,
     pub name: String,
@@ -29,7 +34,7 @@ pub struct PodIdentity {
 }
 
 /// What a pod sandbox shall be.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct SandboxConfig {
     pub pod: PodIdentity,
     /// Counts sandboxes of one pod, from 0.
@@ -39,6 +44,8 @@ pub struct SandboxConfig {
     pub host_network: bool,
     pub host_pid: bool,
     pub host_ipc: bool,
+    /// The containers see each other's processes; the sandbox's own process is number 1.
+    pub share_pid: bool,
     /// Written to every container's `/etc/resolv.conf`; empty means the node's own file.
     pub dns: DnsConfig,
     /// Lines for `/etc/hosts` besides localhost and the pod itself.
@@ -49,7 +56,50 @@ pub struct SandboxConfig {
     pub resources: Resources,
     /// Where container logs go: `<log_dir>/<container>/<attempt>.log`.
     pub log_dir: PathBuf,
+    /// What tools find the sandbox by.
     pub labels: BTreeMap<String, String>,
+    /// What the runtime and its plug-ins read.
+    pub annotations: BTreeMap<String, String>,
+    /// Ports of the node that lead to the pod.
+    pub ports: Vec<PortMapping>,
+    /// Kernel parameters of the pod's namespaces.
+    pub sysctls: BTreeMap<String, String>,
+    pub security: SandboxSecurity,
+    /// Which of the runtime's handlers runs the pod; empty for its default.
+    pub handler: String,
+    /// What the sandbox itself takes, besides its containers.
+    pub overhead: Resources,
+}
+
+/// A port of the node that leads to a port of the pod.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortMapping {
+    pub protocol: Protocol,
+    pub container_port: u16,
+    pub host_port: u16,
+    /// `None`: every address of the node.
+    pub host_ip: Option<IpAddr>,
+}
+
+/// What a port speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Protocol {
+    Tcp,
+    Udp,
+    Sctp,
+}
+
+/// Who the sandbox itself runs as.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct SandboxSecurity {
+    pub user: Option<u32>,
+    pub group: Option<u32>,
+    pub supplemental_groups: Vec<u32>,
+    /// One of its containers is privileged.
+    pub privileged: bool,
+    pub seccomp: Seccomp,
+    pub apparmor: Option<AppArmor>,
+    pub selinux: Option<Selinux>,
 }
 
 /// Name resolution of a sandbox.
@@ -69,12 +119,19 @@ pub struct Resources {
     pub cpu_period_us: Option<u64>,
     pub memory_bytes_max: Option<i64>,
     pub pids_max: Option<i64>,
-    /// 0 to 1000; negative values are refused (a node agent needs no privilege to raise a score).
+    /// -1000 to 1000. A runtime without the right to lower scores takes 0 for a negative one.
     pub oom_score_adj: Option<i32>,
+    /// For example `0-3,7`.
+    pub cpuset_cpus: Option<String>,
+    pub cpuset_mems: Option<String>,
+    /// Bytes by page size, for example `2MB`.
+    pub hugepages: BTreeMap<String, u64>,
+    /// Files of a version 2 control group and what is written to them.
+    pub unified: BTreeMap<String, String>,
 }
 
 /// What a container shall be.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct ContainerConfig {
     /// Name within the pod.
     pub name: String,
@@ -89,6 +146,14 @@ pub struct ContainerConfig {
     pub working_dir: Option<String>,
     pub env: Vec<(String, String)>,
     pub mounts: Vec<Mount>,
+    pub devices: Vec<Device>,
+    /// Devices by their qualified names of the Container Device Interface.
+    pub cdi_devices: Vec<String>,
+    /// What tools find the container by.
+    pub labels: BTreeMap<String, String>,
+    pub annotations: BTreeMap<String, String>,
+    /// Below the sandbox's `log_dir`, for example `web/0.log`.
+    pub log_path: PathBuf,
     pub resources: Resources,
     pub security: Security,
     /// Signal that asks the container to stop; `None` takes the image's, else SIGTERM.
@@ -99,12 +164,46 @@ pub struct ContainerConfig {
     pub stdin: bool,
 }
 
-/// A bind mount, or a tmpfs when `host_path` is `None`.
+/// A file or a directory of the node that the container sees.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mount {
-    pub host_path: Option<PathBuf>,
+    pub host_path: PathBuf,
     pub container_path: PathBuf,
     pub read_only: bool,
+    /// The mounts below it are read-only as well.
+    pub recursive_read_only: bool,
+    pub propagation: Propagation,
+}
+
+impl Mount {
+    /// A plain mount: private, and what is mounted below it keeps its own mode.
+    pub fn bind(host_path: impl Into<PathBuf>, container_path: impl Into<PathBuf>, read_only: bool) -> Self {
+        Self {
+            host_path: host_path.into(),
+            container_path: container_path.into(),
+            read_only,
+            recursive_read_only: false,
+            propagation: Propagation::Private,
+        }
+    }
+}
+
+/// Whether mounts made later pass between the node and the container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum Propagation {
+    #[default]
+    Private,
+    HostToContainer,
+    Bidirectional,
+}
+
+/// A device node of the container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Device {
+    pub host_path: PathBuf,
+    pub container_path: PathBuf,
+    /// Some of `r`, `w` and `m`.
+    pub permissions: String,
 }
 
 /// Who the container runs as and what it may do.
@@ -120,6 +219,56 @@ pub struct Security {
     pub allow_privilege_escalation: bool,
     pub add_capabilities: Vec<String>,
     pub drop_capabilities: Vec<String>,
+    pub seccomp: Seccomp,
+    /// `None`: as the runtime is set up.
+    pub apparmor: Option<AppArmor>,
+    pub selinux: Option<Selinux>,
+    /// `/proc` without masked and read-only paths.
+    pub proc_unmasked: bool,
+    pub pid: PidNamespace,
+}
+
+/// Which system calls a container may make.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum Seccomp {
+    #[default]
+    Unconfined,
+    /// The runtime's own list.
+    RuntimeDefault,
+    /// A profile on the node.
+    Localhost(PathBuf),
+}
+
+/// Which AppArmor profile confines a container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum AppArmor {
+    RuntimeDefault,
+    Unconfined,
+    /// A profile that is loaded on the node.
+    Localhost(String),
+}
+
+/// An SELinux label; empty parts are the runtime's choice.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Selinux {
+    pub user: String,
+    pub role: String,
+    pub type_: String,
+    pub level: String,
+}
+
+/// Whose processes a container sees.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum PidNamespace {
+    /// Its own.
+    #[default]
+    Container,
+    /// Those of the pod.
+    Pod,
+    /// Those of the node.
+    Node,
+    /// Those of another container of the pod, for debugging.
+    Target(ContainerId),
 }
 
 /// A sandbox as the runtime sees it, with its containers.
@@ -157,7 +306,6 @@ pub enum ContainerState {
     Created,
     Running {
         started_ms: u64,
-        pid: u32,
     },
     Exited {
         started_ms: u64,
@@ -191,6 +339,10 @@ pub struct Image {
     pub size_bytes: u64,
     /// Numeric user of the image configuration, if it is a number.
     pub user: Option<u32>,
+    /// User of the image configuration, if it is a name.
+    pub username: Option<String>,
+    /// The runtime needs it itself; it is never collected.
+    pub pinned: bool,
 }
 
 /// What the runtime calls itself.
@@ -199,4 +351,131 @@ pub struct RuntimeVersion {
     /// For example `kedge` or `hollow`.
     pub name: String,
     pub version: String,
+}
+
+/// How the runtime is.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct RuntimeStatus {
+    /// Why it cannot run containers; `None`: it can.
+    pub runtime_trouble: Option<String>,
+    /// Why it cannot connect pods to a network; `None`: it can.
+    pub network_trouble: Option<String>,
+    /// Its handlers by name, for runtime classes. The default one is not among them.
+    pub handlers: Vec<String>,
+    /// What handlers can do, by name; the default one has an empty name. Empty: the runtime does not tell.
+    pub features: BTreeMap<String, HandlerFeatures>,
+    /// Who makes control groups; `None`: the runtime does not tell.
+    pub cgroup_driver: Option<CgroupDriver>,
+}
+
+/// What one handler of a runtime can do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct HandlerFeatures {
+    pub recursive_read_only_mounts: bool,
+    pub user_namespaces: bool,
+}
+
+/// How control groups are named and made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum CgroupDriver {
+    Cgroupfs,
+    Systemd,
+}
+
+/// What a command in a container left behind.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ExecOutput {
+    pub exit_code: i32,
+    /// At most [`ExecOutput::BYTES_MAX`]; the rest is dropped.
+    pub stdout: Vec<u8>,
+    /// At most [`ExecOutput::BYTES_MAX`]; the rest is dropped.
+    pub stderr: Vec<u8>,
+}
+
+impl ExecOutput {
+    /// A probe's or a hook's last words; nobody reads more.
+    pub const BYTES_MAX: usize = 16 * 1024;
+}
+
+/// Who pulls an image.
+#[derive(Clone, PartialEq, Eq, Default)]
+pub struct Credentials {
+    pub username: String,
+    pub password: String,
+    /// The registry they are for, as the secret names it.
+    pub server: String,
+    pub identity_token: String,
+    pub registry_token: String,
+}
+
+impl std::fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Credentials")
+            .field("username", &self.username)
+            .field("server", &self.server)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What the images take.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ImageUsage {
+    /// A path on the file system that holds them.
+    pub mount_point: PathBuf,
+    pub bytes: u64,
+    pub inodes: u64,
+}
+
+/// What a sandbox and its containers use. `None`: the runtime does not know.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SandboxStats {
+    pub id: SandboxId,
+    pub pod: PodIdentity,
+    pub taken_ms: u64,
+    /// Of the pod as a whole.
+    pub cpu: Option<CpuStats>,
+    pub memory: Option<MemoryStats>,
+    pub processes: Option<u64>,
+    pub network: Vec<InterfaceStats>,
+    pub containers: Vec<ContainerStats>,
+}
+
+/// What a container uses.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContainerStats {
+    pub id: ContainerId,
+    pub name: String,
+    pub taken_ms: u64,
+    pub cpu: Option<CpuStats>,
+    pub memory: Option<MemoryStats>,
+    /// Of its writable layer.
+    pub layer_bytes: Option<u64>,
+    pub layer_inodes: Option<u64>,
+}
+
+/// CPU time since the start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct CpuStats {
+    pub usage_ns: u64,
+}
+
+/// Memory now, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct MemoryStats {
+    pub usage_bytes: u64,
+    /// Without what the kernel can drop at once.
+    pub working_set_bytes: u64,
+    pub rss_bytes: u64,
+    pub page_faults: u64,
+    pub major_page_faults: u64,
+}
+
+/// One network interface of a pod.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct InterfaceStats {
+    pub name: String,
+    pub received_bytes: u64,
+    pub received_errors: u64,
+    pub sent_bytes: u64,
+    pub sent_errors: u64,
 }

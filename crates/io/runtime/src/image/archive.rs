@@ -1,6 +1,7 @@
-//! Reading image archives: a tar with `oci-layout` and `index.json`, or one from `docker save`.
+//! Reading image archives: a tar with `oci-layout` and `index.json`, or one from `docker save`; or a folder in the OCI
+//! image layout, which is what a pull leaves.
 //!
-//! The archive is a file, so that its members can be read in any order; only their places are kept in memory.
+//! A tar is a file, so that its members can be read in any order; only their places are kept in memory.
 
 use super::document::{
     ANNOTATION_FULL_NAME, ANNOTATION_REF_NAME, Configuration, Descriptor, DockerImage, Index, Manifest,
@@ -27,15 +28,51 @@ const LAYERS_MAX: usize = 127;
 /// A compressed archive is unpacked to disk first; an edge has no image larger than this.
 const ARCHIVE_BYTES_MAX: u64 = 32 * 1024 * 1024 * 1024;
 
-pub(super) const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
-pub(super) const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
+const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
+const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
+
+/// How bytes are compressed, which they tell themselves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Packing {
+    Gzip,
+    Zstd,
+}
+
+impl Packing {
+    /// Of the first bytes; `None` when they are as they are.
+    pub(super) fn of(magic: &[u8]) -> Option<Self> {
+        if magic.starts_with(&GZIP_MAGIC) {
+            return Some(Self::Gzip);
+        }
+        magic.starts_with(&ZSTD_MAGIC).then_some(Self::Zstd)
+    }
+
+    /// The bytes behind it.
+    pub(super) fn open<'a>(self, packed: impl Read + 'a) -> std::io::Result<Box<dyn Read + 'a>> {
+        match self {
+            Self::Gzip => Ok(Box::new(GzDecoder::new(packed))),
+            Self::Zstd => {
+                let plain = ruzstd::decoding::StreamingDecoder::new(packed);
+                Ok(Box::new(plain.map_err(std::io::Error::other)?))
+            }
+        }
+    }
+}
 
 /// An archive whose members have been found.
 #[derive(Debug)]
 pub(super) struct Archive {
     name: String,
-    file: File,
-    members: BTreeMap<String, Member>,
+    source: Source,
+}
+
+#[derive(Debug)]
+enum Source {
+    Tar {
+        file: File,
+        members: BTreeMap<String, Member>,
+    },
+    Folder(PathBuf),
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -76,39 +113,76 @@ impl Archive {
         let mut magic = [0; 4];
         let read = read_some(&mut file, &mut magic)
             .map_err(|source| Error::io("read image archive", path, source))?;
-        if magic[..read].starts_with(&ZSTD_MAGIC) {
-            return Err(bad(
-                &name,
-                "it is compressed with zstd; unpack it with `zstd -d` first",
-            ));
-        }
         file.rewind()
             .map_err(|source| Error::io("read image archive", path, source))?;
-        if magic[..read].starts_with(&GZIP_MAGIC) {
-            file = decompressed(&file, &name, scratch)?;
+        if let Some(packing) = Packing::of(&magic[..read]) {
+            file = decompressed(&file, packing, &name, scratch)?;
         }
         let members = members(&mut file, &name)?;
-        Ok(Self { name, file, members })
+        Ok(Self {
+            name,
+            source: Source::Tar { file, members },
+        })
+    }
+
+    /// A folder in the OCI image layout. `name` is how errors call it.
+    pub(super) fn of_folder(path: &Path, name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            source: Source::Folder(path.to_owned()),
+        }
     }
 
     /// The images in the archive that this node can run; an error if there are none.
     pub(super) fn images(&mut self) -> Result<Vec<ArchivedImage>, Error> {
-        if self.members.contains_key("index.json") {
+        if self.has("index.json") {
             return self.oci_images();
         }
-        if self.members.contains_key("manifest.json") {
+        if self.has("manifest.json") {
             return self.docker_images();
         }
         Err(self.bad("it is no image archive: it has neither index.json nor manifest.json"))
     }
 
     /// Opens a layer's bytes as they are in the archive.
-    pub(super) fn open_layer(&mut self, layer: &ArchivedLayer) -> Result<std::io::Take<&mut File>, Error> {
-        let member = self.member(&layer.member)?;
-        self.file
-            .seek(SeekFrom::Start(member.offset))
-            .map_err(|source| self.unreadable(source))?;
-        Ok((&mut self.file).take(member.size))
+    pub(super) fn open_layer(&mut self, layer: &ArchivedLayer) -> Result<Box<dyn Read + '_>, Error> {
+        self.open_member(&layer.member).map(|(_, bytes)| bytes)
+    }
+
+    fn has(&self, member: &str) -> bool {
+        match &self.source {
+            Source::Tar { members, .. } => members.contains_key(member),
+            Source::Folder(folder) => folder.join(member).is_file(),
+        }
+    }
+
+    fn left_out(&self, member: &str) -> bool {
+        matches!(self.source, Source::Folder(_)) && !self.has(member)
+    }
+
+    /// A member's size and its bytes.
+    fn open_member(&mut self, member: &str) -> Result<(u64, Box<dyn Read + '_>), Error> {
+        let (name, missing) = (self.name.clone(), self.missing(member));
+        let unreadable = |source| Error::Io {
+            act: "read image archive",
+            object: name.clone(),
+            source,
+        };
+        match &mut self.source {
+            Source::Tar { file, members } => {
+                let place = members.get(member).copied().ok_or(missing)?;
+                file.seek(SeekFrom::Start(place.offset)).map_err(unreadable)?;
+                Ok((place.size, Box::new(file.take(place.size))))
+            }
+            Source::Folder(folder) => {
+                let file = match File::open(folder.join(member)) {
+                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(missing),
+                    opened => opened.map_err(unreadable)?,
+                };
+                let size = file.metadata().map_err(unreadable)?.len();
+                Ok((size, Box::new(file)))
+            }
+        }
     }
 
     pub(super) fn bad(&self, reason: impl Into<String>) -> Error {
@@ -174,11 +248,11 @@ impl Archive {
         self.check_layers(manifest.layers.len(), &configuration)?;
         let mut layers = Vec::new();
         for (layer, diff_id) in manifest.layers.iter().zip(&configuration.rootfs.diff_ids) {
-            if layer.media_type.ends_with("zstd") {
-                return Err(self.bad("it has a zstd layer, which is not supported; make it with gzip layers"));
-            }
             let member = blob(&layer.digest);
-            if self.member(&member)?.size != layer.size {
+            // A pull leaves out what the store has; the import misses what it has not.
+            if self.left_out(&member) {
+                tracing::trace!(layer = layer.digest, "left out by the pull");
+            } else if self.open_member(&member)?.0 != layer.size {
                 return Err(self.bad(format!("layer {} is truncated", layer.digest)));
             }
             layers.push(ArchivedLayer {
@@ -257,7 +331,7 @@ impl Archive {
         }
         if !diff_ids
             .iter()
-            .all(|diff_id| super::reference::is_digest(diff_id))
+            .all(|diff_id| kedge_containers::is_digest(diff_id))
         {
             return Err(self.bad("its configuration names a layer that is no sha256 digest"));
         }
@@ -286,23 +360,19 @@ impl Archive {
     }
 
     fn bytes(&mut self, member: &str) -> Result<Vec<u8>, Error> {
-        let place = self.member(member)?;
-        if place.size > DOCUMENT_BYTES_MAX {
-            return Err(self.bad(format!("{member} is larger than {DOCUMENT_BYTES_MAX} bytes")));
-        }
+        let (size, from) = self.open_member(member)?;
         let mut bytes = Vec::new();
-        self.file
-            .seek(SeekFrom::Start(place.offset))
-            .and_then(|_| (&mut self.file).take(place.size).read_to_end(&mut bytes))
-            .map_err(|source| self.unreadable(source))?;
-        Ok(bytes)
+        if size <= DOCUMENT_BYTES_MAX {
+            let read = from.take(DOCUMENT_BYTES_MAX).read_to_end(&mut bytes);
+            read.map_err(|source| self.unreadable(source))?;
+            return Ok(bytes);
+        }
+        drop(from);
+        Err(self.bad(format!("{member} is larger than {DOCUMENT_BYTES_MAX} bytes")))
     }
 
-    fn member(&self, name: &str) -> Result<Member, Error> {
-        self.members
-            .get(name)
-            .copied()
-            .ok_or_else(|| self.bad(format!("{name} is missing from it")))
+    fn missing(&self, member: &str) -> Error {
+        self.bad(format!("{member} is missing from it"))
     }
 
     fn unreadable(&self, source: std::io::Error) -> Error {
@@ -405,7 +475,7 @@ fn members(file: &mut File, name: &str) -> Result<BTreeMap<String, Member>, Erro
     Ok(members)
 }
 
-fn decompressed(file: &File, name: &str, scratch: &Path) -> Result<File, Error> {
+fn decompressed(file: &File, packing: Packing, name: &str, scratch: &Path) -> Result<File, Error> {
     let path = scratch.join(format!(".archive-{}", crate::embedded::new_id()?));
     let unpacked = File::options()
         .read(true)
@@ -414,7 +484,9 @@ fn decompressed(file: &File, name: &str, scratch: &Path) -> Result<File, Error> 
         .open(&path);
     let mut unpacked = unpacked.map_err(|source| Error::io("unpack image archive into", &path, source))?;
     crate::durable::remove_file(&path)?;
-    let copied = std::io::copy(&mut GzDecoder::new(file).take(ARCHIVE_BYTES_MAX), &mut unpacked)
+    let copied = packing
+        .open(file)
+        .and_then(|plain| std::io::copy(&mut plain.take(ARCHIVE_BYTES_MAX), &mut unpacked))
         .map_err(|error| bad(name, format!("its compression is broken: {error}")))?;
     if copied == ARCHIVE_BYTES_MAX {
         return Err(bad(name, "it is too large when unpacked"));

@@ -34,7 +34,7 @@ pub struct FileInImage {
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {
     #[error("image name {0}")]
-    Reference(String, #[source] super::reference::BadReference),
+    Reference(String, #[source] kedge_containers::BadReference),
     #[error("write the archive of the image")]
     Write(#[from] std::io::Error),
     #[error("write a document of the image")]

@@ -4,12 +4,12 @@ mod archive;
 mod build;
 mod document;
 mod layer;
-mod reference;
+pub(crate) mod pull;
 pub(crate) use layer::OPAQUE_ATTRIBUTE;
 pub(crate) mod store;
 
 pub use build::{Blueprint, FileInImage, build_archive};
-pub use reference::Reference;
+pub use kedge_containers::Reference;
 
 use crate::Error;
 use sha2::{Digest, Sha256};

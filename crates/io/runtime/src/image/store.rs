@@ -10,13 +10,12 @@
 //!
 //! Reading needs no lock: the index is always whole. Containers are made while another image is being unpacked.
 
-use super::archive::{Archive, ArchivedImage, ArchivedLayer, GZIP_MAGIC, ZSTD_MAGIC, read_some};
+use super::archive::{Archive, ArchivedImage, ArchivedLayer, Packing, read_some};
 use super::document::Execution;
 use super::layer::{self, LayerError};
 use super::{Reference, hex};
 use crate::lock::{FileLock, Sharing};
 use crate::{Error, durable};
-use flate2::read::GzDecoder;
 use kedge_containers::Image;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -72,16 +71,17 @@ pub(crate) struct StoredImage {
 
 impl StoredImage {
     fn to_image(&self) -> Image {
+        let user = self.execution.user.as_deref().unwrap_or_default();
+        let user = user.split(':').next().unwrap_or_default();
+        let number = user.parse().ok();
         Image {
             id: self.id.clone(),
             tags: self.tags.iter().cloned().collect(),
             digests: self.digests.iter().cloned().collect(),
             size_bytes: self.layer_bytes.iter().sum(),
-            user: self
-                .execution
-                .user
-                .as_deref()
-                .and_then(|user| user.split(':').next()?.parse().ok()),
+            user: number,
+            username: (number.is_none() && !user.is_empty()).then(|| user.to_owned()),
+            pinned: false,
         }
     }
 
@@ -117,6 +117,11 @@ impl ImageStore {
         Ok(self.find(reference)?.map(|image| image.to_image()))
     }
 
+    /// The layers that are here, by the digest of their tar as it is filed.
+    pub(crate) fn layer_names(&self) -> Result<BTreeSet<String>, Error> {
+        Ok(self.index()?.layers().into_iter().cloned().collect())
+    }
+
     /// Finds an image by name, by digest, or by id.
     pub(crate) fn find(&self, reference: &str) -> Result<Option<StoredImage>, Error> {
         Ok(self.index()?.find(reference).cloned())
@@ -129,7 +134,33 @@ impl ImageStore {
 
     /// Imports every image of an archive that this node can run.
     pub(crate) fn import(&self, archive: &Path) -> Result<Vec<Image>, Error> {
-        let mut archive = Archive::open(archive, &self.directory)?;
+        self.import_from(Archive::open(archive, &self.directory)?)
+    }
+
+    /// Imports the image that a pull of `reference` has left in a folder, and remembers the digest under which the
+    /// registry has it.
+    pub(crate) fn import_pulled(
+        &self,
+        folder: &Path,
+        reference: &Reference,
+        digest: &str,
+    ) -> Result<Image, Error> {
+        let name = reference.to_string();
+        let imported = self.import_from(Archive::of_folder(folder, &name))?;
+        let id = imported.first().map(|image| image.id.clone()).unwrap_or_default();
+        let _changing = self.change()?;
+        let mut next = self.index()?;
+        let image = next
+            .images
+            .get_mut(&id)
+            .ok_or(Error::ImageNotFound { image: name })?;
+        image.digests.insert(format!("{}@{digest}", reference.repository));
+        let image = image.to_image();
+        self.write_index(&next)?;
+        Ok(image)
+    }
+
+    fn import_from(&self, mut archive: Archive) -> Result<Vec<Image>, Error> {
         let _changing = self.change()?;
         let mut imported = Vec::new();
         for image in archive.images()? {
@@ -334,7 +365,8 @@ impl StoredIndex {
     }
 }
 
-fn layer_name(diff_id: &str) -> String {
+/// How a layer is filed.
+pub(crate) fn layer_name(diff_id: &str) -> String {
     diff_id
         .trim_start_matches("sha256:")
         .chars()
@@ -384,20 +416,14 @@ fn unpack_hashed(from: impl Read, into: &Path) -> Result<Hashed, LayerError> {
     let mut magic = [0; 4];
     let read = read_some(&mut packed, &mut magic).map_err(LayerError::Tar)?;
     let magic = &magic[..read];
-    if magic.starts_with(&ZSTD_MAGIC) {
-        let reason = "it is compressed with zstd, which is not supported; make the image with gzip layers";
-        return Err(LayerError::Tar(std::io::Error::other(reason)));
-    }
     let whole = magic.chain(&mut packed);
-    let (unpacked, plain_digest) = if magic.starts_with(&GZIP_MAGIC) {
-        let mut plain = Hashing::new(GzDecoder::new(whole));
-        let unpacked = layer::unpack(&mut plain, into)?;
-        (unpacked, plain.digest())
-    } else {
-        let mut plain = Hashing::new(whole);
-        let unpacked = layer::unpack(&mut plain, into)?;
-        (unpacked, plain.digest())
+    let plain: Box<dyn Read + '_> = match Packing::of(magic) {
+        Some(packing) => packing.open(whole).map_err(LayerError::Tar)?,
+        None => Box::new(whole),
     };
+    let mut plain = Hashing::new(plain);
+    let unpacked = layer::unpack(&mut plain, into)?;
+    let plain_digest = plain.digest();
     // What follows the compressed stream belongs to the blob's digest too.
     std::io::copy(&mut packed, &mut std::io::sink()).map_err(LayerError::Tar)?;
     Ok(Hashed {

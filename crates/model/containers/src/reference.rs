@@ -1,3 +1,5 @@
+//! Names of images.
+
 use std::fmt;
 use std::str::FromStr;
 
@@ -19,6 +21,21 @@ const REPOSITORY_BYTES_MAX: usize = 255;
 const TAG_BYTES_MAX: usize = 128;
 
 impl Reference {
+    /// The host, with its port if it has one, for example `docker.io`.
+    pub fn registry(&self) -> &str {
+        self.parts().0
+    }
+
+    /// Where the image is in its registry, for example `library/nginx`.
+    pub fn path(&self) -> &str {
+        self.parts().1
+    }
+
+    /// A completed repository always has both.
+    fn parts(&self) -> (&str, &str) {
+        self.repository.split_once('/').unwrap_or((&self.repository, ""))
+    }
+
     /// Registry, path and tag, which is how the store knows an image; `None` if it is named by digest alone.
     pub fn tagged(&self) -> Option<String> {
         self.tag.as_ref().map(|tag| format!("{}:{tag}", self.repository))
@@ -124,7 +141,7 @@ fn is_tag(text: &str) -> bool {
 }
 
 /// `sha256:` and 64 lower case hexadecimal digits: the only algorithm in use.
-pub(crate) fn is_digest(text: &str) -> bool {
+pub fn is_digest(text: &str) -> bool {
     text.strip_prefix("sha256:")
         .is_some_and(|hex| hex.len() == 64 && hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')))
 }
@@ -157,6 +174,7 @@ mod tests {
             format!("docker.io/library/x@{digest}")
         );
         let both = format!("x:1@{digest}").parse::<Reference>().unwrap();
+        assert_eq!((both.registry(), both.path()), ("docker.io", "library/x"));
         assert_eq!(both.tagged().as_deref(), Some("docker.io/library/x:1"));
     }
 

@@ -1,0 +1,242 @@
+//! Blobs in a folder: downloaded in pieces, verified, and only then named.
+
+use crate::auth::Session;
+use crate::documents::Descriptor;
+use crate::http::{Answer, Asked};
+use crate::{Error, Progress};
+use http::StatusCode;
+use http::header::{CONTENT_RANGE, RANGE};
+use sha2::{Digest as _, Sha256};
+use std::path::{Path, PathBuf};
+use tokio::fs::{self, File};
+use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _, AsyncWriteExt as _};
+
+/// Tries of one blob in one pull that brought nothing new; one that moves on may go on for ever.
+const FRUITLESS_MAX: u32 = 5;
+/// What is hashed at one time of a file that is there.
+const HASH_BYTES: usize = 64 * 1024;
+/// The wait between tries is doubled no more often than this.
+const DOUBLINGS_MAX: u32 = 5;
+
+/// The `blobs/sha256` of a folder.
+#[derive(Debug, Clone)]
+pub(crate) struct Blobs {
+    folder: PathBuf,
+}
+
+/// What is already here of a blob.
+struct Part {
+    file: File,
+    hash: Sha256,
+    bytes: u64,
+}
+
+impl Blobs {
+    pub(crate) async fn make(layout: &Path) -> Result<Self, Error> {
+        let folder = layout.join("blobs/sha256");
+        fs::create_dir_all(&folder)
+            .await
+            .map_err(|source| file_error("make folder", &folder, source))?;
+        Ok(Self { folder })
+    }
+
+    /// A digest was verified to be one before.
+    fn path(&self, digest: &str) -> PathBuf {
+        self.folder.join(digest.trim_start_matches("sha256:"))
+    }
+
+    /// Keeps a document that has been verified.
+    pub(crate) async fn keep(&self, digest: &str, bytes: &[u8]) -> Result<(), Error> {
+        let path = self.path(digest);
+        let written = fs::write(&path, bytes).await;
+        written.map_err(|source| file_error("write", &path, source))
+    }
+
+    /// Reads a small blob that is there.
+    pub(crate) async fn read(&self, blob: &Descriptor) -> Result<Vec<u8>, Error> {
+        let path = self.path(&blob.digest);
+        let read = fs::read(&path).await;
+        read.map_err(|source| file_error("read", &path, source))
+    }
+
+    /// A blob that is there whole was verified before it got its name.
+    pub(crate) async fn has(&self, digest: &str) -> bool {
+        fs::try_exists(self.path(digest)).await.unwrap_or(false)
+    }
+
+    /// Downloads a blob, goes on after breaks, and gives it its name when its digest is right.
+    pub(crate) async fn fetch(
+        &self,
+        session: &Session,
+        blob: &Descriptor,
+        progress: &Progress,
+    ) -> Result<(), Error> {
+        if self.has(&blob.digest).await {
+            progress.add(blob.size);
+            return Ok(());
+        }
+        let partial = self.path(&blob.digest).with_extension("partial");
+        let mut part = open(&partial, blob.size).await?;
+        progress.add(part.bytes);
+        let mut fruitless = 0;
+        loop {
+            let before = part.bytes;
+            let outcome = download(session, blob, &partial, &mut part, progress).await;
+            fruitless = if part.bytes > before { 0 } else { fruitless + 1 };
+            match outcome {
+                Ok(()) => break,
+                Err(error) if error.is_passing() && fruitless < FRUITLESS_MAX => {
+                    tracing::debug!(blob = blob.digest, %error, "download goes on in a moment");
+                    let wait = session.client().config().retry * 2_u32.pow(fruitless.min(DOUBLINGS_MAX));
+                    tokio::time::sleep(wait).await;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        self.finish(session, blob, &partial, part).await
+    }
+
+    async fn finish(
+        &self,
+        session: &Session,
+        blob: &Descriptor,
+        partial: &Path,
+        part: Part,
+    ) -> Result<(), Error> {
+        let digest = digest_text(part.hash);
+        if digest != blob.digest {
+            // Going on with it can never make it right.
+            let removed = fs::remove_file(partial).await;
+            removed.map_err(|source| file_error("remove", partial, source))?;
+            return Err(Error::BadAnswer {
+                host: session.host().to_owned(),
+                reason: format!("{} has the digest {digest}", blob.digest),
+            });
+        }
+        let flushed = part.file.sync_data().await;
+        flushed.map_err(|source| file_error("write", partial, source))?;
+        let named = fs::rename(partial, self.path(&blob.digest)).await;
+        named.map_err(|source| file_error("rename", partial, source))
+    }
+}
+
+/// Opens what an earlier pull left, and hashes it.
+async fn open(path: &Path, size: u64) -> Result<Part, Error> {
+    let failed = |source| file_error("open", path, source);
+    let opened = File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(path)
+        .await;
+    let mut part = Part {
+        file: opened.map_err(failed)?,
+        hash: Sha256::new(),
+        bytes: 0,
+    };
+    let mut buffer = vec![0; HASH_BYTES];
+    loop {
+        let read = part.file.read(&mut buffer).await.map_err(failed)?;
+        if read == 0 {
+            break;
+        }
+        part.hash.update(&buffer[..read]);
+        part.bytes += read as u64;
+    }
+    if part.bytes > size {
+        restart(path, &mut part).await?;
+    }
+    Ok(part)
+}
+
+async fn restart(path: &Path, part: &mut Part) -> Result<(), Error> {
+    let failed = |source| file_error("begin again", path, source);
+    part.file.set_len(0).await.map_err(failed)?;
+    part.file.rewind().await.map_err(failed)?;
+    part.hash = Sha256::new();
+    part.bytes = 0;
+    Ok(())
+}
+
+/// Takes what is missing, until the end or a break.
+async fn download(
+    session: &Session,
+    blob: &Descriptor,
+    path: &Path,
+    part: &mut Part,
+    progress: &Progress,
+) -> Result<(), Error> {
+    if part.bytes == blob.size {
+        return Ok(());
+    }
+    let mut asked = Asked::get(format!("/v2/{}/blobs/{}", session.path(), blob.digest));
+    if part.bytes > 0 {
+        asked = asked.with(RANGE, &format!("bytes={}-", part.bytes));
+    }
+    let mut answer = session.ask(asked).await?;
+    match answer.status {
+        StatusCode::PARTIAL_CONTENT if continues(&answer, part.bytes) => {}
+        StatusCode::OK | StatusCode::PARTIAL_CONTENT | StatusCode::RANGE_NOT_SATISFIABLE
+            if part.bytes > 0 =>
+        {
+            progress.take_back(part.bytes);
+            restart(path, part).await?;
+            if answer.status != StatusCode::OK {
+                // Asked again from the beginning, by the loop above.
+                return Err(Error::Busy {
+                    host: session.host().to_owned(),
+                });
+            }
+        }
+        StatusCode::OK => {}
+        _refused => return Err(answer.refusal(session.image()).await),
+    }
+    while let Some(chunk) = answer.chunk().await? {
+        if part.bytes + chunk.len() as u64 > blob.size {
+            return Err(Error::BadAnswer {
+                host: session.host().to_owned(),
+                reason: format!("{} is longer than its {} bytes", blob.digest, blob.size),
+            });
+        }
+        let written = part.file.write_all(&chunk).await;
+        written.map_err(|source| file_error("write", path, source))?;
+        part.hash.update(&chunk);
+        part.bytes += chunk.len() as u64;
+        progress.add(chunk.len() as u64);
+    }
+    let flushed = part.file.flush().await;
+    flushed.map_err(|source| file_error("write", path, source))?;
+    if part.bytes < blob.size {
+        // A server that ends early without an error has broken off all the same.
+        return Err(Error::Busy {
+            host: session.host().to_owned(),
+        });
+    }
+    Ok(())
+}
+
+/// Whether a partial answer begins where the file ends.
+fn continues(answer: &Answer, at: u64) -> bool {
+    let range = answer.header(CONTENT_RANGE).trim_start_matches("bytes ");
+    range.split('-').next().and_then(|start| start.parse().ok()) == Some(at)
+}
+
+pub(crate) fn digest_of(bytes: &[u8]) -> String {
+    let mut hash = Sha256::new();
+    hash.update(bytes);
+    digest_text(hash)
+}
+
+fn digest_text(hash: Sha256) -> String {
+    let hex: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("sha256:{hex}")
+}
+
+pub(crate) fn file_error(act: &'static str, path: &Path, source: std::io::Error) -> Error {
+    Error::File {
+        act,
+        path: path.to_owned(),
+        source,
+    }
+}

@@ -1,0 +1,270 @@
+//! The JSON documents of a registry, as far as a pull needs them.
+
+use crate::{Config, Error};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+const MEDIA_INDEX: &str = "application/vnd.oci.image.index.v1+json";
+const MEDIA_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
+const MEDIA_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+const MEDIA_DOCKER: &str = "application/vnd.docker.distribution.manifest.v2+json";
+/// What is asked for, best first.
+pub(crate) const ACCEPT: &str = "application/vnd.oci.image.index.v1+json, \
+    application/vnd.docker.distribution.manifest.list.v2+json, \
+    application/vnd.oci.image.manifest.v1+json, \
+    application/vnd.docker.distribution.manifest.v2+json";
+/// The whole name of an image in an index, as containerd and Docker write it.
+const ANNOTATION_NAME: &str = "io.containerd.image.name";
+/// The specification asks registries to take 4 MiB.
+pub(crate) const DOCUMENT_BYTES_MAX: u64 = 4 * 1024 * 1024;
+/// overlayfs takes 500 lower directories; Docker makes at most 127 layers.
+const LAYERS_MAX: usize = 127;
+
+/// Points at a blob or a manifest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Descriptor {
+    #[serde(default)]
+    pub(crate) media_type: String,
+    pub(crate) digest: String,
+    pub(crate) size: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) platform: Option<Platform>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) annotations: BTreeMap<String, String>,
+}
+
+impl Descriptor {
+    fn is_index(&self) -> bool {
+        is_index(&self.media_type)
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Platform {
+    pub(crate) architecture: String,
+    pub(crate) os: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) variant: Option<String>,
+}
+
+/// Either document that a reference may name.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Either {
+    #[serde(default)]
+    media_type: String,
+    manifests: Option<Vec<Descriptor>>,
+    config: Option<Descriptor>,
+    layers: Option<Vec<Descriptor>>,
+}
+
+/// What a reference named.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Document {
+    Index(Vec<Descriptor>),
+    Manifest(Manifest),
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Manifest {
+    pub(crate) config: Descriptor,
+    pub(crate) layers: Vec<Descriptor>,
+}
+
+fn is_index(media_type: &str) -> bool {
+    media_type == MEDIA_INDEX || media_type == MEDIA_LIST
+}
+
+/// Reads a document. `media_type` is what the server called it.
+pub(crate) fn parse(bytes: &[u8], media_type: &str, host: &str) -> Result<Document, Error> {
+    let bad = |reason: String| Error::BadAnswer {
+        host: host.to_owned(),
+        reason,
+    };
+    let either: Either = serde_json::from_slice(bytes)
+        .map_err(|error| bad(format!("its manifest is not understood: {error}")))?;
+    let media_type = if either.media_type.is_empty() {
+        media_type.split(';').next().unwrap_or_default().trim()
+    } else {
+        &either.media_type
+    };
+    let document = match (either.manifests, either.config, either.layers) {
+        (Some(manifests), None, None) if is_index(media_type) || media_type.is_empty() => {
+            Document::Index(manifests)
+        }
+        (None, Some(config), Some(layers)) if [MEDIA_MANIFEST, MEDIA_DOCKER, ""].contains(&media_type) => {
+            Document::Manifest(Manifest { config, layers })
+        }
+        _other => {
+            return Err(bad(format!(
+                "a manifest of the type {media_type:?} is not one that can be run; the image must have schema 2"
+            )));
+        }
+    };
+    let named: Vec<&Descriptor> = match &document {
+        Document::Index(all) => all.iter().collect(),
+        Document::Manifest(manifest) => manifest.layers.iter().chain([&manifest.config]).collect(),
+    };
+    if let Some(wrong) = named.iter().find(|one| !kedge_containers::is_digest(&one.digest)) {
+        return Err(bad(format!(
+            "its manifest names {:?}, which is no sha256 digest",
+            wrong.digest
+        )));
+    }
+    if let Document::Manifest(manifest) = &document
+        && manifest.layers.len() > LAYERS_MAX
+    {
+        let count = manifest.layers.len();
+        return Err(bad(format!(
+            "the image has {count} layers; at most {LAYERS_MAX} can be stacked"
+        )));
+    }
+    Ok(document)
+}
+
+/// The manifest of an index that this node can run: the right variant, else one without, else any of the architecture.
+pub(crate) fn choose(index: &[Descriptor], config: &Config, image: &str) -> Result<Descriptor, Error> {
+    let fits = |one: &&Descriptor| {
+        let platform = one.platform.as_ref();
+        platform.is_some_and(|p| p.os == "linux" && p.architecture == config.architecture)
+    };
+    let rank = |one: &&Descriptor| {
+        let variant = one.platform.as_ref().and_then(|p| p.variant.as_ref());
+        match (variant, &config.variant) {
+            (theirs, ours) if theirs == ours.as_ref() => 0,
+            (None, _) => 1,
+            (Some(_), _) => 2,
+        }
+    };
+    // An index in an index is nothing that a registry has for one image.
+    let manifests = index.iter().filter(|one| !one.is_index());
+    if let Some(best) = manifests.clone().filter(fits).min_by_key(rank) {
+        return Ok(best.clone());
+    }
+    let mut offered: Vec<String> = manifests
+        .filter_map(|one| one.platform.as_ref())
+        .filter(|platform| platform.os != "unknown")
+        .map(|platform| format!("{}/{}", platform.os, platform.architecture))
+        .collect();
+    offered.dedup();
+    Err(Error::WrongPlatform {
+        image: image.to_owned(),
+        offered: if offered.is_empty() {
+            "no processor".to_owned()
+        } else {
+            offered.join(", ")
+        },
+        wanted: config.architecture.clone(),
+    })
+}
+
+/// The `index.json` of a folder that holds one image.
+pub(crate) fn layout_index(manifest: &Descriptor, name: &str) -> Vec<u8> {
+    let mut manifest = manifest.clone();
+    manifest.platform = None;
+    manifest
+        .annotations
+        .insert(ANNOTATION_NAME.to_owned(), name.to_owned());
+    let index = serde_json::json!({ "schemaVersion": 2, "mediaType": MEDIA_INDEX, "manifests": [manifest] });
+    index.to_string().into_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use expect_test::{Expect, expect};
+
+    fn offer(platforms: &[(&str, Option<&str>)]) -> Vec<Descriptor> {
+        let one = |(number, (architecture, variant)): (usize, &(&str, Option<&str>))| Descriptor {
+            media_type: MEDIA_MANIFEST.to_owned(),
+            digest: format!("{number}"),
+            size: 1,
+            platform: Some(Platform {
+                architecture: (*architecture).to_owned(),
+                os: "linux".to_owned(),
+                variant: variant.map(str::to_owned),
+            }),
+            annotations: BTreeMap::new(),
+        };
+        platforms.iter().enumerate().map(one).collect()
+    }
+
+    fn check(offered: &[(&str, Option<&str>)], variant: Option<&str>, want: Expect) {
+        let config = Config {
+            variant: variant.map(str::to_owned),
+            ..Config::new("arm")
+        };
+        want.assert_eq(&match choose(&offer(offered), &config, "x") {
+            Ok(chosen) => chosen.digest,
+            Err(error) => error.to_string(),
+        });
+    }
+
+    #[test]
+    fn the_best_manifest_for_a_processor() {
+        let all = [
+            ("amd64", None),
+            ("arm", Some("v6")),
+            ("arm", Some("v7")),
+            ("arm64", Some("v8")),
+        ];
+        check(&all, Some("v7"), expect!["2"]);
+        check(&all, None, expect!["1"]);
+        check(&[("arm", Some("v5")), ("arm", None)], Some("v7"), expect!["1"]);
+        check(
+            &[("amd64", None), ("s390x", None)],
+            None,
+            expect!["x is for linux/amd64, linux/s390x, and this node is linux/arm"],
+        );
+        check(
+            &[],
+            None,
+            expect!["x is for no processor, and this node is linux/arm"],
+        );
+    }
+
+    fn read(text: &str, media_type: &str, want: Expect) {
+        want.assert_eq(&match parse(text.as_bytes(), media_type, "r.example") {
+            Ok(Document::Index(all)) => format!("index of {}", all.len()),
+            Ok(Document::Manifest(manifest)) => format!("manifest with {} layers", manifest.layers.len()),
+            Err(error) => error.to_string(),
+        });
+    }
+
+    #[test]
+    fn documents() {
+        read(
+            r#"{"schemaVersion": 2, "manifests": []}"#,
+            MEDIA_LIST,
+            expect!["index of 0"],
+        );
+        let config = format!(r#"{{"digest": "sha256:{}", "size": 2}}"#, "ab".repeat(32));
+        read(
+            &format!(r#"{{"config": {config}, "layers": [{config}]}}"#),
+            "application/vnd.oci.image.manifest.v1+json; charset=utf-8",
+            expect!["manifest with 1 layers"],
+        );
+        read(
+            r#"{"config": {"digest": "sha256:12", "size": 2}, "layers": []}"#,
+            MEDIA_DOCKER,
+            expect![[
+                r#"the registry r.example sent something that cannot be used: its manifest names "sha256:12", which is no sha256 digest"#
+            ]],
+        );
+        read(
+            r#"{"schemaVersion": 1, "fsLayers": []}"#,
+            "application/vnd.docker.distribution.manifest.v1+json",
+            expect![[
+                r#"the registry r.example sent something that cannot be used: a manifest of the type "application/vnd.docker.distribution.manifest.v1+json" is not one that can be run; the image must have schema 2"#
+            ]],
+        );
+        read(
+            "<html>",
+            "text/html",
+            expect![
+                "the registry r.example sent something that cannot be used: its manifest is not understood: expected value at line 1 column 1"
+            ],
+        );
+    }
+}
