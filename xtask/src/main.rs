@@ -15,9 +15,10 @@ usage: cargo xtask <chore>
   layers   fails with the reason where a crate imports what its layer must not
   golden   runs the golden tests; with --update rewrites their expectations
   shape    fails where a file or function has grown too large; lists the largest
+  grpc     makes the Rust of crates/model/grpc from its definitions; `--check` fails where it is not what they say
   city     draws the workspace: layers, crates, lines
   e2e      end-to-end tests with real containers and the real kubectl (root)
-  bench    offline_power_on | all_in_one, in release builds (root)
+  bench    offline_power_on | all_in_one | cri_start | edge_at_rest [SECONDS], in release builds (root)
            edgemark SCENARIO [FLAGS]: hollow edges against CloudCore; `edgemark bench --help` lists both
 ";
 
@@ -67,23 +68,33 @@ fn chore(args: &[String]) -> Result<()> {
             &[("UPDATE_EXPECT", "1")],
         ),
         ["shape"] => shape::check(),
+        ["grpc", rest @ ..] => {
+            // Its own workspace and target folder: nobody else builds the forty crates of the generator.
+            let run = [
+                "run",
+                "--quiet",
+                "--manifest-path",
+                "xtask/grpc/Cargo.toml",
+                "--target-dir",
+                "target/xtask-grpc",
+                "--",
+            ];
+            cargo(&[&run[..], rest].concat())
+        }
         ["city"] => layers::city(),
         ["e2e"] => {
             cargo(RELEASE_BINARIES)?;
             let test = ["test", "--package", "kedge-e2e", "--features", "real"];
             cargo(&[&test[..], &["--", "--test-threads=1", "--nocapture"]].concat())
         }
-        ["bench", name @ ("offline_power_on" | "all_in_one")] => {
+        [
+            "bench",
+            name @ ("offline_power_on" | "all_in_one" | "edge_at_rest" | "cri_start"),
+            args @ ..,
+        ] => {
             cargo(RELEASE_BINARIES)?;
-            cargo(&[
-                "bench",
-                "--package",
-                "kedge-e2e",
-                "--features",
-                "real",
-                "--bench",
-                name,
-            ])
+            let bench = ["bench", "--package", "kedge-e2e", "--features", "real", "--bench"];
+            cargo(&[&bench[..], &[name, "--"], args].concat())
         }
         ["bench", "edgemark", scenario @ ..] => {
             cargo(&[

@@ -12,7 +12,10 @@ pub(crate) fn root() -> PathBuf {
         .to_owned()
 }
 
-/// Every Rust file below `dir`, sorted.
+/// Folders that nobody writes by hand.
+const MADE: &[&str] = &["target", "generated"];
+
+/// Every Rust file below `dir` that people write, sorted.
 pub(crate) fn rust_files(dir: &Path) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     let mut open = vec![dir.to_owned()];
@@ -20,7 +23,10 @@ pub(crate) fn rust_files(dir: &Path) -> Result<Vec<PathBuf>> {
         for entry in fs::read_dir(&dir).with_context(|| format!("read folder {}", dir.display()))? {
             let path = entry?.path();
             if path.is_dir() {
-                if path.file_name().is_none_or(|name| name != "target") {
+                if path
+                    .file_name()
+                    .is_none_or(|name| MADE.iter().all(|made| name != *made))
+                {
                     open.push(path);
                 }
             } else if path.extension().is_some_and(|extension| extension == "rs") {

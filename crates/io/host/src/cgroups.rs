@@ -13,7 +13,8 @@ pub enum Layout {
         mount: PathBuf,
         controllers: BTreeSet<String>,
     },
-    /// One tree per controller.
+    /// One tree per controller; one that only keeps books of processes goes by the name of who keeps them, for example
+    /// `name=systemd`.
     V1 { mounts: BTreeMap<String, PathBuf> },
     /// One tree per controller, and a second version tree that has none of those that matter here.
     Hybrid {
@@ -45,14 +46,18 @@ impl Layout {
     pub fn trees(&self) -> Vec<&Path> {
         match self {
             Self::V2 { mount, .. } => vec![mount],
-            Self::V1 { mounts } | Self::Hybrid { mounts, .. } => {
-                let mut trees: Vec<&Path> = mounts.values().map(PathBuf::as_path).collect();
-                trees.sort_unstable();
-                trees.dedup();
-                trees
-            }
+            Self::V1 { mounts } => distinct(mounts.values()),
+            Self::Hybrid { mounts, unified } => distinct(mounts.values().chain([unified])),
         }
     }
+}
+
+/// Two controllers may share a tree.
+fn distinct<'a>(trees: impl Iterator<Item = &'a PathBuf>) -> Vec<&'a Path> {
+    let mut trees: Vec<&Path> = trees.map(PathBuf::as_path).collect();
+    trees.sort_unstable();
+    trees.dedup();
+    trees
 }
 
 /// Reads the layout of this machine.
@@ -87,13 +92,15 @@ pub fn layout_of(root: &Root) -> Result<Layout, Error> {
     }
 }
 
-/// The controllers among the mount's options: everything that is neither a flag nor a named hierarchy.
+/// The controllers among the mount's options, or the name of a tree without any: everything that is neither a flag nor
+/// a setting.
 fn controllers_of(mount: &MountPoint) -> impl Iterator<Item = String> + '_ {
     const FLAGS: [&str; 5] = ["rw", "ro", "xattr", "clone_children", "noprefix"];
     mount
         .options
         .iter()
-        .filter(|option| !FLAGS.contains(&option.as_str()) && !option.contains('='))
+        .filter(|option| !FLAGS.contains(&option.as_str()))
+        .filter(|option| option.starts_with("name=") || !option.contains('='))
         .cloned()
 }
 
@@ -147,7 +154,7 @@ mod tests {
             "v1",
             "1 0 0:1 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct\n\
              2 0 0:2 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n\
-             3 0 0:3 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,xattr,name=systemd\n",
+             3 0 0:3 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,xattr,release_agent=/x,name=systemd\n",
             None,
         );
         let layout = machine.layout().unwrap();
@@ -155,7 +162,7 @@ mod tests {
             layout.require_controllers().unwrap_err().to_string(),
             Error::NoController("pids").to_string()
         );
-        assert_eq!(layout.trees().len(), 2);
+        assert_eq!(layout.trees().len(), 3);
     }
 
     #[test]

@@ -9,10 +9,39 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
+    #[error("write {path}", path = path.display())]
+    Write {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("watch {path}", path = path.display())]
+    Watch {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
     #[error("{path} is not understood: {reason}", path = path.display())]
     NotUnderstood { path: PathBuf, reason: String },
     #[error("measure the file system of {path}", path = path.display())]
     Disk {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("{act} {path}", path = path.display())]
+    Change {
+        act: &'static str,
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("{path} leads out of the directory that it must stay in", path = path.display())]
+    LeadsOut { path: PathBuf },
+    #[error("{path} goes through too many symbolic links", path = path.display())]
+    TooManyLinks { path: PathBuf },
+    #[error("open {path}", path = path.display())]
+    Open {
         path: PathBuf,
         #[source]
         source: std::io::Error,

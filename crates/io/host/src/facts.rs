@@ -99,7 +99,8 @@ pub fn is_root() -> bool {
 /// A destination that is routed but never answers (TEST-NET-1). Connecting a datagram socket sends nothing.
 const OUTSIDE: ([u8; 4], u16) = ([192, 0, 2, 1], 9);
 
-fn addresses() -> Result<Vec<IpAddr>, Error> {
+/// The addresses of this machine, in the order of [`Facts::addresses`]. Unlike the rest they may change while it runs.
+pub fn addresses() -> Result<Vec<IpAddr>, Error> {
     let interfaces = nix::ifaddrs::getifaddrs().map_err(|errno| Error::Addresses(errno.into()))?;
     let mut found: Vec<IpAddr> = interfaces
         .filter_map(|interface| ip(&interface.address?))
@@ -114,7 +115,7 @@ fn addresses() -> Result<Vec<IpAddr>, Error> {
     Ok(found)
 }
 
-fn ip(address: &nix::sys::socket::SockaddrStorage) -> Option<IpAddr> {
+pub(crate) fn ip(address: &nix::sys::socket::SockaddrStorage) -> Option<IpAddr> {
     match address.family()? {
         nix::sys::socket::AddressFamily::Inet => Some(IpAddr::V4(address.as_sockaddr_in()?.ip())),
         nix::sys::socket::AddressFamily::Inet6 => Some(IpAddr::V6(address.as_sockaddr_in6()?.ip())),
@@ -122,7 +123,7 @@ fn ip(address: &nix::sys::socket::SockaddrStorage) -> Option<IpAddr> {
     }
 }
 
-fn usable(address: &IpAddr) -> bool {
+pub(crate) fn usable(address: &IpAddr) -> bool {
     match address {
         IpAddr::V4(v4) => !v4.is_loopback() && !v4.is_link_local() && !v4.is_unspecified(),
         IpAddr::V6(v6) => !v6.is_loopback() && !v6.is_unicast_link_local() && !v6.is_unspecified(),

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 const FILE_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
 /// Where the machine's files are read: `/`, or a directory with copies of them.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Root(PathBuf);
 
 impl Root {

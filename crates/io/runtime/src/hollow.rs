@@ -4,12 +4,13 @@
 //! the embedded runtime.
 
 use crate::cri_log::{Lines, LogFile, Stream};
-use crate::{Error, Runtime};
+use crate::{Error, LogRotation, Runtime};
 use async_trait::async_trait;
 use jiff::Timestamp;
 use kedge_containers::{
-    ContainerConfig, ContainerId, ContainerState, ExitReason, Image, ObservedContainer, ObservedSandbox,
-    RuntimeVersion, SandboxConfig, SandboxId,
+    ContainerConfig, ContainerId, ContainerState, ContainerStats, CpuStats, Credentials, ExecOutput,
+    ExitReason, Image, ImageUsage, MemoryStats, ObservedContainer, ObservedSandbox, Resources, RuntimeStatus,
+    RuntimeVersion, SandboxConfig, SandboxId, SandboxStats,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -54,6 +55,25 @@ struct State {
     made: u64,
     images: Images,
     sandboxes: BTreeMap<SandboxId, Sandbox>,
+    status: RuntimeStatus,
+    answers: BTreeMap<Vec<String>, ExecAnswer>,
+    usage: BTreeMap<ContainerId, ContainerUsage>,
+}
+
+/// How a command in a hollow container ends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ExecAnswer {
+    Output(ExecOutput),
+    /// It never ends by itself.
+    Hangs,
+}
+
+/// What a hollow container pretends to use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ContainerUsage {
+    pub cpu_ns: u64,
+    pub memory_bytes: u64,
+    pub layer_bytes: u64,
 }
 
 #[derive(Debug)]
@@ -73,6 +93,9 @@ impl Hollow {
             made: 0,
             images,
             sandboxes: BTreeMap::new(),
+            status: RuntimeStatus::default(),
+            answers: BTreeMap::new(),
+            usage: BTreeMap::new(),
         };
         Self {
             state: Mutex::new(state),
@@ -86,6 +109,22 @@ impl Hollow {
         self.changed.notify_waiters();
         self.changed.notify_one();
         Ok(())
+    }
+
+    /// What a command answers from now on; others succeed and say nothing.
+    pub fn answer_exec<const N: usize>(&self, command: [&str; N], answer: ExecAnswer) {
+        let command = command.map(str::to_owned).to_vec();
+        self.state().answers.insert(command, answer);
+    }
+
+    /// What a container uses from now on; others use nothing.
+    pub fn use_resources(&self, id: &ContainerId, usage: ContainerUsage) {
+        self.state().usage.insert(id.clone(), usage);
+    }
+
+    /// How the runtime is from now on.
+    pub fn set_status(&self, status: RuntimeStatus) {
+        self.change(|state| state.status = status);
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -181,6 +220,10 @@ impl Runtime for Hollow {
         })
     }
 
+    async fn status(&self) -> Result<RuntimeStatus, Error> {
+        Ok(self.state().status.clone())
+    }
+
     async fn list(&self) -> Result<Vec<ObservedSandbox>, Error> {
         Ok(self
             .state()
@@ -241,6 +284,7 @@ impl Runtime for Hollow {
     async fn create_container(
         &self,
         sandbox: &SandboxId,
+        _pod: &SandboxConfig,
         config: &ContainerConfig,
     ) -> Result<ContainerId, Error> {
         self.change(|state| {
@@ -258,10 +302,7 @@ impl Runtime for Hollow {
                     "its sandbox is stopped",
                 ));
             }
-            let log_path = sandbox
-                .log_dir
-                .join(&config.name)
-                .join(format!("{}.log", config.attempt));
+            let log_path = sandbox.log_dir.join(&config.log_path);
             sandbox.observed.containers.push(ObservedContainer {
                 id: id.clone(),
                 name: config.name.clone(),
@@ -286,10 +327,7 @@ impl Runtime for Hollow {
                     return Err(Error::failed("start container", &id.0, "it was started before"));
                 }
             }
-            container.state = ContainerState::Running {
-                started_ms: now_ms(),
-                pid: 0,
-            };
+            container.state = ContainerState::Running { started_ms: now_ms() };
             Ok(container.log_path.clone())
         })?;
         let written = tokio::task::spawn_blocking(move || write_line(&log_path)).await;
@@ -316,6 +354,67 @@ impl Runtime for Hollow {
         Ok(())
     }
 
+    async fn update_container(&self, id: &ContainerId, _resources: &Resources) -> Result<(), Error> {
+        self.state().container(id).map(drop)
+    }
+
+    async fn exec_sync(
+        &self,
+        id: &ContainerId,
+        command: &[String],
+        timeout: Duration,
+    ) -> Result<ExecOutput, Error> {
+        let answer = {
+            let mut state = self.state();
+            match state.container(id)?.state {
+                ContainerState::Running { .. } => {}
+                ContainerState::Created | ContainerState::Exited { .. } | ContainerState::Unknown => {
+                    return Err(Error::failed(
+                        "run a command in container",
+                        &id.0,
+                        "it does not run",
+                    ));
+                }
+            }
+            state.answers.get(command).cloned()
+        };
+        match answer {
+            None => Ok(ExecOutput::default()),
+            Some(ExecAnswer::Output(output)) => Ok(output),
+            Some(ExecAnswer::Hangs) => {
+                tokio::time::sleep(timeout).await;
+                Err(Error::TimedOut {
+                    act: "run a command in container",
+                    object: id.0.clone(),
+                    limit: timeout,
+                })
+            }
+        }
+    }
+
+    async fn reopen_log(&self, id: &ContainerId) -> Result<(), Error> {
+        self.state().container(id).map(drop)
+    }
+
+    fn log_rotation(&self) -> LogRotation {
+        LogRotation::ByRuntime
+    }
+
+    async fn stats(&self) -> Result<Vec<SandboxStats>, Error> {
+        let state = self.state();
+        let ready = state.sandboxes.values().filter(|sandbox| sandbox.observed.ready);
+        Ok(ready
+            .map(|sandbox| stats_of(&sandbox.observed, &state.usage))
+            .collect())
+    }
+
+    async fn image_usage(&self) -> Result<ImageUsage, Error> {
+        Ok(ImageUsage {
+            mount_point: PathBuf::from("/"),
+            ..ImageUsage::default()
+        })
+    }
+
     async fn image(&self, reference: &str) -> Result<Option<Image>, Error> {
         Ok(self.state().has_image(reference).then(|| hollow_image(reference)))
     }
@@ -327,7 +426,7 @@ impl Runtime for Hollow {
         })
     }
 
-    async fn pull_image(&self, reference: &str) -> Result<Image, Error> {
+    async fn pull_image(&self, reference: &str, _credentials: &[Credentials]) -> Result<Image, Error> {
         self.state().add_image(reference);
         Ok(hollow_image(reference))
     }
@@ -349,7 +448,8 @@ impl Runtime for Hollow {
             .sandboxes
             .values()
             .flat_map(|sandbox| &sandbox.observed.containers);
-        if let Some(user) = containers.find(|container| container.image == reference) {
+        let is_it = |name: &str| name == reference || image_id(name) == reference;
+        if let Some(user) = containers.find(|container| is_it(&container.image)) {
             return Err(Error::ImageInUse {
                 image: reference.to_owned(),
                 container: user.id.0.clone(),
@@ -357,12 +457,16 @@ impl Runtime for Hollow {
         }
         match &mut state.images {
             Images::All => Ok(()),
-            Images::Only(only) => match only.remove(reference) {
-                true => Ok(()),
-                false => Err(Error::ImageNotFound {
+            Images::Only(only) => {
+                let before = only.len();
+                only.retain(|name| !is_it(name));
+                if only.len() < before {
+                    return Ok(());
+                }
+                Err(Error::ImageNotFound {
                     image: reference.to_owned(),
-                }),
-            },
+                })
+            }
         }
     }
 
@@ -386,6 +490,45 @@ fn hollow_image(reference: &str) -> Image {
         digests: Vec::new(),
         size_bytes: 0,
         user: None,
+        username: None,
+        pinned: false,
+    }
+}
+
+fn stats_of(sandbox: &ObservedSandbox, usage: &BTreeMap<ContainerId, ContainerUsage>) -> SandboxStats {
+    let taken_ms = now_ms();
+    let running = sandbox
+        .containers
+        .iter()
+        .filter(|container| matches!(container.state, ContainerState::Running { .. }));
+    let containers = running.map(|container| {
+        let usage = usage.get(&container.id).copied().unwrap_or_default();
+        ContainerStats {
+            id: container.id.clone(),
+            name: container.name.clone(),
+            taken_ms,
+            cpu: Some(CpuStats {
+                usage_ns: usage.cpu_ns,
+            }),
+            memory: Some(MemoryStats {
+                usage_bytes: usage.memory_bytes,
+                working_set_bytes: usage.memory_bytes,
+                rss_bytes: usage.memory_bytes,
+                ..MemoryStats::default()
+            }),
+            layer_bytes: Some(usage.layer_bytes),
+            layer_inodes: None,
+        }
+    });
+    SandboxStats {
+        id: sandbox.id.clone(),
+        pod: sandbox.pod.clone(),
+        taken_ms,
+        cpu: None,
+        memory: None,
+        processes: None,
+        network: Vec::new(),
+        containers: containers.collect(),
     }
 }
 

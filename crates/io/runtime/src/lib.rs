@@ -1,8 +1,8 @@
 //! Containers on this node: one trait, several runtimes behind it, one contract test suite.
 //!
-//! **Duty.** Run what `kedge-pods` decided. [`Runtime`] follows the CRI, so that containerd can stand behind it in a
-//! later issue; today there are the embedded OCI runtime ([`embedded`]) and the hollow one ([`hollow`]), which keeps
-//! its containers in memory and is what `--hollow`, tests and load generators use.
+//! **Duty.** Run what `kedge-pods` decided. [`Runtime`] follows the CRI. Behind it stand the runtimes that a node has
+//! anyhow ([`cri`]: containerd, CRI-O and what they run), the embedded OCI runtime ([`embedded`]), and the hollow one
+//! ([`hollow`]), which keeps its containers in memory and is what `--hollow`, tests and load generators use.
 //!
 //! **Inputs.** Orders through the trait; image archives. **Outputs.** Processes, their log files in the CRI format, and
 //! [`ObservedSandbox`]es, which are always read from what is, never from what was ordered.
@@ -15,8 +15,12 @@
 //!        |      ^                           |  stdout, stderr -> log file; exit -> states/<id>.json
 //!        |      +------ inotify ------------+
 //!        +--------- sandbox-up ----------> namespaces, veth pair, bridge; then it ends
+//!
+//!   cri::Cri ------- gRPC, a socket -----> containerd or CRI-O, which care for all that
 //! ```
 
+mod cgroup;
+pub mod cri;
 mod cri_log;
 mod durable;
 pub mod embedded;
@@ -24,14 +28,17 @@ pub mod helper;
 pub mod hollow;
 pub mod image;
 mod lock;
+mod seccomp;
 
 use async_trait::async_trait;
 use kedge_containers::{
-    ContainerConfig, ContainerId, Image, ObservedSandbox, RuntimeVersion, SandboxConfig, SandboxId,
+    ContainerConfig, ContainerId, Credentials, ExecOutput, Image, ImageUsage, ObservedSandbox, Resources,
+    RuntimeStatus, RuntimeVersion, SandboxConfig, SandboxId, SandboxStats,
 };
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+pub use cri::{Cri, CriConfig};
 pub use embedded::Embedded;
 pub use hollow::Hollow;
 
@@ -46,9 +53,12 @@ pub enum Error {
     NoSandbox(String),
     #[error("no container {0}")]
     NoContainer(String),
-    /// The embedded runtime has no registry client.
-    #[error("image {image} is not on this node; import it with `kedge image import FILE`")]
-    NoRegistry { image: String },
+    #[error("pull {image}")]
+    Pull {
+        image: String,
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     #[error("image {image} is used by container {container}")]
     ImageInUse { image: String, container: String },
     /// One runtime per directory: a second one would clear away what the first is just making.
@@ -56,6 +66,22 @@ pub enum Error {
         "another container runtime has {directory} open; stop the process that runs it, or name another directory"
     )]
     RuntimeInUse { directory: String },
+    /// The runtime cannot be reached; it may come back.
+    #[error("the container runtime at {endpoint} does not answer: {reason}")]
+    Unavailable { endpoint: String, reason: String },
+    #[error("{act} {object}: no answer within {}s", .limit.as_secs())]
+    TimedOut {
+        act: &'static str,
+        object: String,
+        limit: Duration,
+    },
+    /// This runtime has no such ability.
+    #[error("{act} {object}: {reason}")]
+    Unsupported {
+        act: &'static str,
+        object: String,
+        reason: &'static str,
+    },
     #[error("{act} {object}: {reason}")]
     Failed {
         act: &'static str,
@@ -93,11 +119,22 @@ impl Error {
     }
 }
 
+/// Who keeps log files from growing without end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogRotation {
+    /// The runtime itself, as it was configured.
+    ByRuntime,
+    /// The node agent: it moves the file away and calls [`Runtime::reopen_log`].
+    ByAgent,
+}
+
 /// A container runtime. Every call is idempotent where the CRI's is: stopping what is stopped and removing what is
 /// gone succeed.
 #[async_trait]
 pub trait Runtime: Send + Sync + 'static {
     async fn version(&self) -> Result<RuntimeVersion, Error>;
+    /// Whether it can run containers and connect them.
+    async fn status(&self) -> Result<RuntimeStatus, Error>;
 
     /// Everything that exists, running or not. The only source of truth after a restart.
     async fn list(&self) -> Result<Vec<ObservedSandbox>, Error>;
@@ -108,20 +145,43 @@ pub trait Runtime: Send + Sync + 'static {
     /// Removes a sandbox with its containers, stopping it first if needed.
     async fn remove_sandbox(&self, id: &SandboxId) -> Result<(), Error>;
 
+    /// `pod` is what the sandbox was made from: a runtime behind a socket asks for it again, and an agent that was
+    /// started anew can say it again.
     async fn create_container(
         &self,
         sandbox: &SandboxId,
+        pod: &SandboxConfig,
         config: &ContainerConfig,
     ) -> Result<ContainerId, Error>;
     async fn start_container(&self, id: &ContainerId) -> Result<(), Error>;
     /// Sends the stop signal, waits at most `grace`, then kills. Returns when the container has ended.
     async fn stop_container(&self, id: &ContainerId, grace: Duration) -> Result<(), Error>;
     async fn remove_container(&self, id: &ContainerId) -> Result<(), Error>;
+    /// Changes the limits of a container that runs.
+    async fn update_container(&self, id: &ContainerId, resources: &Resources) -> Result<(), Error>;
+    /// Runs a command in a running container and waits for its end, at most `timeout`; then it is killed and the answer
+    /// is [`Error::TimedOut`]. A command that ends with another code than 0 is no error.
+    async fn exec_sync(
+        &self,
+        id: &ContainerId,
+        command: &[String],
+        timeout: Duration,
+    ) -> Result<ExecOutput, Error>;
+    /// The log file was moved away: write to a new one from now on.
+    async fn reopen_log(&self, id: &ContainerId) -> Result<(), Error>;
+    /// Who turns the log files of containers over.
+    fn log_rotation(&self) -> LogRotation;
+
+    /// What every sandbox and its running containers use now.
+    async fn stats(&self) -> Result<Vec<SandboxStats>, Error>;
 
     async fn image(&self, reference: &str) -> Result<Option<Image>, Error>;
     async fn images(&self) -> Result<Vec<Image>, Error>;
-    /// Fetches an image. The embedded runtime has no registry client yet and says so.
-    async fn pull_image(&self, reference: &str) -> Result<Image, Error>;
+    /// What the images take on the disk.
+    async fn image_usage(&self) -> Result<ImageUsage, Error>;
+    /// Fetches an image, with the credentials in turn until one is accepted; without any, anonymously. The embedded
+    /// runtime has no registry client yet and says so.
+    async fn pull_image(&self, reference: &str, credentials: &[Credentials]) -> Result<Image, Error>;
     /// Imports an OCI image archive (a tar with `oci-layout` and `index.json`, or a `docker save` tar).
     async fn import_image(&self, archive: PathBuf) -> Result<Vec<Image>, Error>;
     async fn remove_image(&self, reference: &str) -> Result<(), Error>;

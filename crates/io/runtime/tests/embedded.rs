@@ -6,13 +6,15 @@ mod node;
 
 use futures_util::FutureExt;
 use kedge_containers::{
-    ContainerConfig, ContainerId, ContainerState, ExitReason, Mount, Resources, SandboxId, Security,
+    ContainerConfig, ContainerId, ContainerState, ExitReason, Mount, Resources, SandboxConfig, SandboxId,
+    Security,
 };
 use kedge_host::process::Identity;
 use kedge_runtime::embedded::{RootfsChoice, RootfsMode};
 use kedge_runtime::{Embedded, Runtime};
 use node::{Node, UNTIL_TERM, container, exit_of, find, log, outcome, run, wait_for, wait_for_line};
 use std::panic::AssertUnwindSafe;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 const GRACE: Duration = Duration::from_secs(30);
@@ -84,7 +86,7 @@ async fn exit_codes_and_both_outputs_arrive() {
             ..container("missing", "")
         };
         let error = runtime
-            .create_container(sandbox, &missing)
+            .create_container(sandbox, &SandboxConfig::default(), &missing)
             .await
             .unwrap_err()
             .to_string();
@@ -108,23 +110,22 @@ async fn a_container_is_what_its_configuration_says() {
         assert!(text.contains(&format!("{address}\tpod")) && text.contains("nameserver 10.0.0.10"), "{text}");
 
         node.write("kept", b"from the node");
-        let mount = |host: Option<_>, path: &str, read_only| Mount { host_path: host, container_path: path.into(), read_only };
+        let mount = |host: PathBuf, path: &str, read_only| Mount::bind(host, path, read_only);
         let config = ContainerConfig {
             mounts: vec![
-                mount(Some(node.directory.join("kept")), "/data/kept", true),
-                mount(Some(node.directory.clone()), "/shared", false),
-                mount(None, "/scratch", false),
+                mount(node.directory.join("kept"), "/data/kept", true),
+                mount(node.directory.clone(), "/shared", false),
             ],
             ..container(
                 "mounts",
-                "cat /data/kept; echo no > /data/kept; echo yes > /shared/written; echo x > /scratch/x && cat /scratch/x",
+                "cat /data/kept; echo no > /data/kept; echo yes > /shared/written",
             )
         };
         let text = said(runtime, sandbox, &config).await;
         assert!(text.contains("from the node") && text.contains("Read-only file system"), "{text}");
         assert_eq!(std::fs::read_to_string(node.directory.join("written")).unwrap(), "yes\n");
-        let gone = ContainerConfig { mounts: vec![mount(Some("/no/such/path".into()), "/x", true)], ..container("gone", "") };
-        let error = runtime.create_container(sandbox, &gone).await.unwrap_err().to_string();
+        let gone = ContainerConfig { mounts: vec![mount("/no/such/path".into(), "/x", true)], ..container("gone", "") };
+        let error = runtime.create_container(sandbox, &SandboxConfig::default(), &gone).await.unwrap_err().to_string();
         assert_eq!(error, "mount /x: /no/such/path does not exist on the node");
     })
     .await;
@@ -144,7 +145,7 @@ async fn rights_are_as_ordered() {
         let text = said(runtime, sandbox, &secured("c2", "id", user)).await;
         assert!(text.contains("uid=1000(app) gid=100 groups=20(dialout),77"), "{text}");
         let refused = Security { run_as_non_root: true, ..Security::default() };
-        let error = runtime.create_container(sandbox, &secured("c3", "id", refused)).await.unwrap_err().to_string();
+        let error = runtime.create_container(sandbox, &SandboxConfig::default(), &secured("c3", "id", refused)).await.unwrap_err().to_string();
         assert!(error.contains("it must not run as root"), "{error}");
 
         let read_only = Security { read_only_root: true, ..Security::default() };
@@ -184,6 +185,7 @@ async fn limits_hold_and_running_out_of_memory_is_told_apart() {
         cpu_period_us: Some(100_000),
         cpu_shares: Some(512),
         oom_score_adj: Some(900),
+        ..Resources::default()
     };
     let hungry = ContainerConfig {
         resources: resources.clone(),
@@ -364,7 +366,11 @@ async fn containers_survive_the_daemon_and_are_found_again() {
     on_a_node_that_restarts(async |node, runtime, sandbox| {
         let running = run(&runtime, sandbox, &container("running", UNTIL_TERM)).await;
         let waiting = runtime
-            .create_container(sandbox, &container("waiting", UNTIL_TERM))
+            .create_container(
+                sandbox,
+                &SandboxConfig::default(),
+                &container("waiting", UNTIL_TERM),
+            )
             .await
             .unwrap();
         let ended = run(&runtime, sandbox, &container("ended", "exit 4")).await;
@@ -418,9 +424,7 @@ fn pretend_reboot(node: &Node) {
 async fn after_a_power_cut_nothing_is_running_that_does_not() {
     on_a_node_that_restarts(async |node, runtime, sandbox| {
         let id = run(&runtime, sandbox, &container("main", UNTIL_TERM)).await;
-        let ContainerState::Running { pid, .. } = find(&runtime, &id).await.unwrap().state else {
-            panic!("running")
-        };
+        let pid = runtime.process_of(&id).await.unwrap().expect("it runs");
         drop(runtime);
         let process = Identity::of(pid).unwrap();
         // The power cut ends the processes; here they are ended by hand, and the boot is made another one.
@@ -472,9 +476,7 @@ async fn after_a_power_cut_nothing_is_running_that_does_not() {
 async fn a_lost_supervisor_is_noticed() {
     on_a_node(async |_, runtime, sandbox| {
         let id = run(runtime, sandbox, &container("main", UNTIL_TERM)).await;
-        let ContainerState::Running { pid, .. } = find(runtime, &id).await.unwrap().state else {
-            panic!("running")
-        };
+        let pid = runtime.process_of(&id).await.unwrap().expect("it runs");
         let process = Identity::of(pid).unwrap();
         let supervisor = Identity::of(parent_of(pid)).unwrap();
         supervisor
@@ -535,7 +537,7 @@ async fn kill_with_supervisor(process: &Identity) {
 async fn what_an_interrupted_creation_left_is_cleared() {
     on_a_node_that_restarts(async |node, runtime, sandbox| {
         let id = runtime
-            .create_container(sandbox, &container("main", UNTIL_TERM))
+            .create_container(sandbox, &SandboxConfig::default(), &container("main", UNTIL_TERM))
             .await
             .unwrap();
         drop(runtime);

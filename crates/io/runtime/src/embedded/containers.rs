@@ -3,8 +3,8 @@ use super::users::{self, User};
 use super::{Inner, cgroup, launch, new_id, now_ms, spec};
 use crate::image::store::StoredImage;
 use crate::{Error, durable};
-use kedge_containers::{ContainerConfig, ContainerId, SandboxId};
-use std::path::PathBuf;
+use kedge_containers::{AppArmor, ContainerConfig, ContainerId, PidNamespace, SandboxId, Selinux};
+use std::path::{Path, PathBuf};
 
 impl Inner {
     pub(super) fn create_container(
@@ -110,6 +110,7 @@ impl Inner {
         if config.tty {
             return refuse("a terminal (tty: true) is not supported by the embedded runtime");
         }
+        self.refuse_unsupported(&config)?;
         if spec::arguments(&config, image).is_empty() {
             return refuse("neither the pod nor the image says which command to run");
         }
@@ -124,11 +125,7 @@ impl Inner {
             image_ref: image.image_ref(),
             layers: image.layers.clone(),
             stop_signal,
-            log_path: sandbox
-                .config
-                .log_dir
-                .join(&config.name)
-                .join(format!("{}.log", config.attempt)),
+            log_path: sandbox.config.log_dir.join(&config.log_path),
             cgroup: cgroup::path(&[&self.cgroup_root, &sandbox.config.cgroup_parent, &id])?,
             config,
             id,
@@ -142,7 +139,7 @@ impl Inner {
         image: &StoredImage,
     ) -> Result<(), Error> {
         let directory = self.layout.container(&record.id);
-        let bundle = spec::write(&spec::Ingredients {
+        let ingredients = spec::Ingredients {
             sandbox,
             sandbox_directory: &self.layout.sandbox(&sandbox.id),
             config: &record.config,
@@ -152,7 +149,9 @@ impl Inner {
             cgroup: &record.cgroup,
             held: kedge_host::process::capabilities()
                 .map_err(|error| Error::failed("create container", &record.config.name, error))?,
-        })?;
+            target: self.target(&record.config)?,
+        };
+        let bundle = spec::write(&ingredients)?;
         durable::make_directory(&directory)?;
         write_plain(directory.join("config.json"), &bundle)?;
         let launch = LaunchRecord {
@@ -165,10 +164,51 @@ impl Inner {
             layers: record.layers.clone(),
             cgroup: record.cgroup.clone(),
             stdin: record.config.stdin,
+            privileges: spec::privileges(&ingredients),
+            seccomp: spec::seccomp(&record.config.security).clone(),
         };
         write_plain(directory.join("launch.json"), &launch)?;
         self.launcher.create(&directory)?;
         durable::write_record(&directory.join("container.json"), record)
+    }
+
+    /// The first process of the container whose processes this one shall see.
+    fn target(&self, config: &ContainerConfig) -> Result<Option<u32>, Error> {
+        let PidNamespace::Target(id) = &config.security.pid else {
+            return Ok(None);
+        };
+        let process = self.process_of(id)?;
+        let refusal = || {
+            let reason = format!("the container {} whose processes it shall see does not run", id.0);
+            Error::failed("create container", &config.name, reason)
+        };
+        process.map(Some).ok_or_else(refusal)
+    }
+
+    fn refuse_unsupported(&self, config: &ContainerConfig) -> Result<(), Error> {
+        let refuse = |reason: &'static str| {
+            Err(Error::Unsupported {
+                act: "create container",
+                object: config.name.clone(),
+                reason,
+            })
+        };
+        if !config.cdi_devices.is_empty() {
+            return refuse("the built-in runtime does not know devices by their CDI names; use containerd");
+        }
+        let wants_profile = matches!(config.security.apparmor, Some(AppArmor::Localhost(_)));
+        if wants_profile && !has_apparmor() {
+            return refuse("this node has no AppArmor, so no profile can confine a container");
+        }
+        let wants_label = config
+            .security
+            .selinux
+            .as_ref()
+            .is_some_and(|label| *label != Selinux::default());
+        if wants_label && Path::new("/sys/fs/selinux/enforce").exists() {
+            return refuse("the built-in runtime does not set SELinux labels; use containerd");
+        }
+        Ok(())
     }
 
     fn user(&self, record: &ContainerRecord, image: &StoredImage) -> Result<User, Error> {
@@ -204,7 +244,11 @@ impl Inner {
     }
 }
 
-/// Read by the supervisor at once and needed by nobody later: a power cut may take it.
+fn has_apparmor() -> bool {
+    std::fs::read_to_string("/sys/module/apparmor/parameters/enabled").is_ok_and(|text| text.trim() == "Y")
+}
+
+/// Needed only as long as the container runs: a power cut may take it.
 fn write_plain<T: serde::Serialize>(path: PathBuf, value: &T) -> Result<(), Error> {
     let bytes = serde_json::to_vec(value).map_err(|error| Error::io("write", &path, error.into()))?;
     std::fs::write(&path, bytes).map_err(|source| Error::io("write", &path, source))

@@ -3,8 +3,9 @@
 use super::layout::Layout;
 use super::records;
 use crate::Error;
-use crate::image::store::{ImageStore, ImageUser};
-use kedge_containers::Image;
+use crate::image::pull::Puller;
+use crate::image::store::{ImageStore, ImageUser, layer_name};
+use kedge_containers::{Credentials, Image};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -34,6 +35,26 @@ impl Images {
     /// Imports an OCI image archive or one of `docker save`. Must be called within a tokio runtime, as the others.
     pub async fn import(&self, archive: PathBuf) -> Result<Vec<Image>, Error> {
         self.blocking("import image", move |inner| inner.store.import(&archive))
+            .await
+    }
+
+    /// Pulls an image from a registry.
+    pub async fn pull(
+        &self,
+        registries: kedge_registry::Config,
+        reference: &str,
+        credentials: &[Credentials],
+        progress: &kedge_registry::Progress,
+    ) -> Result<Image, Error> {
+        let pulls = self.inner.layout.pulls();
+        let (puller, here) = self
+            .blocking("list layers", move |inner| {
+                Ok((Puller::open(registries, pulls)?, inner.store.layer_names()?))
+            })
+            .await?;
+        let has_layer = move |diff_id: &str| here.contains(&layer_name(diff_id));
+        let fetched = puller.fetch(reference, credentials, &has_layer, progress).await?;
+        self.blocking("import image", move |inner| fetched.import(&inner.store))
             .await
     }
 

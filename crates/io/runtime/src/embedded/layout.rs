@@ -39,6 +39,11 @@ impl Layout {
         self.root.join("images")
     }
 
+    /// Images that are on their way.
+    pub(super) fn pulls(&self) -> PathBuf {
+        self.root.join("pulls")
+    }
+
     pub(super) fn sandboxes(&self) -> PathBuf {
         self.root.join("sandboxes")
     }

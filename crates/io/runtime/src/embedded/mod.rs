@@ -16,8 +16,9 @@
 //! through memory of its own.
 
 mod addresses;
-mod cgroup;
 mod containers;
+mod devices;
+mod exec;
 mod files;
 mod images;
 mod launch;
@@ -27,20 +28,23 @@ mod processes;
 pub(crate) mod records;
 mod sandboxes;
 mod spec;
+mod stats;
 mod users;
 mod watch;
 
-use crate::image::store::ImageStore;
+use crate::image::pull::Puller;
+use crate::image::store::{ImageStore, layer_name};
 use crate::lock::{FileLock, Sharing};
-use crate::{Error, Runtime, durable};
+use crate::{Error, LogRotation, Runtime, cgroup, durable};
 use addresses::Addresses;
 use async_trait::async_trait;
-pub(crate) use cgroup::oom_kills;
 pub use images::Images;
 use kedge_containers::{
-    ContainerConfig, ContainerId, Image, ObservedSandbox, RuntimeVersion, SandboxConfig, SandboxId,
+    CgroupDriver, ContainerConfig, ContainerId, Credentials, ExecOutput, Image, ImageUsage, ObservedSandbox,
+    Resources, RuntimeStatus, RuntimeVersion, SandboxConfig, SandboxId, SandboxStats,
 };
 use kedge_host::cgroups;
+use kedge_registry::Progress;
 use launch::Launcher;
 use layout::Layout;
 use std::net::Ipv4Addr;
@@ -67,6 +71,8 @@ pub struct Config {
     pub network: Option<NetworkConfig>,
     pub rootfs: RootfsChoice,
     pub log_bytes_max: u64,
+    /// Where images are pulled from.
+    pub registries: kedge_registry::Config,
 }
 
 /// The executable whose `main` calls [`crate::helper::main`] when its first argument is `word`.
@@ -124,6 +130,7 @@ pub struct Embedded {
 struct Inner {
     layout: Layout,
     images: ImageStore,
+    puller: Puller,
     launcher: Launcher,
     cgroups: cgroups::Layout,
     cgroup_root: String,
@@ -146,6 +153,13 @@ impl Embedded {
         Ok(Self {
             inner: Arc::new(inner),
         })
+    }
+
+    /// The first process of a container that runs.
+    pub async fn process_of(&self, id: &ContainerId) -> Result<Option<u32>, Error> {
+        let id = id.clone();
+        self.blocking("look at container", move |inner| inner.process_of(&id))
+            .await
     }
 
     /// How root file systems are made on this node.
@@ -209,6 +223,7 @@ impl Inner {
         let inner = Self {
             _alone: alone,
             images: ImageStore::open(layout.images())?,
+            puller: Puller::open(config.registries, layout.pulls())?,
             watch: Watch::open(&layout.states())?,
             addresses: Mutex::new(addresses),
             launcher,
@@ -255,6 +270,13 @@ impl Runtime for Embedded {
         })
     }
 
+    async fn status(&self) -> Result<RuntimeStatus, Error> {
+        Ok(RuntimeStatus {
+            cgroup_driver: Some(CgroupDriver::Cgroupfs),
+            ..RuntimeStatus::default()
+        })
+    }
+
     async fn list(&self) -> Result<Vec<ObservedSandbox>, Error> {
         self.blocking("list", Inner::observe).await
     }
@@ -282,6 +304,7 @@ impl Runtime for Embedded {
     async fn create_container(
         &self,
         sandbox: &SandboxId,
+        _pod: &SandboxConfig,
         config: &ContainerConfig,
     ) -> Result<ContainerId, Error> {
         let (sandbox, config) = (sandbox.clone(), config.clone());
@@ -321,6 +344,49 @@ impl Runtime for Embedded {
             .await
     }
 
+    async fn update_container(&self, id: &ContainerId, resources: &Resources) -> Result<(), Error> {
+        let (id, resources) = (id.clone(), resources.clone());
+        self.blocking("change the limits of container", move |inner| {
+            inner.update_container(&id, &resources)
+        })
+        .await
+    }
+
+    async fn exec_sync(
+        &self,
+        id: &ContainerId,
+        command: &[String],
+        timeout: Duration,
+    ) -> Result<ExecOutput, Error> {
+        let (id, command) = (id.clone(), command.to_vec());
+        self.blocking("run a command in container", move |inner| {
+            inner.exec(&id, command, timeout)
+        })
+        .await
+    }
+
+    async fn reopen_log(&self, _id: &ContainerId) -> Result<(), Error> {
+        // The supervisor turns the log over by itself.
+        Ok(())
+    }
+
+    fn log_rotation(&self) -> LogRotation {
+        LogRotation::ByRuntime
+    }
+
+    async fn stats(&self) -> Result<Vec<SandboxStats>, Error> {
+        self.blocking("measure sandboxes", Inner::stats).await
+    }
+
+    async fn image_usage(&self) -> Result<ImageUsage, Error> {
+        let images = self.images().await?;
+        Ok(ImageUsage {
+            mount_point: self.inner.layout.root().to_path_buf(),
+            bytes: images.iter().map(|image| image.size_bytes).sum(),
+            inodes: 0,
+        })
+    }
+
     async fn image(&self, reference: &str) -> Result<Option<Image>, Error> {
         let reference = reference.to_owned();
         self.blocking("find image", move |inner| inner.images.image(&reference))
@@ -331,10 +397,19 @@ impl Runtime for Embedded {
         self.blocking("list images", |inner| inner.images.images()).await
     }
 
-    async fn pull_image(&self, reference: &str) -> Result<Image, Error> {
-        self.image(reference).await?.ok_or_else(|| Error::NoRegistry {
-            image: reference.to_owned(),
-        })
+    async fn pull_image(&self, reference: &str, credentials: &[Credentials]) -> Result<Image, Error> {
+        let here = self
+            .blocking("list layers", |inner| inner.images.layer_names())
+            .await?;
+        let has_layer = move |diff_id: &str| here.contains(&layer_name(diff_id));
+        let progress = Progress::default();
+        let fetch = self
+            .inner
+            .puller
+            .fetch(reference, credentials, &has_layer, &progress);
+        let fetched = fetch.await?;
+        self.blocking("import image", move |inner| fetched.import(&inner.images))
+            .await
     }
 
     async fn import_image(&self, archive: PathBuf) -> Result<Vec<Image>, Error> {

@@ -40,6 +40,15 @@ impl Inner {
             .collect())
     }
 
+    /// The first process of a container that runs.
+    pub(super) fn process_of(&self, id: &ContainerId) -> Result<Option<u32>, Error> {
+        let state = self.state_of(id)?;
+        Ok(state.and_then(|state| match state.phase {
+            Phase::Running { .. } => Some(state.process.pid),
+            Phase::Created | Phase::Exited { .. } => None,
+        }))
+    }
+
     /// What became of a container. One that ended unseen is written down as ended, once.
     pub(super) fn state_of(&self, id: &ContainerId) -> Result<Option<StateRecord>, Error> {
         let Some(mut state) = self.state_record(&id.0)? else {
@@ -113,10 +122,7 @@ fn alive(process: &Identity) -> Result<bool, Error> {
 fn observed(state: StateRecord) -> ContainerState {
     match state.phase {
         Phase::Created => ContainerState::Created,
-        Phase::Running { started_ms } => ContainerState::Running {
-            started_ms,
-            pid: state.process.pid,
-        },
+        Phase::Running { started_ms } => ContainerState::Running { started_ms },
         Phase::Exited {
             started_ms,
             finished_ms,

@@ -2,8 +2,9 @@
 
 use super::RootfsMode;
 use super::layout::Layout;
+use crate::helper::privileges::Privileges;
 use crate::{Error, durable};
-use kedge_containers::{ContainerConfig, ExitReason, SandboxConfig};
+use kedge_containers::{ContainerConfig, ExitReason, SandboxConfig, Seccomp};
 use kedge_host::process::Identity;
 use serde::{Deserialize, Serialize};
 use std::net::Ipv4Addr;
@@ -65,6 +66,11 @@ pub(crate) struct LaunchRecord {
     pub(crate) cgroup: String,
     /// Keep the container's input open, so that reading it waits instead of ending.
     pub(crate) stdin: bool,
+    /// What its processes may do; commands that are run in it later may do the same.
+    #[serde(default)]
+    pub(crate) privileges: Privileges,
+    #[serde(default)]
+    pub(crate) seccomp: Seccomp,
 }
 
 /// `states/<id>.json`: what became of a container.
@@ -97,6 +103,27 @@ pub(crate) struct SandboxOrder {
     /// Pins of namespaces to make; `None` shares the node's.
     pub(crate) network_pin: Option<PathBuf>,
     pub(crate) ipc_pin: Option<PathBuf>,
+    /// The process that holds the namespace of the pod's processes, which go with it.
+    #[serde(default)]
+    pub(crate) pid_pin: Option<PathBuf>,
+    /// Where the memory that the pod's containers share is mounted.
+    #[serde(default)]
+    pub(crate) shared_memory: Option<PathBuf>,
+}
+
+impl SandboxOrder {
+    /// Whether there is anything to make.
+    pub(crate) fn has_work(&self) -> bool {
+        self.network.is_some()
+            || [
+                &self.network_pin,
+                &self.ipc_pin,
+                &self.pid_pin,
+                &self.shared_memory,
+            ]
+            .iter()
+            .any(|path| path.is_some())
+    }
 }
 
 /// The records of all containers that were made.

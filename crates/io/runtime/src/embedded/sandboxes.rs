@@ -12,6 +12,7 @@ const NAMESPACE_MAGIC: i64 = 0x6e73_6673;
 
 impl Inner {
     pub(super) fn run_sandbox(&self, config: SandboxConfig) -> Result<SandboxId, Error> {
+        refuse_unsupported(&config)?;
         let id = new_id()?;
         let network = if config.host_network {
             None
@@ -84,7 +85,7 @@ impl Inner {
     /// Whether containers can be made in it.
     pub(super) fn is_ready(&self, record: &SandboxRecord, boot_id: &str) -> bool {
         let order = self.order_of(record);
-        let pins = [order.network_pin, order.ipc_pin];
+        let pins = [order.network_pin, order.ipc_pin, order.pid_pin];
         record.made
             && !record.stopped
             && record.boot_id == boot_id
@@ -122,7 +123,7 @@ impl Inner {
             cgroup::make_pod(&self.cgroups, &group, &record.config.resources)?;
         }
         let order = self.order_of(record);
-        if order.network_pin.is_some() || order.ipc_pin.is_some() {
+        if order.has_work() {
             self.launcher.sandbox_up(&directory, &order)?;
         }
         record.made = true;
@@ -138,11 +139,23 @@ impl Inner {
         Ok(())
     }
 
+    /// A pod may have a new sandbox before its old one is removed, and both are in the pod's group.
+    fn shares_its_group(&self, record: &SandboxRecord) -> Result<bool, Error> {
+        let parent = &record.config.cgroup_parent;
+        let others = self.sandbox_records()?;
+        Ok(others
+            .iter()
+            .any(|other| other.id != record.id && !other.stopped && other.config.cgroup_parent == *parent))
+    }
+
     fn take_down(&self, record: &SandboxRecord) -> Result<(), Error> {
         let directory = self.layout.sandbox(&record.id);
         let order = self.order_of(record);
-        if record.network.is_some() || order.ipc_pin.is_some() {
+        if order.has_work() {
             self.launcher.sandbox_down(&directory, &order)?;
+        }
+        if self.shares_its_group(record)? {
+            return Ok(());
         }
         cgroup::remove_tree(&self.cgroups, &self.pod_cgroup(record)?)
     }
@@ -153,6 +166,8 @@ impl Inner {
             network: record.network.clone(),
             network_pin: (!record.config.host_network).then(|| directory.join("net")),
             ipc_pin: (!record.config.host_ipc).then(|| directory.join("ipc")),
+            pid_pin: (record.config.share_pid && !record.config.host_pid).then(|| directory.join("pid")),
+            shared_memory: (!record.config.host_ipc).then(|| directory.join("shm")),
         }
     }
 
@@ -182,6 +197,35 @@ impl Inner {
     fn write_sandbox(&self, record: &SandboxRecord) -> Result<(), Error> {
         durable::write_record(&record_path(&self.layout.sandbox(&record.id)), record)
     }
+}
+
+fn refuse_unsupported(config: &SandboxConfig) -> Result<(), Error> {
+    let refuse = |reason: &'static str| {
+        Err(Error::Unsupported {
+            act: "run sandbox of pod",
+            object: format!("{}/{}", config.pod.namespace, config.pod.name),
+            reason,
+        })
+    };
+    if !config.handler.is_empty() {
+        return refuse("the built-in runtime has no handlers (runtimeClassName); use containerd");
+    }
+    if !config.host_network && config.ports.iter().any(|port| port.host_port != 0) {
+        return refuse("the built-in runtime does not open host ports; use hostNetwork: true, or containerd");
+    }
+    const OF_IPC: [&str; 4] = ["kernel.shm", "kernel.msg", "kernel.sem", "fs.mqueue."];
+    let is_of_ipc = |name: &String| OF_IPC.iter().any(|prefix| name.starts_with(prefix));
+    if config.host_ipc && config.sysctls.keys().any(is_of_ipc) {
+        return refuse(
+            "sysctls of its memory and queues would be the node's own, because the pod shares them (hostIPC)",
+        );
+    }
+    if config.host_network && config.sysctls.keys().any(|name| name.starts_with("net.")) {
+        return refuse(
+            "sysctls of the network would be the node's own, because the pod is on the node's network",
+        );
+    }
+    Ok(())
 }
 
 fn record_path(directory: &Path) -> PathBuf {

@@ -1,21 +1,20 @@
 //! The OCI runtime configuration of a container (`config.json`).
 
+use super::devices::{self, Devices};
 use super::records::SandboxRecord;
 use super::users::User;
 use crate::Error;
+use crate::helper::privileges::Privileges;
 use crate::image::store::StoredImage;
-use kedge_containers::{ContainerConfig, Mount, Resources, Security};
+use kedge_containers::{
+    AppArmor, ContainerConfig, Mount, PidNamespace, Propagation, Resources, Seccomp, Security,
+};
 use kedge_host::cgroups::Layout as Cgroups;
 use serde_json::{Value, json};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 const PATH_DEFAULT: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 const STOP_SIGNAL_DEFAULT: &str = "SIGTERM";
-const SHM_BYTES: u64 = 64 * 1024 * 1024;
-/// Device nodes a privileged container is given; a machine with more has a strange `/dev`.
-const HOST_DEVICES_MAX: usize = 512;
-const DEVICE_DEPTH_MAX: usize = 3;
 
 /// What Docker and containerd grant, which is what images expect.
 const CAPABILITIES_DEFAULT: [&str; 14] = [
@@ -80,6 +79,9 @@ const CAPABILITIES_ALL: [&str; 41] = [
     "CAP_CHECKPOINT_RESTORE",
 ];
 
+const OOM_SCORE_MIN: i32 = -1000;
+const OOM_SCORE_MAX: i32 = 1000;
+
 const MASKED_PATHS: [&str; 10] = [
     "/proc/acpi",
     "/proc/asound",
@@ -112,6 +114,8 @@ pub(super) struct Ingredients<'a> {
     pub(super) cgroup: &'a str,
     /// The capabilities of this process, by number: it cannot grant others.
     pub(super) held: u64,
+    /// The first process of the container whose processes this one shall see.
+    pub(super) target: Option<u32>,
 }
 
 /// The signal that asks this container to stop.
@@ -141,11 +145,13 @@ pub(super) fn arguments(config: &ContainerConfig, image: &StoredImage) -> Vec<St
 /// Writes the configuration down.
 pub(super) fn write(from: &Ingredients<'_>) -> Result<Value, Error> {
     let security = &from.config.security;
-    let capabilities: Vec<String> = capabilities(security, from.cgroups)
-        .into_iter()
-        .filter(|name| is_held(name, from.held))
-        .collect();
     let sandbox = &from.sandbox.config;
+    let open_proc = security.privileged || security.proc_unmasked;
+    let Devices { nodes, rules } = if security.privileged {
+        devices::all()
+    } else {
+        devices::some(&from.config.devices)?
+    };
     let mut document = json!({
         "ociVersion": "1.0.2",
         "root": { "path": "rootfs", "readonly": security.read_only_root },
@@ -155,24 +161,60 @@ pub(super) fn write(from: &Ingredients<'_>) -> Result<Value, Error> {
             "args": arguments(from.config, from.image),
             "env": environment(from),
             "cwd": working_directory(from),
-            "capabilities": granted(&capabilities, from.user.uid),
-            "noNewPrivileges": !security.allow_privilege_escalation && !security.privileged,
-            "oomScoreAdj": oom_score(&from.config.resources)?,
+            "capabilities": granted(&privileges(from), seccomp(security)),
+            "noNewPrivileges": no_new_privileges(security),
+            "oomScoreAdj": oom_score(&from.config.resources, from.held),
         },
         "mounts": mounts(from)?,
         "linux": {
             "namespaces": namespaces(from),
             "cgroupsPath": from.cgroup,
-            "resources": resources(&from.config.resources, security.privileged),
-            "devices": if security.privileged { host_devices() } else { Vec::new() },
-            "maskedPaths": if security.privileged { &[][..] } else { &MASKED_PATHS[..] },
-            "readonlyPaths": if security.privileged { &[][..] } else { &READ_ONLY_PATHS[..] },
+            "resources": resources(&from.config.resources, rules, from.cgroups),
+            "devices": nodes,
+            "sysctl": sandbox.sysctls,
+            "maskedPaths": if open_proc { &[][..] } else { &MASKED_PATHS[..] },
+            "readonlyPaths": if open_proc { &[][..] } else { &READ_ONLY_PATHS[..] },
         },
     });
     if !sandbox.host_network {
         document["hostname"] = json!(sandbox.hostname);
     }
+    if let Some(AppArmor::Localhost(profile)) = &security.apparmor {
+        document["process"]["apparmorProfile"] = json!(profile);
+    }
     Ok(document)
+}
+
+/// What the container's processes may do.
+pub(super) fn privileges(from: &Ingredients<'_>) -> Privileges {
+    let security = &from.config.security;
+    let bounding: Vec<String> = capabilities(security, from.cgroups)
+        .into_iter()
+        .filter(|name| is_held(name, from.held))
+        .collect();
+    Privileges {
+        // Root has its capabilities; others may gain them only from a file that carries them.
+        held: if from.user.uid == 0 {
+            bounding.clone()
+        } else {
+            Vec::new()
+        },
+        bounding,
+        no_new_privileges: no_new_privileges(security),
+    }
+}
+
+fn no_new_privileges(security: &Security) -> bool {
+    !security.allow_privilege_escalation && !security.privileged
+}
+
+/// A privileged container is not confined.
+pub(super) fn seccomp(security: &Security) -> &Seccomp {
+    if security.privileged {
+        &Seccomp::Unconfined
+    } else {
+        &security.seccomp
+    }
 }
 
 fn environment(from: &Ingredients<'_>) -> Vec<String> {
@@ -206,18 +248,14 @@ fn working_directory(from: &Ingredients<'_>) -> String {
         .unwrap_or_else(|| "/".to_owned())
 }
 
-/// Negative scores would protect a container at the node's expense and need a right the agent shall not have.
-fn oom_score(resources: &Resources) -> Result<i32, Error> {
-    const OOM_SCORE_MAX: i32 = 1000;
-    let score = resources.oom_score_adj.unwrap_or(0);
-    if !(0..=OOM_SCORE_MAX).contains(&score) {
-        return Err(Error::failed(
-            "set OOM score",
-            score.to_string(),
-            "it must be between 0 and 1000",
-        ));
-    }
-    Ok(score)
+/// Without the right to lower scores a container gets the lowest one that needs none.
+fn oom_score(resources: &Resources, held: u64) -> i32 {
+    let lowest = if is_held("CAP_SYS_RESOURCE", held) {
+        OOM_SCORE_MIN
+    } else {
+        0
+    };
+    resources.oom_score_adj.unwrap_or(0).clamp(lowest, OOM_SCORE_MAX)
 }
 
 /// Without the device filter of version 1 groups, a container that may make device nodes could open the disk.
@@ -266,18 +304,40 @@ fn is_held(name: &str, held: u64) -> bool {
         .is_some_and(|number| held & (1 << number) != 0)
 }
 
-/// Root has its capabilities; others may gain them only from a file that carries them.
-fn granted(capabilities: &[String], uid: u32) -> Value {
-    let held: &[String] = if uid == 0 { capabilities } else { &[] };
-    json!({ "bounding": capabilities, "effective": held, "permitted": held, "inheritable": [], "ambient": [] })
+/// What libcontainer shall leave. Installing a filter of system calls needs a right unless new privileges are given up,
+/// so it is kept until then; the container's first process drops it before it executes anything.
+fn granted(privileges: &Privileges, seccomp: &Seccomp) -> Value {
+    const FOR_FILTERS: [&str; 2] = ["CAP_SYS_ADMIN", "CAP_SETPCAP"];
+    let needed = *seccomp != Seccomp::Unconfined && !privileges.no_new_privileges;
+    let with = |names: &[String]| -> Vec<String> {
+        let more = FOR_FILTERS
+            .iter()
+            .filter(|_| needed)
+            .map(|name| (*name).to_owned());
+        let mut all: Vec<String> = names.iter().cloned().chain(more).collect();
+        all.sort();
+        all.dedup();
+        all
+    };
+    let (bounding, held) = (with(&privileges.bounding), with(&privileges.held));
+    json!({ "bounding": bounding, "effective": held, "permitted": held, "inheritable": [], "ambient": [] })
 }
 
 fn namespaces(from: &Ingredients<'_>) -> Vec<Value> {
     let config = &from.sandbox.config;
     let pin = |name: &str| from.sandbox_directory.join(name);
     let mut namespaces = vec![json!({ "type": "mount" }), json!({ "type": "cgroup" })];
-    if !config.host_pid {
-        namespaces.push(json!({ "type": "pid" }));
+    let seen = &from.config.security.pid;
+    match (seen, from.target) {
+        _ if config.host_pid => {}
+        (PidNamespace::Node, _) => {}
+        (PidNamespace::Target(_), Some(pid)) => {
+            namespaces.push(json!({ "type": "pid", "path": format!("/proc/{pid}/ns/pid") }));
+        }
+        (PidNamespace::Pod, _) => namespaces.push(json!({ "type": "pid", "path": pin("pid") })),
+        (PidNamespace::Target(_), None) | (PidNamespace::Container, _) => {
+            namespaces.push(json!({ "type": "pid" }));
+        }
     }
     if !config.host_network {
         namespaces.push(json!({ "type": "network", "path": pin("net") }));
@@ -292,14 +352,13 @@ fn namespaces(from: &Ingredients<'_>) -> Vec<Value> {
 fn mounts(from: &Ingredients<'_>) -> Result<Vec<Value>, Error> {
     let privileged = from.config.security.privileged;
     let sys = if privileged { "rw" } else { "ro" };
-    let shm = format!("size={SHM_BYTES}");
     let mut mounts = vec![
         json!({ "destination": "/proc", "type": "proc", "source": "proc", "options": safe(&[]) }),
         json!({ "destination": "/dev", "type": "tmpfs", "source": "tmpfs",
                 "options": ["nosuid", "strictatime", "mode=755", "size=65536k"] }),
         json!({ "destination": "/dev/pts", "type": "devpts", "source": "devpts",
                 "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"] }),
-        json!({ "destination": "/dev/shm", "type": "tmpfs", "source": "shm", "options": safe(&["mode=1777", &shm]) }),
+        json!({ "destination": "/dev/shm", "type": "bind", "source": shared_memory(from), "options": BIND }),
         json!({ "destination": "/sys", "type": "sysfs", "source": "sysfs", "options": safe(&[sys]) }),
     ];
     if !from.sandbox.config.host_ipc {
@@ -341,6 +400,15 @@ fn safe<'a>(more: &[&'a str]) -> Vec<&'a str> {
 
 const BIND: [&str; 3] = ["rbind", "rprivate", "rw"];
 
+/// One for all containers of the pod, or the node's own.
+fn shared_memory(from: &Ingredients<'_>) -> PathBuf {
+    if from.sandbox.config.host_ipc {
+        PathBuf::from("/dev/shm")
+    } else {
+        from.sandbox_directory.join("shm")
+    }
+}
+
 fn volume(mount: &Mount) -> Result<Value, Error> {
     let refuse = |reason: &str| {
         Err(Error::failed(
@@ -352,30 +420,35 @@ fn volume(mount: &Mount) -> Result<Value, Error> {
     if !mount.container_path.is_absolute() {
         return refuse("a path in a container begins with /");
     }
-    let rights = if mount.read_only { "ro" } else { "rw" };
-    match &mount.host_path {
-        Some(source) if !source.exists() => {
-            refuse(&format!("{} does not exist on the node", source.display()))
+    let rights = match (mount.read_only, mount.recursive_read_only) {
+        (true, true) => "rro",
+        (true, false) => "ro",
+        (false, _) => "rw",
+    };
+    let propagation = match mount.propagation {
+        Propagation::Private => "rprivate",
+        Propagation::HostToContainer => "rslave",
+        Propagation::Bidirectional => {
+            return Err(Error::Unsupported {
+                act: "mount",
+                object: mount.container_path.display().to_string(),
+                reason: "the built-in runtime cannot pass mounts from a container to the node \
+                         (mountPropagation: Bidirectional); use containerd",
+            });
         }
-        Some(source) => Ok(
-            json!({ "destination": mount.container_path, "type": "bind", "source": source,
-                                   "options": ["rbind", "rprivate", rights] }),
-        ),
-        None => Ok(
-            json!({ "destination": mount.container_path, "type": "tmpfs", "source": "tmpfs",
-                           "options": ["nosuid", "nodev", "mode=1777", rights] }),
-        ),
+    };
+    let source = &mount.host_path;
+    if !source.exists() {
+        return refuse(&format!("{} does not exist on the node", source.display()));
     }
+    Ok(
+        json!({ "destination": mount.container_path, "type": "bind", "source": source,
+                "options": ["rbind", propagation, rights] }),
+    )
 }
 
-fn resources(limits: &Resources, privileged: bool) -> Value {
-    let mut resources = json!({
-        "devices": if privileged {
-            json!([{ "allow": true, "access": "rwm" }])
-        } else {
-            json!([{ "allow": false, "access": "rwm" }])
-        },
-    });
+fn resources(limits: &Resources, devices: Vec<Value>, cgroups: &Cgroups) -> Value {
+    let mut resources = json!({ "devices": devices });
     let mut cpu = serde_json::Map::new();
     if let Some(shares) = limits.cpu_shares {
         cpu.insert("shares".to_owned(), json!(shares));
@@ -387,6 +460,11 @@ fn resources(limits: &Resources, privileged: bool) -> Value {
             json!(limits.cpu_period_us.unwrap_or(100_000)),
         );
     }
+    for (key, value) in [("cpus", &limits.cpuset_cpus), ("mems", &limits.cpuset_mems)] {
+        if let Some(value) = value.as_ref().filter(|value| !value.is_empty()) {
+            cpu.insert(key.to_owned(), json!(value));
+        }
+    }
     if !cpu.is_empty() {
         resources["cpu"] = Value::Object(cpu);
     }
@@ -396,41 +474,21 @@ fn resources(limits: &Resources, privileged: bool) -> Value {
     if let Some(pids) = limits.pids_max {
         resources["pids"] = json!({ "limit": pids });
     }
-    resources
-}
-
-/// The node's devices, for privileged containers.
-fn host_devices() -> Vec<Value> {
-    let mut found = Vec::new();
-    collect_devices(Path::new("/dev"), DEVICE_DEPTH_MAX, &mut found);
-    found
-}
-
-fn collect_devices(directory: &Path, depth: usize, found: &mut Vec<Value>) {
-    const NOT_DEVICES: [&str; 5] = ["pts", "shm", "mqueue", "console", "ptmx"];
-    for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
-        let (path, Ok(meta)) = (entry.path(), entry.metadata()) else {
-            continue;
-        };
-        if NOT_DEVICES.iter().any(|name| entry.file_name() == *name) || found.len() >= HOST_DEVICES_MAX {
-            continue;
-        }
-        let kind = meta.file_type();
-        if kind.is_dir() && depth > 1 {
-            collect_devices(&path, depth - 1, found);
-        } else if kind.is_char_device() || kind.is_block_device() {
-            let device = meta.rdev();
-            found.push(json!({
-                "path": path,
-                "type": if kind.is_block_device() { "b" } else { "c" },
-                "major": rustix::fs::major(device),
-                "minor": rustix::fs::minor(device),
-                "fileMode": meta.mode() & 0o7777,
-                "uid": meta.uid(),
-                "gid": meta.gid(),
-            }));
-        }
+    // Each container is kept from huge pages that it did not ask for, where the machine can do that.
+    let counted = cgroups.has("hugetlb");
+    let asked: Vec<_> = limits
+        .hugepages
+        .iter()
+        .filter(|(_, bytes)| counted || **bytes > 0)
+        .collect();
+    if !asked.is_empty() {
+        let limit = |(size, bytes): (&String, &u64)| json!({ "pageSize": size, "limit": bytes });
+        resources["hugepageLimits"] = asked.into_iter().map(limit).collect();
     }
+    if !limits.unified.is_empty() {
+        resources["unified"] = json!(limits.unified);
+    }
+    resources
 }
 
 #[cfg(test)]
@@ -492,17 +550,17 @@ mod tests {
     }
 
     #[test]
-    fn scores_are_not_lowered() {
-        let with = |score| {
-            oom_score(&Resources {
+    fn scores_are_lowered_only_with_the_right_to() {
+        const NOTHING: u64 = 0;
+        const EVERYTHING: u64 = u64::MAX;
+        let with = |score, held| {
+            let resources = Resources {
                 oom_score_adj: Some(score),
                 ..Resources::default()
-            })
+            };
+            oom_score(&resources, held)
         };
-        assert_eq!(with(999).unwrap(), 999);
-        assert_eq!(
-            with(-1).unwrap_err().to_string(),
-            "set OOM score -1: it must be between 0 and 1000"
-        );
+        assert_eq!((with(999, NOTHING), with(-997, NOTHING)), (999, 0));
+        assert_eq!((with(999, EVERYTHING), with(-997, EVERYTHING)), (999, -997));
     }
 }

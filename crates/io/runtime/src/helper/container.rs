@@ -1,7 +1,9 @@
 //! Making one container with libcontainer. This process has one thread, as libcontainer needs it.
 
 use super::Failure;
+use super::privileges::Privileges;
 use crate::embedded::records::LaunchRecord;
+use crate::seccomp::{self, Filter};
 use libcontainer::container::Container;
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::oci_spec::runtime::Spec;
@@ -33,8 +35,13 @@ pub(super) fn create(
     let state = directory.join("oci");
     std::fs::create_dir_all(&state).map_err(|error| Failure::new("make directory oci", error))?;
     let score = std::fs::read_to_string(OOM_SCORE).unwrap_or_default();
+    let workload = Workload {
+        filters: seccomp::filters(&launch.seccomp, &launch.privileges.bounding)
+            .map_err(|error| Failure(sentence(&error)))?,
+        privileges: launch.privileges.clone(),
+    };
     let built = ContainerBuilder::new(launch.id.clone(), SyscallType::default())
-        .with_executor(Workload)
+        .with_executor(workload)
         .with_root_path(&state)
         .map_err(failed)?
         .with_stdin(streams.stdin)
@@ -69,15 +76,36 @@ fn sentence(error: &dyn std::error::Error) -> String {
 /// Executes the container's program as libcontainer does, but with the signals a program expects, and with a word in
 /// its log when it cannot be executed.
 #[derive(Clone)]
-struct Workload;
+struct Workload {
+    filters: Vec<Filter>,
+    privileges: Privileges,
+}
+
+impl Workload {
+    /// libcontainer has given up what is not to be held, but for what installing filters needs.
+    fn confine(&self) -> Result<(), Failure> {
+        if self.filters.is_empty() {
+            return Ok(());
+        }
+        if !self.privileges.no_new_privileges {
+            self.privileges.drop_bounding()?;
+        }
+        self.privileges.confine(&self.filters)
+    }
+}
 
 impl Executor for Workload {
     fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
         expect_signals();
-        let Err(error) = (DefaultExecutor {}).exec(spec) else {
-            return Ok(());
-        };
-        eprintln!("{}", sentence(&error));
+        match self.confine() {
+            Ok(()) => {
+                let Err(error) = (DefaultExecutor {}).exec(spec) else {
+                    return Ok(());
+                };
+                eprintln!("{}", sentence(&error));
+            }
+            Err(failure) => eprintln!("{}", failure.0),
+        }
         // There is nobody left to report to: this is the container's own process, and its exit code tells.
         #[allow(clippy::exit)]
         std::process::exit(EXIT_CODE_NOT_EXECUTED)
@@ -89,7 +117,7 @@ impl Executor for Workload {
 }
 
 /// Rust ignores SIGPIPE, and what is ignored stays ignored in the program that is executed.
-fn expect_signals() {
+pub(super) fn expect_signals() {
     use nix::sys::signal::{SigHandler, Signal, signal};
     // SAFETY: the default action is no function of ours, so no handler can run at a wrong moment.
     #[allow(unsafe_code)]

@@ -10,7 +10,10 @@
 //! **Never.** It decides nothing and retries nothing. All but the supervisor end at once.
 
 mod container;
+pub(crate) mod exec;
+mod holder;
 mod network;
+pub(crate) mod privileges;
 mod rootfs;
 mod sandbox;
 mod supervisor;
@@ -25,8 +28,8 @@ use std::process::{Command, ExitCode, Stdio};
 /// The first argument that makes a program a helper.
 pub const WORD: &str = "oci-helper";
 
-/// An order is a few paths.
-const ORDER_BYTES_MAX: u64 = 64 * 1024;
+/// An order is a few paths, or a command with the environment of its container.
+const ORDER_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
 /// What a helper can be asked to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,16 +42,22 @@ pub(crate) enum Verb {
     Create,
     /// Is the supervisor.
     Supervise,
+    /// Runs one command in a container.
+    Exec,
+    /// Is the first process of a pod whose containers share their processes.
+    Hold,
 }
 
 impl Verb {
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 8] = [
         Self::SandboxUp,
         Self::SandboxDown,
         Self::ProbeOverlay,
         Self::RemoveBridge,
         Self::Create,
         Self::Supervise,
+        Self::Exec,
+        Self::Hold,
     ];
 
     pub(crate) fn name(self) -> &'static str {
@@ -59,6 +68,8 @@ impl Verb {
             Self::RemoveBridge => "remove-bridge",
             Self::Create => "create",
             Self::Supervise => "supervise",
+            Self::Exec => "exec",
+            Self::Hold => "hold",
         }
     }
 
@@ -70,6 +81,8 @@ impl Verb {
             Self::ProbeOverlay => "try overlayfs in",
             Self::RemoveBridge => "remove bridge",
             Self::Create | Self::Supervise => "create container",
+            Self::Exec => "run a command in container",
+            Self::Hold => "hold the processes of",
         }
     }
 }
@@ -113,8 +126,15 @@ pub fn main(arguments: Vec<OsString>) -> ExitCode {
     let argument = PathBuf::from(argument);
     let outcome = match verb {
         Verb::Supervise => return supervisor::run(&argument),
+        Verb::Hold => return holder::run(),
         Verb::Create => match spawn_supervisor(&argument) {
             Ok(()) => return ExitCode::SUCCESS,
+            Err(failure) => Err(failure),
+        },
+        Verb::Exec => match order().map(|order| exec::run(&order)) {
+            Ok(Ok(())) => return ExitCode::SUCCESS,
+            // Nobody listens any more.
+            Ok(Err(_)) => return ExitCode::FAILURE,
             Err(failure) => Err(failure),
         },
         Verb::SandboxUp => order().and_then(|order| sandbox::up(&order)),

@@ -27,12 +27,25 @@ pub(super) fn own_mounts() -> Result<(), Failure> {
     .map_err(|errno| failed(errno.into()))
 }
 
-/// Lets go of namespaces that are held in the copied mounts: a sandbox could otherwise not be removed while an unrelated
-/// container runs.
-pub(super) fn release_namespaces() -> Result<(), Failure> {
+/// Lets go of namespaces and shared memory that are held in the copied mounts: a sandbox could otherwise not be removed
+/// while an unrelated container runs.
+pub(super) fn release_sandboxes(launch: &LaunchRecord) -> Result<(), Failure> {
+    let sandboxes = launch
+        .state_path
+        .parent()
+        .and_then(Path::parent)
+        .map(|root| root.join("sandboxes"));
+    let is_of_sandbox = |path: &Path| {
+        sandboxes
+            .as_ref()
+            .is_some_and(|sandboxes| path.starts_with(sandboxes))
+    };
     let mounted = kedge_host::mounts::mount_points(&kedge_host::Root::machine())
         .map_err(|error| Failure::new("list mounts", error))?;
-    for pin in mounted.into_iter().filter(|mount| mount.file_system == "nsfs") {
+    for pin in mounted
+        .into_iter()
+        .filter(|mount| mount.file_system == "nsfs" || is_of_sandbox(&mount.path))
+    {
         // One that went away meanwhile is what is wanted.
         let _ = unmount(&pin.path, UnmountFlags::DETACH);
     }

@@ -1,12 +1,15 @@
 //! Making and removing the namespaces of a sandbox. They are held by bind mounts, not by a process.
 
-use super::{Failure, network};
+use super::{Failure, holder, network};
 use crate::embedded::records::SandboxOrder;
 use nix::sched::{CloneFlags, setns, unshare};
 use rustix::io::Errno;
-use rustix::mount::{UnmountFlags, mount_bind, unmount};
+use rustix::mount::{MountFlags, UnmountFlags, mount, mount_bind, unmount};
 use std::fs::File;
 use std::path::Path;
+
+/// As much as runtimes commonly give; a pod that needs more mounts a volume in memory.
+const SHARED_MEMORY_OPTIONS: &std::ffi::CStr = c"mode=1777,size=65536k";
 
 /// Makes what the order names, and undoes it when a part fails.
 pub(super) fn up(order: &SandboxOrder) -> Result<(), Failure> {
@@ -18,13 +21,26 @@ pub(super) fn down(order: &SandboxOrder) -> Result<(), Failure> {
     if let Some(network) = &order.network {
         network::detach(&network.veth)?;
     }
-    [&order.network_pin, &order.ipc_pin]
+    if let Some(pin) = &order.pid_pin {
+        holder::end(pin)?;
+    }
+    if let Some(shared) = &order.shared_memory {
+        release(shared)?;
+        remove(std::fs::remove_dir(shared))?;
+    }
+    [&order.network_pin, &order.ipc_pin, &order.pid_pin]
         .into_iter()
         .flatten()
         .try_for_each(|pin| unpin(pin))
 }
 
 fn make(order: &SandboxOrder) -> Result<(), Failure> {
+    if let Some(shared) = &order.shared_memory {
+        share_memory(shared)?;
+    }
+    if let Some(pin) = &order.pid_pin {
+        holder::start(pin)?;
+    }
     if let Some(pin) = &order.ipc_pin {
         unshare(CloneFlags::CLONE_NEWIPC).map_err(|error| Failure::new("make an IPC namespace", error))?;
         hold("ipc", pin)?;
@@ -58,15 +74,32 @@ fn hold(kind: &str, pin: &Path) -> Result<(), Failure> {
     mount_bind(format!("/proc/self/ns/{kind}").as_str(), pin).map_err(|errno| failed(errno.into()))
 }
 
+/// The memory that the pod's containers share: what they leave there goes with the sandbox.
+fn share_memory(at: &Path) -> Result<(), Failure> {
+    let failed = |error: std::io::Error| Failure::new("mount the pod's shared memory", error);
+    std::fs::create_dir(at).map_err(failed)?;
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    mount("shm", at, "tmpfs", flags, Some(SHARED_MEMORY_OPTIONS)).map_err(|errno| failed(errno.into()))
+}
+
 fn unpin(pin: &Path) -> Result<(), Failure> {
-    let failed = |error: std::io::Error| Failure::new("release a namespace", error);
-    match unmount(pin, UnmountFlags::DETACH) {
+    release(pin)?;
+    remove(std::fs::remove_file(pin))
+}
+
+fn release(mounted: &Path) -> Result<(), Failure> {
+    match unmount(mounted, UnmountFlags::DETACH) {
         // Not mounted (any more, or since the last boot), or not even there.
-        Ok(()) | Err(Errno::INVAL | Errno::NOENT) => {}
-        Err(errno) => return Err(failed(errno.into())),
+        Ok(()) | Err(Errno::INVAL | Errno::NOENT) => Ok(()),
+        Err(errno) => Err(Failure::new("release a namespace", errno)),
     }
-    match std::fs::remove_file(pin) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(failed(error)),
+}
+
+fn remove(removed: std::io::Result<()>) -> Result<(), Failure> {
+    match removed {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(Failure::new("release a namespace", error))
+        }
         Ok(()) | Err(_) => Ok(()),
     }
 }

@@ -10,10 +10,11 @@
 
 use super::container::{self, Streams};
 use super::{Failure, reply, reply_bytes, rootfs};
+use crate::cgroup::oom_kills;
 use crate::cri_log::{Lines, LogFile, Stream};
 use crate::durable;
+use crate::embedded::now_ms;
 use crate::embedded::records::{LaunchRecord, Phase, StateRecord};
-use crate::embedded::{now_ms, oom_kills};
 use jiff::Timestamp;
 use kedge_containers::ExitReason;
 use kedge_host::process::Identity;
@@ -97,7 +98,7 @@ impl Supervisor {
         rootfs::make(directory, &launch)?;
         let (streams, outputs, stdin) = streams(launch.stdin)?;
         let container = container::create(directory, &launch, streams)?;
-        rootfs::release_namespaces()?;
+        rootfs::release_sandboxes(&launch)?;
         let pid = container
             .pid()
             .ok_or_else(|| Failure::new("make the container", "it has no process"))?;

@@ -4,13 +4,12 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use kedge_containers::{
-    ContainerConfig, ContainerId, ContainerState, DnsConfig, ObservedContainer, PodIdentity, Resources,
-    SandboxConfig, SandboxId, Security,
+    ContainerConfig, ContainerId, ContainerState, DnsConfig, ObservedContainer, PodIdentity, SandboxConfig,
+    SandboxId, Security,
 };
 use kedge_runtime::embedded::{Config, HelperProgram, NetworkConfig, RootfsChoice};
 use kedge_runtime::image::{Blueprint, FileInImage, build_archive};
 use kedge_runtime::{Embedded, Runtime};
-use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -73,6 +72,7 @@ impl Node {
             }),
             rootfs: RootfsChoice::Automatic,
             log_bytes_max: 1024 * 1024,
+            registries: kedge_registry::Config::new(kedge_host::architecture()),
         }
     }
 
@@ -108,18 +108,13 @@ impl Node {
             },
             attempt: 0,
             hostname: name.to_owned(),
-            host_network: false,
-            host_pid: false,
-            host_ipc: false,
             dns: DnsConfig {
                 servers: vec!["10.0.0.10".into()],
                 ..DnsConfig::default()
             },
-            host_aliases: vec![],
             cgroup_parent: format!("burstable/pod-{name}"),
-            resources: Resources::default(),
             log_dir: self.directory.join("logs").join(name),
-            labels: BTreeMap::new(),
+            ..SandboxConfig::default()
         }
     }
 
@@ -195,30 +190,33 @@ pub(crate) fn busybox() -> Blueprint {
 pub(crate) fn container(name: &str, script: &str) -> ContainerConfig {
     ContainerConfig {
         name: name.to_owned(),
-        attempt: 0,
         image: IMAGE.to_owned(),
-        command: vec![],
         args: vec![script.to_owned()],
-        working_dir: None,
-        env: vec![],
-        mounts: vec![],
-        resources: Resources::default(),
+        log_path: Path::new(name).join("0.log"),
         security: Security {
             allow_privilege_escalation: true,
             ..Security::default()
         },
-        stop_signal: None,
         spec_hash: "hash".to_owned(),
-        tty: false,
-        stdin: false,
+        ..ContainerConfig::default()
     }
 }
 
 /// A script that runs until it is asked to stop, and then ends well.
 pub(crate) const UNTIL_TERM: &str = "trap 'exit 0' TERM; echo up; while :; do sleep 0.1; done";
 
+/// For a runtime that remembers what its sandboxes are.
 pub(crate) async fn run(runtime: &dyn Runtime, sandbox: &SandboxId, config: &ContainerConfig) -> ContainerId {
-    let id = runtime.create_container(sandbox, config).await.unwrap();
+    run_in(runtime, sandbox, &SandboxConfig::default(), config).await
+}
+
+pub(crate) async fn run_in(
+    runtime: &dyn Runtime,
+    sandbox: &SandboxId,
+    pod: &SandboxConfig,
+    config: &ContainerConfig,
+) -> ContainerId {
+    let id = runtime.create_container(sandbox, pod, config).await.unwrap();
     runtime.start_container(&id).await.unwrap();
     id
 }
@@ -294,7 +292,16 @@ pub(crate) async fn outcome(
     sandbox: &SandboxId,
     config: &ContainerConfig,
 ) -> (i32, Vec<String>) {
-    let id = run(runtime, sandbox, config).await;
+    outcome_in(runtime, sandbox, &SandboxConfig::default(), config).await
+}
+
+pub(crate) async fn outcome_in(
+    runtime: &dyn Runtime,
+    sandbox: &SandboxId,
+    pod: &SandboxConfig,
+    config: &ContainerConfig,
+) -> (i32, Vec<String>) {
+    let id = run_in(runtime, sandbox, pod, config).await;
     let (code, _) = exit_of(runtime, &id).await;
     let lines = log(runtime, &id).await;
     runtime.remove_container(&id).await.unwrap();

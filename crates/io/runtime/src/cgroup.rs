@@ -14,7 +14,7 @@ const REMOVE_PAUSE: Duration = Duration::from_millis(10);
 const CPU_PERIOD_US_DEFAULT: u64 = 100_000;
 
 /// Joins the parts of a group's path and refuses one that would leave the root.
-pub(super) fn path(parts: &[&str]) -> Result<String, Error> {
+pub(crate) fn path(parts: &[&str]) -> Result<String, Error> {
     let joined = parts.join("/");
     let names: Vec<&str> = joined.split('/').filter(|name| !name.is_empty()).collect();
     if names.iter().any(|name| matches!(*name, "." | "..")) {
@@ -28,7 +28,7 @@ pub(super) fn path(parts: &[&str]) -> Result<String, Error> {
 }
 
 /// Makes a pod's group with its limits.
-pub(super) fn make_pod(layout: &Layout, group: &str, limits: &Resources) -> Result<(), Error> {
+pub(crate) fn make_pod(layout: &Layout, group: &str, limits: &Resources) -> Result<(), Error> {
     match layout {
         Layout::V2 { mount, .. } => {
             make_v2(mount, group)?;
@@ -49,12 +49,48 @@ pub(super) fn make_pod(layout: &Layout, group: &str, limits: &Resources) -> Resu
     }
 }
 
+/// Gives limits to a group that somebody else made; one that is not there needs none.
+pub(crate) fn limit_existing(layout: &Layout, group: &str, limits: &Resources) -> Result<(), Error> {
+    let exists = |directory: &PathBuf| directory.is_dir();
+    match layout {
+        Layout::V2 { mount, .. } => match Some(below(mount, group)).filter(exists) {
+            Some(directory) => write_all(&directory, v2_limits(limits)),
+            None => Ok(()),
+        },
+        Layout::V1 { mounts } | Layout::Hybrid { mounts, .. } => {
+            for (controller, limits) in v1_limits(limits) {
+                let directory = mounts.get(controller).map(|mount| below(mount, group));
+                if let Some(directory) = directory.filter(exists) {
+                    write_all(&directory, limits)?;
+                }
+            }
+            Ok(())
+        }
+    }
+}
+
+/// What happens to a process that still runs in a group that shall go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Leftover {
+    Kill,
+    /// It is not ours: the group stays, and that is an error.
+    Spare,
+}
+
 /// Removes a group with all groups below it, killing what still runs in them.
-pub(super) fn remove_tree(layout: &Layout, group: &str) -> Result<(), Error> {
+pub(crate) fn remove_tree(layout: &Layout, group: &str) -> Result<(), Error> {
     layout
         .trees()
         .into_iter()
-        .try_for_each(|tree| remove(&below(tree, group)))
+        .try_for_each(|tree| remove(&below(tree, group), Leftover::Kill))
+}
+
+/// Removes a group with all groups below it, if nothing runs in them.
+pub(crate) fn remove_empty_tree(layout: &Layout, group: &str) -> Result<(), Error> {
+    layout
+        .trees()
+        .into_iter()
+        .try_for_each(|tree| remove(&below(tree, group), Leftover::Spare))
 }
 
 /// How often the kernel killed something in a group for want of memory.
@@ -164,7 +200,7 @@ fn write_all(directory: &Path, files: Files) -> Result<(), Error> {
     Ok(())
 }
 
-fn remove(directory: &Path) -> Result<(), Error> {
+fn remove(directory: &Path, leftover: Leftover) -> Result<(), Error> {
     let entries = match std::fs::read_dir(directory) {
         Ok(entries) => entries,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
@@ -172,7 +208,7 @@ fn remove(directory: &Path) -> Result<(), Error> {
     };
     for entry in entries.flatten() {
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            remove(&entry.path())?;
+            remove(&entry.path(), leftover)?;
         }
     }
     let mut tries = 0;
@@ -181,7 +217,9 @@ fn remove(directory: &Path) -> Result<(), Error> {
             Ok(()) => return Ok(()),
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
             Err(error) if error.kind() == ErrorKind::ResourceBusy && tries < REMOVE_TRIES => {
-                kill_all(directory);
+                if leftover == Leftover::Kill {
+                    kill_all(directory);
+                }
                 tries += 1;
                 std::thread::sleep(REMOVE_PAUSE);
             }
@@ -221,6 +259,26 @@ mod tests {
             .assert_eq(&format!("{:?}", v1_limits(&limits)));
         expect![[r#"[("cpu.weight", "39"), ("cpu.max", "50000 100000"), ("memory.max", "67108864"), ("pids.max", "max")]"#]]
             .assert_eq(&format!("{:?}", v2_limits(&limits)));
+    }
+
+    #[test]
+    fn a_group_of_another_gets_limits_only_where_it_is() {
+        let mount = std::env::temp_dir().join(format!("kedge-cgroup-{}", std::process::id()));
+        std::fs::create_dir_all(mount.join("a.slice")).unwrap();
+        let layout = Layout::V2 {
+            mount: mount.clone(),
+            controllers: ["memory".to_owned()].into(),
+        };
+        let limits = Resources {
+            memory_bytes_max: Some(64 << 20),
+            ..Resources::default()
+        };
+        limit_existing(&layout, "/a.slice", &limits).unwrap();
+        limit_existing(&layout, "/b.slice", &limits).unwrap();
+        let written = std::fs::read_to_string(mount.join("a.slice/memory.max")).unwrap();
+        assert_eq!(written, "67108864");
+        assert!(!mount.join("b.slice").exists());
+        std::fs::remove_dir_all(mount).unwrap();
     }
 
     #[test]
