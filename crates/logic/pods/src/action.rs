@@ -1,8 +1,9 @@
 //! The words between the decisions and the hands.
 
-use kedge_api::{HttpHeader, Pod};
+use kedge_api::{HttpHeader, Pod, QosClass, Quantity};
 use kedge_containers::{ContainerId, SandboxId};
 use kedge_wire::Time;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -39,22 +40,27 @@ pub struct ObservationId(pub u64);
 /// One thing to do for one pod. The hand answers with the [`Outcome`] of the same name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
+    /// Reserve the devices that the pod's containers ask for: sent once, before anything of the pod is made, and only
+    /// for a pod that asks for resources which device plug-ins may serve. A refusal rejects the pod.
+    AllocateDevices,
     /// Make the volumes, or bring their contents up to date. Idempotent.
     PrepareVolumes,
     RunSandbox {
         attempt: u32,
     },
-    /// See to the image, create, start.
+    /// See to the image, create, start, run the postStart hook. A hook that fails ends the container, and the start
+    /// with it, with the reason `PostStartHookError`.
     StartContainer {
         sandbox: SandboxId,
         container: String,
         attempt: u32,
         pod_ips: Vec<String>,
+        /// An ephemeral container sees the processes of this one.
+        target: Option<ContainerId>,
     },
-    /// Stop all of them at the same time; each has this grace.
+    /// Stop all of them at the same time, each with its own grace.
     StopContainers {
-        containers: Vec<(ContainerId, String)>,
-        grace: Duration,
+        containers: Vec<Stop>,
     },
     RemoveContainers(Vec<ContainerId>),
     /// End what is left of a finished pod, but keep its containers' records and logs.
@@ -63,9 +69,22 @@ pub enum Action {
     RemoveVolumes,
 }
 
+/// One container to stop.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stop {
+    pub id: ContainerId,
+    pub name: String,
+    /// For the hook and the stop signal together; a signal has two seconds at least, whatever the hook took.
+    pub grace: Duration,
+    /// Its preStop hook comes before the signal.
+    pub run_pre_stop: bool,
+}
+
 /// How an action ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
+    /// The reason of a refusal is not told: the pod ends with `UnexpectedAdmissionError` and the message.
+    Devices(Result<(), Refusal>),
     Volumes(Result<VolumesReady, Refusal>),
     Sandbox(Result<(), Refusal>),
     Container {
@@ -111,7 +130,8 @@ pub enum Effect {
         pod: Arc<Pod>,
         action: Action,
     },
-    /// A sandbox that belongs to no desired pod: stop and remove it, then call `handle_orphan_removed`.
+    /// Sandboxes of no desired pod: stop and remove them and what else is left of the pod (its volumes and its
+    /// directory), then call `handle_orphan_removed`.
     RemoveOrphan {
         uid: String,
         sandboxes: Vec<SandboxId>,
@@ -135,7 +155,58 @@ pub enum Effect {
         key: PodKey,
         uid: String,
     },
+    /// Show a static pod in the cloud.
+    CreateMirror {
+        pod: Arc<Pod>,
+    },
+    /// A mirror whose static pod is gone or another one: remove the object, with grace 0 and this UID as precondition.
+    DeleteMirror {
+        key: PodKey,
+        uid: String,
+    },
     Event(PodEvent),
+}
+
+/// Why a pod must leave the node now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Eviction {
+    /// The pod's reason afterwards, for example `Evicted` or `Preempting`.
+    pub reason: String,
+    pub message: String,
+    /// Shortens the pod's own grace, never prolongs it.
+    pub grace: Duration,
+}
+
+/// A pod that uses the node, as those who rank pods for eviction see it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Running {
+    pub uid: String,
+    pub key: PodKey,
+    pub priority: i32,
+    pub qos: QosClass,
+    /// What the pod as a whole asks for, by resource.
+    pub requests: BTreeMap<String, Quantity>,
+    /// Static, mirrored or of a system priority: never evicted.
+    pub critical: bool,
+}
+
+/// Where a pod was found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum PodSource {
+    /// The cloud wants it.
+    Api,
+    /// A file of the node.
+    File,
+}
+
+impl PodSource {
+    /// As the annotation `kubernetes.io/config.source` spells it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Api => "api",
+            Self::File => "file",
+        }
+    }
 }
 
 /// Something worth an event of Kubernetes.
@@ -148,8 +219,8 @@ pub struct PodEvent {
     pub message: String,
 }
 
-/// The closed set of event reasons of this node.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+/// The event reasons of this node's pods.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum EventReason {
     Pulled,
     Pulling,
@@ -157,50 +228,94 @@ pub enum EventReason {
     Started,
     Killing,
     BackOff,
+    /// The same word for a pull that waits.
+    PullBackOff,
     Failed,
+    InspectFailed,
+    ErrImageNeverPull,
+    FailedToRetrieveImagePullSecret,
     Unhealthy,
+    ProbeWarning,
     FailedMount,
+    FailedMapVolume,
+    FailedAttachVolume,
     FailedCreatePodSandBox,
+    SandboxChanged,
+    FailedKillPod,
+    NetworkNotReady,
+    MissingClusterDns,
     FailedPreStopHook,
     FailedPostStartHook,
     DeadlineExceeded,
-    Rejected,
+    Evicted,
+    Preempting,
+    /// The node refused the pod for this reason, for example `OutOfcpu`.
+    Rejected(String),
 }
 
 impl EventReason {
     /// As Kubernetes spells it.
-    pub fn as_str(self) -> &'static str {
+    pub fn as_str(&self) -> &str {
         match self {
             Self::Pulled => "Pulled",
             Self::Pulling => "Pulling",
             Self::Created => "Created",
             Self::Started => "Started",
             Self::Killing => "Killing",
-            Self::BackOff => "BackOff",
+            Self::BackOff | Self::PullBackOff => "BackOff",
             Self::Failed => "Failed",
+            Self::InspectFailed => "InspectFailed",
+            Self::ErrImageNeverPull => "ErrImageNeverPull",
+            Self::FailedToRetrieveImagePullSecret => "FailedToRetrieveImagePullSecret",
             Self::Unhealthy => "Unhealthy",
+            Self::ProbeWarning => "ProbeWarning",
             Self::FailedMount => "FailedMount",
+            Self::FailedMapVolume => "FailedMapVolume",
+            Self::FailedAttachVolume => "FailedAttachVolume",
             Self::FailedCreatePodSandBox => "FailedCreatePodSandBox",
+            Self::SandboxChanged => "SandboxChanged",
+            Self::FailedKillPod => "FailedKillPod",
+            Self::NetworkNotReady => "NetworkNotReady",
+            Self::MissingClusterDns => "MissingClusterDNS",
             Self::FailedPreStopHook => "FailedPreStopHook",
             Self::FailedPostStartHook => "FailedPostStartHook",
             Self::DeadlineExceeded => "DeadlineExceeded",
-            Self::Rejected => "FailedAdmission",
+            Self::Evicted => "Evicted",
+            Self::Preempting => "Preempting",
+            Self::Rejected(reason) => reason,
         }
     }
 
     /// `Normal` or `Warning`.
-    pub fn event_type(self) -> &'static str {
+    pub fn event_type(&self) -> &'static str {
         match self {
-            Self::Pulled | Self::Pulling | Self::Created | Self::Started | Self::Killing => "Normal",
+            Self::Pulled
+            | Self::Pulling
+            | Self::Created
+            | Self::Started
+            | Self::Killing
+            | Self::PullBackOff
+            | Self::SandboxChanged
+            | Self::DeadlineExceeded => "Normal",
             Self::BackOff
             | Self::Failed
+            | Self::InspectFailed
+            | Self::ErrImageNeverPull
+            | Self::FailedToRetrieveImagePullSecret
             | Self::Unhealthy
+            | Self::ProbeWarning
             | Self::FailedMount
+            | Self::FailedMapVolume
+            | Self::FailedAttachVolume
             | Self::FailedCreatePodSandBox
+            | Self::FailedKillPod
+            | Self::NetworkNotReady
+            | Self::MissingClusterDns
             | Self::FailedPreStopHook
             | Self::FailedPostStartHook
-            | Self::DeadlineExceeded
-            | Self::Rejected => "Warning",
+            | Self::Evicted
+            | Self::Preempting
+            | Self::Rejected(_) => "Warning",
         }
     }
 }
@@ -245,13 +360,26 @@ pub enum ProbeTarget {
         host: String,
         port: u16,
     },
+    /// The health service of gRPC, without TLS. An empty service is the server as a whole.
+    Grpc {
+        host: String,
+        port: u16,
+        service: String,
+    },
+    /// Exit code 0 is success.
+    Exec {
+        container: ContainerId,
+        command: Vec<String>,
+    },
 }
 
 /// What came of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ProbeResult {
     Success,
+    /// Healthy, but something is worth an event: a redirection that leads elsewhere.
+    Warning(String),
     Failure(String),
-    /// The hands cannot ask this way: neither healthy nor sick.
-    Unsupported(String),
+    /// It could not be asked: neither healthy nor sick.
+    Error(String),
 }

@@ -19,6 +19,9 @@ pub(crate) fn next(delay: Duration) -> Duration {
     }
 }
 
+/// Reason of a container that waits for a config map or a secret.
+pub(crate) const CONFIG_ERROR: &str = "CreateContainerConfigError";
+
 /// Restarts of one container: the first is at once, the others wait 10 s doubling to 5 min after the end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct CrashBackoff {
@@ -34,9 +37,9 @@ impl CrashBackoff {
         self.delay
     }
 
-    /// A restart is being made.
-    pub(crate) fn restarted(&mut self) {
-        self.delay = next(self.delay);
+    /// A restart is being made; the wait after it is not longer than `longest`.
+    pub(crate) fn restarted(&mut self, longest: Duration) {
+        self.delay = next(self.delay).min(longest);
     }
 }
 
@@ -50,6 +53,19 @@ pub(crate) struct Trouble {
 }
 
 impl Trouble {
+    /// The image could not be fetched.
+    pub(crate) fn is_pull(&self) -> bool {
+        matches!(
+            self.reason.as_str(),
+            "ErrImagePull" | "RegistryUnavailable" | "SignatureValidationFailed"
+        )
+    }
+
+    /// Something that the pod names is missing.
+    pub(crate) fn is_config(&self) -> bool {
+        self.reason == CONFIG_ERROR
+    }
+
     /// When the next try is due.
     pub(crate) fn retry_at(&self) -> Time {
         self.since + self.delay

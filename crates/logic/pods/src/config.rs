@@ -1,7 +1,13 @@
 //! What the decisions need to know about the node.
 
+use kedge_api::{Quantity, Taint};
 use kedge_containers::DnsConfig;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::Duration;
+
+/// Amounts by resource name: `cpu`, `memory`, `ephemeral-storage`, `pods`, `hugepages-2Mi`, extended resources.
+pub type Amounts = BTreeMap<String, Quantity>;
 
 /// Settings of the node's pods.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -14,22 +20,54 @@ pub struct Config {
     pub cluster_domain: String,
     /// The node's own resolver, needed where a pod adds to it.
     pub node_dns: DnsConfig,
+    /// `node_dns` is not what the runtime would take by itself.
+    pub node_dns_given: bool,
     /// `<pods_dir>/<uid>` belongs to the pod.
     pub pods_dir: PathBuf,
     /// Logs go to `<log_dir>/<namespace>_<name>_<uid>/<container>/<attempt>.log`.
     pub log_dir: PathBuf,
+    /// Where seccomp profiles of the type `Localhost` lie.
+    pub seccomp_dir: PathBuf,
     /// What stands before a container's id in the status, for example `kedge://`.
     pub container_id_prefix: String,
-    /// Variables that every container gets unless the pod sets them itself.
+    /// Variables that every container gets unless the pod sets them itself, for example `KUBERNETES_SERVICE_HOST`.
     pub env: Vec<(String, String)>,
-    /// What pods may use together; a zero is not checked.
-    pub allocatable: Capacity,
-}
-
-/// Amounts of the node.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Capacity {
-    pub cpu_milli: i64,
-    pub memory_bytes: i64,
-    pub pods: i64,
+    /// What pods may use together at the start; a resource that is not in it is not limited, unless it is an extended
+    /// one. [`crate::Pods::handle_allocatable`] changes it.
+    pub allocatable: Amounts,
+    /// The machine's memory, which OOM scores are measured by.
+    pub memory_capacity_bytes: i64,
+    /// The lowest OOM score that the runtime can give; `None` is the kernel's own limit.
+    pub oom_score_min: Option<i32>,
+    /// Which handler of the runtime serves a runtime class; a class that is not in it is the name of a handler.
+    pub runtime_handlers: BTreeMap<String, String>,
+    /// A container without a seccomp profile gets the runtime's own one.
+    pub seccomp_default: bool,
+    /// Do not limit CPU time by quotas.
+    pub cpu_quota_off: bool,
+    /// The scheduling period of quotas; `None` is the kernel's 100 ms.
+    pub cpu_period_us: Option<u64>,
+    /// Processes that one pod may have.
+    pub pod_pids_max: Option<i64>,
+    /// The node has control groups of version 2.
+    pub cgroup_v2: bool,
+    /// Sizes of huge pages that the node has, as control groups spell them: `2MB`, `1GB`.
+    pub huge_page_sizes: Vec<String>,
+    /// When memory ends, kill one process of a container and not all of them (version 2 only).
+    pub oom_kills_one_process: bool,
+    /// The runtime can make the mounts below a read-only mount read-only as well.
+    pub recursive_read_only: bool,
+    /// Slow a container down when it uses this many thousandths of its memory limit, instead of killing it at once
+    /// (version 2 only).
+    pub memory_throttling_permille: Option<u32>,
+    /// Kernel parameters that pods may set although they are not safe; a trailing `*` stands for the rest of a name.
+    pub unsafe_sysctls: Vec<String>,
+    /// The longest wait before a container is started again; `None` is Kubernetes' 5 minutes.
+    pub crash_wait_max: Option<Duration>,
+    /// Labels of the node at the start. [`crate::Pods::handle_node`] changes them.
+    pub node_labels: BTreeMap<String, String>,
+    /// Taints of the node at the start.
+    pub node_taints: Vec<Taint>,
+    /// Spreads probes over their periods.
+    pub seed: u64,
 }

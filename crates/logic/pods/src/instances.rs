@@ -8,7 +8,7 @@ use kedge_wire::Time;
 use std::collections::BTreeMap;
 
 /// Exit code of a container whose end nobody saw: as if killed.
-const EXIT_CODE_UNSEEN: i32 = 137;
+pub(crate) const EXIT_CODE_UNSEEN: i32 = 137;
 
 /// The sandboxes of one pod, oldest first.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -91,6 +91,16 @@ impl Instances {
         &self.sandboxes
     }
 
+    /// Sandboxes that are not in use and of whose containers nothing is kept.
+    pub(crate) fn empty_sandboxes(&self) -> Vec<SandboxId> {
+        let in_use = self.ready_sandbox().map(|sandbox| &sandbox.id);
+        let empty = self.sandboxes.iter().filter(|s| s.containers.is_empty());
+        empty
+            .filter(|s| Some(&s.id) != in_use)
+            .map(|s| s.id.clone())
+            .collect()
+    }
+
     pub(crate) fn sandbox_ids(&self) -> Vec<SandboxId> {
         self.sandboxes.iter().map(|sandbox| sandbox.id.clone()).collect()
     }
@@ -132,6 +142,19 @@ impl Instances {
 
     pub(crate) fn past(&self, name: &str) -> Option<&Past> {
         self.past.get(name)
+    }
+
+    /// How the newest instance ended, as far as anybody knows. One whose records are gone counts as killed.
+    pub(crate) fn exit_code(&self, name: &str) -> Option<i32> {
+        if let Some(latest) = self.latest(name) {
+            return end(latest).map(|end| end.exit_code);
+        }
+        let past = self.past.get(name)?;
+        let own = past
+            .terminated
+            .as_ref()
+            .filter(|t| t.container_id == past.container_id);
+        Some(own.map_or(EXIT_CODE_UNSEEN, |t| t.exit_code))
     }
 
     /// Whether this container ever ran, as far as anybody knows.

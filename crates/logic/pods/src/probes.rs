@@ -1,16 +1,25 @@
 //! When containers are asked for their health, and what the answers mean.
 
-use crate::{ProbeId, ProbeKind, ProbeResult, ProbeTarget};
+use crate::translate::expand;
+use crate::{EventReason, ProbeId, ProbeKind, ProbeResult, ProbeTarget};
 use kedge_api::{Container, ContainerStatus, Pod, Probe};
 use kedge_containers::ContainerId;
 use kedge_wire::Time;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+/// An answer that takes this much longer than the probe's timeout has got lost: the question counts as failed, so that
+/// no container is left without a judge.
+const ANSWER_SLACK: Duration = Duration::from_secs(30);
+
 /// All probes of one pod.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub(crate) struct Probes {
     instances: BTreeMap<ContainerId, Instance>,
+    /// Instances that are older than this were adopted: their first questions are spread over a period, so that a
+    /// restart of this process does not ask all containers of the node in one moment.
+    born: Time,
+    seed: u64,
 }
 
 #[derive(Debug, Clone)]
@@ -22,12 +31,12 @@ struct Instance {
 #[derive(Debug, Clone)]
 struct State {
     due: Time,
-    in_flight: bool,
+    /// Since when an answer is awaited, and until when.
+    in_flight: Option<Time>,
     successes: u32,
     failures: u32,
     /// `None` until a threshold is reached for the first time.
     healthy: Option<bool>,
-    told_unsupported: bool,
 }
 
 /// A probe that is due now.
@@ -42,20 +51,47 @@ pub(crate) struct Due {
 pub(crate) enum Verdict {
     Nothing,
     /// Worth an event.
-    Unhealthy {
+    Told {
         container: String,
+        reason: EventReason,
         message: String,
     },
 }
 
+/// Which of the pod's probes are asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Asked {
+    All,
+    /// A pod that ends is not restarted any more, but what it still serves may be known.
+    Readiness,
+}
+
+impl Asked {
+    fn includes(self, kind: ProbeKind) -> bool {
+        match self {
+            Self::All => true,
+            Self::Readiness => kind == ProbeKind::Readiness,
+        }
+    }
+}
+
 impl Probes {
+    pub(crate) fn new(born: Time, seed: u64) -> Self {
+        Self {
+            instances: BTreeMap::new(),
+            born,
+            seed,
+        }
+    }
+
     /// Follows the running instances: new ones begin, others are forgotten. `known` is what the cloud was told
     /// before a restart of this process: an adopted container does not lose its readiness.
     pub(crate) fn follow(
         &mut self,
         pod: &Pod,
         running: &[(ContainerId, String, Time)],
-        known: &[ContainerStatus],
+        known: &[&ContainerStatus],
+        now: Time,
     ) {
         self.instances
             .retain(|id, _| running.iter().any(|(running, _, _)| running == id));
@@ -69,16 +105,33 @@ impl Probes {
             let told = known
                 .iter()
                 .find(|s| s.container_id.as_ref().is_some_and(|c| c.ends_with(&id.0)));
-            let probes =
-                specs(container).map(|(kind, probe)| (kind, State::begin(kind, probe, *started, told)));
-            self.instances.insert(
-                id.clone(),
-                Instance {
-                    name: name.clone(),
-                    probes: probes.collect(),
-                },
-            );
+            let probes = specs(container).map(|(kind, probe)| {
+                // The runtime's clock may be ahead of ours: what runs has been started.
+                let start = (*started).min(now) + Duration::from_secs(probe.initial_delay_seconds());
+                let due = if *started < self.born {
+                    start.max(now + self.share(id, kind, probe))
+                } else {
+                    start
+                };
+                (kind, State::begin(kind, due, told.copied()))
+            });
+            let instance = Instance {
+                name: name.clone(),
+                probes: probes.collect(),
+            };
+            self.instances.insert(id.clone(), instance);
         }
+    }
+
+    /// A part of the probe's period, which differs from container to container.
+    fn share(&self, id: &ContainerId, kind: ProbeKind, probe: &Probe) -> Duration {
+        let text = id.0.bytes().chain([kind as u8]);
+        let hash = text.fold(0xcbf2_9ce4_8422_2325_u64 ^ self.seed, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+        });
+        let period_ms = probe.period_seconds().saturating_mul(1000);
+        // The low bits of this hash differ least.
+        Duration::from_millis((hash >> 16) % period_ms.max(1))
     }
 
     /// The startup probe, if there is one, has succeeded.
@@ -111,30 +164,29 @@ impl Probes {
     }
 
     /// Takes the probes that are due.
-    pub(crate) fn take_due(&mut self, pod: &Pod, pod_ip: Option<&str>, now: Time) -> Vec<Due> {
+    pub(crate) fn take_due(&mut self, pod: &Pod, pod_ip: Option<&str>, asked: Asked, now: Time) -> Vec<Due> {
         let mut due = Vec::new();
         for (id, instance) in &mut self.instances {
             let Some(container) = pod.container(&instance.name) else {
                 continue;
             };
             let started = instance.started();
-            for (kind, probe) in specs(container) {
+            for (kind, probe) in specs(container).filter(|(kind, _)| asked.includes(*kind)) {
                 let Some(state) = instance.probes.get_mut(&kind) else {
                     continue;
                 };
                 if !state.waits(kind, started) || state.due > now {
                     continue;
                 }
-                state.in_flight = true;
-                let id = ProbeId {
-                    uid: pod.uid().to_owned(),
-                    container: id.clone(),
-                    kind,
-                };
                 let timeout = Duration::from_secs(probe.timeout_seconds());
+                state.in_flight = Some(now + timeout + ANSWER_SLACK);
                 due.push(Due {
-                    id,
-                    target: target(container, probe, pod_ip),
+                    id: ProbeId {
+                        uid: pod.uid().to_owned(),
+                        container: id.clone(),
+                        kind,
+                    },
+                    target: target(container, id, probe, pod_ip),
                     timeout,
                 });
             }
@@ -142,8 +194,25 @@ impl Probes {
         due
     }
 
-    /// The moment of the next due probe.
-    pub(crate) fn next_due(&self) -> Option<Time> {
+    /// Takes the questions whose answers got lost.
+    pub(crate) fn take_lost(&self, uid: &str, now: Time) -> Vec<ProbeId> {
+        let mut lost = Vec::new();
+        for (id, instance) in &self.instances {
+            for (kind, state) in &instance.probes {
+                if state.in_flight.is_some_and(|until| until <= now) {
+                    lost.push(ProbeId {
+                        uid: uid.to_owned(),
+                        container: id.clone(),
+                        kind: *kind,
+                    });
+                }
+            }
+        }
+        lost
+    }
+
+    /// The moment of the next due probe, or of the next lost answer.
+    pub(crate) fn next_due(&self, asked: Asked) -> Option<Time> {
         self.instances
             .values()
             .flat_map(|instance| {
@@ -151,8 +220,11 @@ impl Probes {
                 instance
                     .probes
                     .iter()
-                    .filter(move |(kind, state)| state.waits(**kind, started))
-                    .map(|(_, s)| s.due)
+                    .filter(move |(kind, _)| asked.includes(**kind))
+                    .filter_map(move |(kind, state)| {
+                        let due = state.waits(*kind, started).then_some(state.due);
+                        due.or(state.in_flight)
+                    })
             })
             .min()
     }
@@ -171,16 +243,19 @@ impl Probes {
         let Some(state) = instance.probes.get_mut(&id.kind) else {
             return Verdict::Nothing;
         };
-        state.in_flight = false;
+        state.in_flight = None;
         state.due = now + Duration::from_secs(probe.period_seconds());
-        let message = match result {
+        let (reason, message) = match result {
             ProbeResult::Success => {
-                state.successes = state.successes.saturating_add(1);
-                state.failures = 0;
-                if state.successes >= probe.success_threshold() {
-                    state.healthy = Some(true);
-                }
+                state.succeeded(probe);
                 return Verdict::Nothing;
+            }
+            ProbeResult::Warning(message) => {
+                state.succeeded(probe);
+                (
+                    EventReason::ProbeWarning,
+                    format!("{} probe warning: {message}", id.kind),
+                )
             }
             ProbeResult::Failure(message) => {
                 state.failures = state.failures.saturating_add(1);
@@ -188,17 +263,20 @@ impl Probes {
                 if state.failures >= probe.failure_threshold() {
                     state.healthy = Some(false);
                 }
-                message
+                (
+                    EventReason::Unhealthy,
+                    format!("{} probe failed: {message}", id.kind),
+                )
             }
-            ProbeResult::Unsupported(_) if state.told_unsupported => return Verdict::Nothing,
-            ProbeResult::Unsupported(message) => {
-                state.told_unsupported = true;
-                message
-            }
+            ProbeResult::Error(message) => (
+                EventReason::Unhealthy,
+                format!("{} probe errored: {message}", id.kind),
+            ),
         };
-        Verdict::Unhealthy {
+        Verdict::Told {
             container: instance.name.clone(),
-            message: format!("{} probe failed: {message}", id.kind),
+            reason,
+            message,
         }
     }
 }
@@ -212,20 +290,26 @@ impl Instance {
 }
 
 impl State {
-    fn begin(kind: ProbeKind, probe: &Probe, started: Time, told: Option<&ContainerStatus>) -> Self {
+    fn begin(kind: ProbeKind, due: Time, told: Option<&ContainerStatus>) -> Self {
         let healthy = match kind {
             ProbeKind::Startup => told.and_then(|s| s.started).filter(|started| *started),
             ProbeKind::Readiness => told.map(|s| s.ready).filter(|ready| *ready),
             ProbeKind::Liveness => None,
         };
-        let due = started + Duration::from_secs(probe.initial_delay_seconds());
         Self {
             due,
-            in_flight: false,
+            in_flight: None,
             successes: 0,
             failures: 0,
             healthy,
-            told_unsupported: false,
+        }
+    }
+
+    fn succeeded(&mut self, probe: &Probe) {
+        self.successes = self.successes.saturating_add(1);
+        self.failures = 0;
+        if self.successes >= probe.success_threshold() {
+            self.healthy = Some(true);
         }
     }
 
@@ -236,7 +320,7 @@ impl State {
             ProbeKind::Liveness => started && self.healthy != Some(false),
             ProbeKind::Readiness => started,
         };
-        turn && !self.in_flight
+        turn && self.in_flight.is_none()
     }
 }
 
@@ -251,7 +335,13 @@ fn specs(container: &Container) -> impl Iterator<Item = (ProbeKind, &Probe)> {
 }
 
 /// What to ask; or why it cannot be asked.
-fn target(container: &Container, probe: &Probe, pod_ip: Option<&str>) -> Result<ProbeTarget, String> {
+fn target(
+    container: &Container,
+    id: &ContainerId,
+    probe: &Probe,
+    pod_ip: Option<&str>,
+) -> Result<ProbeTarget, String> {
+    const NO_PORT: &str = "the port of the probe is not a port of the container";
     let handler = &probe.handler;
     let host = |given: &Option<String>| {
         given
@@ -260,10 +350,19 @@ fn target(container: &Container, probe: &Probe, pod_ip: Option<&str>) -> Result<
             .or_else(|| pod_ip.map(str::to_owned))
             .ok_or("the pod has no address")
     };
+    if let Some(exec) = &handler.exec {
+        let known = |name: &str| {
+            let var = container.env.iter().rev().find(|var| var.name == name)?;
+            var.value.clone()
+        };
+        let command = exec.command.iter().map(|word| expand(word, known)).collect();
+        return Ok(ProbeTarget::Exec {
+            container: id.clone(),
+            command,
+        });
+    }
     if let Some(http) = &handler.http_get {
-        let port = container
-            .port(&http.port)
-            .ok_or("the port of the probe is not a port of the container")?;
+        let port = container.port(&http.port).ok_or(NO_PORT)?;
         let path = http.path.clone().unwrap_or_else(|| "/".to_owned());
         let path = if path.starts_with('/') {
             path
@@ -283,23 +382,19 @@ fn target(container: &Container, probe: &Probe, pod_ip: Option<&str>) -> Result<
         });
     }
     if let Some(tcp) = &handler.tcp_socket {
-        let port = container
-            .port(&tcp.port)
-            .ok_or("the port of the probe is not a port of the container")?;
+        let port = container.port(&tcp.port).ok_or(NO_PORT)?;
         return Ok(ProbeTarget::Tcp {
             host: host(&tcp.host)?,
             port,
         });
     }
-    if handler.exec.is_some() {
-        return Err(
-            "this version cannot run commands in containers, so exec probes are neither passed nor failed; \
-                    use httpGet or tcpSocket"
-                .to_owned(),
-        );
-    }
-    if handler.grpc.is_some() {
-        return Err("this version does not ask by gRPC; use httpGet or tcpSocket".to_owned());
+    if let Some(grpc) = &handler.grpc {
+        let port = u16::try_from(grpc.port).ok().filter(|port| *port > 0);
+        return Ok(ProbeTarget::Grpc {
+            host: host(&None)?,
+            port: port.ok_or(NO_PORT)?,
+            service: grpc.service.clone().unwrap_or_default(),
+        });
     }
     Err("the probe names nothing to ask".to_owned())
 }

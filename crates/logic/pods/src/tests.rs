@@ -1,10 +1,16 @@
 //! Stories: what happens to a pod, told line by line. The world below has a runtime that obeys at once.
 
+mod admission;
+mod endings;
+mod properties;
+mod static_pods;
 mod stories;
+mod told;
 mod translation;
 
 use crate::{
-    Action, Config, Effect, Outcome, PodKey, Pods, ProbeResult, ProbeTarget, Refusal, VolumesReady, translate,
+    Action, Config, Effect, NodeFacts, Outcome, PodKey, Pods, ProbeResult, ProbeTarget, Refusal, Stop,
+    VolumesReady, translate,
 };
 use expect_test::Expect;
 use kedge_api::{ContainerState as Reported, Pod, PodStatus};
@@ -27,8 +33,17 @@ pub(crate) struct World {
     pub(crate) sandboxes: Vec<ObservedSandbox>,
     /// Answers to probes, by container name; the default is success.
     pub(crate) probe_answers: BTreeMap<String, ProbeResult>,
-    /// Refusals of the next starts of a container (by name) or of volumes (`volumes`).
+    /// Refusals of the next starts of a container (by name), of volumes (`volumes`), devices or sandboxes.
     pub(crate) refusals: BTreeMap<String, VecDeque<Refusal>>,
+    /// Probes are not answered.
+    pub(crate) silent: bool,
+    /// The last report of each pod, in full.
+    pub(crate) reports: BTreeMap<String, String>,
+    /// Containers that do not end when they are asked to, until [`World::stops_end`].
+    pub(crate) stubborn: bool,
+    stopping: Vec<(String, Vec<Stop>)>,
+    /// Mirrors that the cloud made.
+    pub(crate) mirrors: Vec<Arc<Pod>>,
     serial: u32,
     pub(crate) log: Vec<String>,
     last: BTreeMap<String, String>,
@@ -40,12 +55,19 @@ impl World {
     }
 
     pub(crate) fn with(config: Config) -> Self {
+        let mut pods = Pods::new(config);
+        pods.handle_static(Vec::new(), Time::from_ms(START_MS));
         Self {
-            pods: Pods::new(config),
+            pods,
             now: Time::from_ms(START_MS),
             sandboxes: Vec::new(),
             probe_answers: BTreeMap::new(),
             refusals: BTreeMap::new(),
+            silent: false,
+            reports: BTreeMap::new(),
+            stubborn: false,
+            stopping: Vec::new(),
+            mirrors: Vec::new(),
             serial: 0,
             log: Vec::new(),
             last: BTreeMap::new(),
@@ -55,13 +77,20 @@ impl World {
     /// The process restarts: the runtime's containers stay, memory is gone.
     pub(crate) fn restart(&mut self) {
         self.log.push("-- restart".to_owned());
-        self.pods = Pods::new(config());
+        self.pods = Pods::new(self.pods.config().clone());
+        self.pods.handle_static(Vec::new(), self.now);
         self.last.clear();
+        self.stopping.clear();
     }
 
     pub(crate) fn want(&mut self, pod: Pod) {
         self.pods
             .handle_desired(&PodKey::of(&pod), Some(Arc::new(pod)), self.now);
+        self.run();
+    }
+
+    pub(crate) fn statics(&mut self, pods: Vec<Pod>) {
+        self.pods.handle_static(pods, self.now);
         self.run();
     }
 
@@ -73,6 +102,21 @@ impl World {
 
     pub(crate) fn complete(&mut self) {
         self.pods.handle_desired_complete(self.now);
+        self.run();
+    }
+
+    /// Containers that were asked to stop have ended now.
+    pub(crate) fn stops_end(&mut self) {
+        let now = self.now.as_ms();
+        for (uid, stops) in std::mem::take(&mut self.stopping) {
+            for stop in &stops {
+                if let Some(container) = self.container(&stop.id) {
+                    end(container, now, 143);
+                }
+            }
+            self.pods
+                .handle_outcome(&uid, Outcome::ContainersStopped(Ok(())), self.now);
+        }
         self.run();
     }
 
@@ -119,6 +163,18 @@ impl World {
         self.log.push("-- power cut".to_owned());
     }
 
+    /// Everything that runs ends, and nobody has looked yet.
+    pub(crate) fn end_all(&mut self, code: i32) {
+        let now = self.now.as_ms();
+        let all = self.sandboxes.iter_mut().flat_map(|s| &mut s.containers);
+        all.for_each(|container| end(container, now, code));
+    }
+
+    pub(crate) fn look_now(&mut self) {
+        self.look();
+        self.run();
+    }
+
     fn look(&mut self) {
         let id = self.pods.begin_observation();
         self.pods.handle_observed(id, self.sandboxes.clone(), self.now);
@@ -143,7 +199,10 @@ impl World {
             Effect::Do { pod, action } => {
                 let (line, outcome) = self.act(&pod, action);
                 self.log.push(format!("{at}s {line}"));
-                return self.pods.handle_outcome(pod.uid(), outcome, self.now);
+                if let Some(outcome) = outcome {
+                    self.pods.handle_outcome(pod.uid(), outcome, self.now);
+                }
+                return;
             }
             Effect::RemoveOrphan { uid, sandboxes, .. } => {
                 self.sandboxes.retain(|sandbox| !sandboxes.contains(&sandbox.id));
@@ -151,6 +210,11 @@ impl World {
                 return self.pods.handle_orphan_removed(&uid);
             }
             Effect::Probe { id, target, .. } => {
+                if self.silent {
+                    self.log
+                        .push(format!("{at}s probe {} is not answered", target_line(&target)));
+                    return;
+                }
                 let name = self
                     .container(&id.container)
                     .map_or("?".to_owned(), |c| c.name.clone());
@@ -167,59 +231,71 @@ impl World {
             }
             Effect::Report { key, uid, patch } => {
                 let line = status_line(&patch);
+                self.reports.insert(uid.clone(), patch);
                 if self.last.insert(uid, line.clone()).as_ref() == Some(&line) {
                     return;
                 }
                 format!("report {}: {line}", key.name)
             }
             Effect::ReportDeleted { key, uid } => format!("report deleted {} {uid}", key.name),
+            Effect::CreateMirror { pod } => {
+                let line = format!("create mirror {}", pod.metadata.name);
+                let mut mirror = Pod::clone(&pod);
+                self.serial += 1;
+                mirror.metadata.uid = Some(format!("m{}", self.serial));
+                self.mirrors.push(Arc::new(mirror));
+                line
+            }
+            Effect::DeleteMirror { key, uid } => format!("delete mirror {} {uid}", key.name),
             Effect::Event(event) => format!("event {}: {}", event.reason.as_str(), event.message),
         };
         self.log.push(format!("{at}s {line}"));
     }
 
-    fn act(&mut self, pod: &Pod, action: Action) -> (String, Outcome) {
+    fn act(&mut self, pod: &Pod, action: Action) -> (String, Option<Outcome>) {
         let name = &pod.metadata.name;
-        match action {
+        let (line, outcome) = match action {
+            Action::AllocateDevices => {
+                let result = self.refusal("devices").map_or(Ok(()), Err);
+                (format!("devices {name}"), Outcome::Devices(result))
+            }
             Action::PrepareVolumes => {
                 let result = self.refusal("volumes").map_or(Ok(VolumesReady::default()), Err);
                 (format!("volumes {name}"), Outcome::Volumes(result))
             }
             Action::RunSandbox { attempt } => {
-                self.make_sandbox(pod, attempt);
-                (format!("sandbox {name}#{attempt}"), Outcome::Sandbox(Ok(())))
+                let result = self.refusal("sandbox").map_or(Ok(()), Err);
+                if result.is_ok() {
+                    self.make_sandbox(pod, attempt);
+                }
+                (format!("sandbox {name}#{attempt}"), Outcome::Sandbox(result))
             }
             Action::StartContainer {
                 sandbox,
                 container,
                 attempt,
+                target,
                 ..
             } => {
                 let result = self.refusal(&container).map_or(Ok(()), Err);
-                if result.is_ok() {
-                    self.make_container(pod, &sandbox, &container, attempt);
+                let hook = result
+                    .as_ref()
+                    .is_err_and(|refusal| refusal.reason == "PostStartHookError");
+                if result.is_ok() || hook {
+                    self.make_container(pod, &sandbox, &container, attempt, hook);
                 }
+                let into = target
+                    .map(|target| format!(" into {}", target.0))
+                    .unwrap_or_default();
                 (
-                    format!("start {container}#{attempt}"),
+                    format!("start {container}#{attempt}{into}"),
                     Outcome::Container {
                         name: container,
                         result,
                     },
                 )
             }
-            Action::StopContainers { containers, grace } => {
-                let now = self.now.as_ms();
-                for (id, _) in &containers {
-                    if let Some(container) = self.container(id) {
-                        end(container, now, 143);
-                    }
-                }
-                let names: Vec<String> = containers.into_iter().map(|(_, name)| name).collect();
-                (
-                    format!("stop {} grace {}s", names.join(" "), grace.as_secs()),
-                    Outcome::ContainersStopped(Ok(())),
-                )
-            }
+            Action::StopContainers { containers } => return self.stop(pod, containers),
             Action::RemoveContainers(ids) => {
                 self.sandboxes
                     .iter_mut()
@@ -239,7 +315,7 @@ impl World {
             Action::RemoveSandboxes(ids) => {
                 self.sandboxes.retain(|sandbox| !ids.contains(&sandbox.id));
                 (
-                    format!("remove sandbox of {name}"),
+                    format!("remove {} sandboxes of {name}", ids.len()),
                     Outcome::SandboxesRemoved(Ok(())),
                 )
             }
@@ -247,7 +323,30 @@ impl World {
                 format!("remove volumes of {name}"),
                 Outcome::VolumesRemoved(Ok(())),
             ),
+        };
+        (line, Some(outcome))
+    }
+
+    fn stop(&mut self, pod: &Pod, stops: Vec<Stop>) -> (String, Option<Outcome>) {
+        let words: Vec<String> = stops
+            .iter()
+            .map(|stop| {
+                let hook = if stop.run_pre_stop { " after its hook" } else { "" };
+                format!("{} grace {}s{hook}", stop.name, stop.grace.as_secs())
+            })
+            .collect();
+        let line = format!("stop {}", words.join(", "));
+        if self.stubborn {
+            self.stopping.push((pod.uid().to_owned(), stops));
+            return (line, None);
         }
+        let now = self.now.as_ms();
+        for stop in &stops {
+            if let Some(container) = self.container(&stop.id) {
+                end(container, now, 143);
+            }
+        }
+        (line, Some(Outcome::ContainersStopped(Ok(()))))
     }
 
     fn refusal(&mut self, name: &str) -> Option<Refusal> {
@@ -278,10 +377,11 @@ impl World {
         });
     }
 
-    fn make_container(&mut self, pod: &Pod, sandbox: &SandboxId, name: &str, attempt: u32) {
+    fn make_container(&mut self, pod: &Pod, sandbox: &SandboxId, name: &str, attempt: u32, dead: bool) {
         self.serial += 1;
         let spec = pod.container(name).unwrap();
-        let made = ObservedContainer {
+        let now = self.now.as_ms();
+        let mut made = ObservedContainer {
             id: ContainerId(format!("c{}", self.serial)),
             name: name.to_owned(),
             attempt,
@@ -291,10 +391,12 @@ impl World {
             created_ms: self.now.as_ms(),
             state: ContainerState::Running {
                 started_ms: self.now.as_ms(),
-                pid: 1,
             },
             log_path: "/dev/null".into(),
         };
+        if dead {
+            end(&mut made, now, 137);
+        }
         self.sandboxes
             .iter_mut()
             .find(|s| s.id == *sandbox)
@@ -325,6 +427,8 @@ fn target_line(target: &ProbeTarget) -> String {
     match target {
         ProbeTarget::Http { host, port, path, .. } => format!("http://{host}:{port}{path}"),
         ProbeTarget::Tcp { host, port } => format!("tcp {host}:{port}"),
+        ProbeTarget::Grpc { host, port, service } => format!("grpc {host}:{port} {service}"),
+        ProbeTarget::Exec { command, .. } => format!("exec {}", command.join(" ")),
     }
 }
 
@@ -346,6 +450,7 @@ fn status_line(patch: &str) -> String {
         .init_container_statuses
         .iter()
         .chain(&status.container_statuses)
+        .chain(&status.ephemeral_container_statuses)
         .map(|c| {
             let restarts = if c.restart_count > 0 {
                 format!(" x{}", c.restart_count)
@@ -375,11 +480,22 @@ fn status_line(patch: &str) -> String {
 pub(crate) fn config() -> Config {
     Config {
         node_name: "edge-1".to_owned(),
+        cluster_dns: vec!["10.96.0.10".to_owned()],
+        cluster_domain: "cluster.local".to_owned(),
         host_ips: vec!["192.0.2.7".to_owned()],
         container_id_prefix: "kedge://".to_owned(),
         pods_dir: "/pods".into(),
         log_dir: "/logs".into(),
         ..Config::default()
+    }
+}
+
+/// What the cloud says of the node.
+pub(crate) fn node() -> NodeFacts {
+    NodeFacts {
+        uid: Some("node-uid".to_owned()),
+        labels: BTreeMap::from([("zone".to_owned(), "a".to_owned())]),
+        taints: Vec::new(),
     }
 }
 

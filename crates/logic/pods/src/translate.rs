@@ -4,17 +4,24 @@
 //! they exist.
 
 mod container;
+mod dns;
 mod env;
 mod expand;
 mod fields;
+mod hosts;
+mod sandbox;
+mod security;
 
-pub use container::{Inputs, MountSource, container, termination_log};
+pub use container::{Allocated, Inputs, MountSource, container, etc_hosts, termination_log};
+pub(crate) use dns::lacks_cluster_dns;
 pub use expand::expand;
 pub use fields::{field, resource_field};
+pub use hosts::hosts_file;
+pub(crate) use sandbox::protocol;
+pub use sandbox::{handler, sandbox};
 
-use crate::{Config, qos};
+use crate::Config;
 use kedge_api::{ConfigMap, Container, Pod, Secret};
-use kedge_containers::{DnsConfig, PodIdentity, SandboxConfig};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
@@ -22,8 +29,7 @@ use std::path::PathBuf;
 const LABEL_NAMESPACE: &str = "io.kubernetes.pod.namespace";
 const LABEL_NAME: &str = "io.kubernetes.pod.name";
 const LABEL_UID: &str = "io.kubernetes.pod.uid";
-/// A host name has 63 characters at most.
-const HOSTNAME_BYTES_MAX: usize = 63;
+const LABEL_CONTAINER: &str = "io.kubernetes.container.name";
 
 /// The config maps and secrets of the pod's namespace that the pod uses and that exist.
 #[derive(Debug, Clone, Default)]
@@ -71,6 +77,14 @@ pub fn volume_references(pod: &Pod) -> References {
         found
             .secrets
             .extend(volume.secret.iter().map(|source| source.secret_name.clone()));
+        // A driver that makes a volume for one pod may need a secret of its namespace.
+        let of_driver = volume
+            .csi
+            .iter()
+            .filter_map(|source| source.node_publish_secret_ref.as_ref());
+        found
+            .secrets
+            .extend(of_driver.map(|reference| reference.name.clone()));
         for source in volume.projected.iter().flat_map(|projected| &projected.sources) {
             found
                 .config_maps
@@ -85,8 +99,10 @@ pub fn volume_references(pod: &Pod) -> References {
 
 /// Whether the pod uses this config map or secret of its namespace.
 pub(crate) fn uses(pod: &Pod, is_secret: bool, name: &str) -> bool {
-    let containers = pod.spec.init_containers.iter().chain(&pod.spec.containers);
-    let all = containers.map(env_references).chain([volume_references(pod)]);
+    let all = pod
+        .all_containers()
+        .map(env_references)
+        .chain([volume_references(pod)]);
     all.into_iter().any(|found| {
         if is_secret {
             found.secrets.contains(name)
@@ -97,13 +113,27 @@ pub(crate) fn uses(pod: &Pod, is_secret: bool, name: &str) -> bool {
 }
 
 /// What makes a running container another one: its name and its image, the only parts of it that a pod may change.
-/// FNV-1a, because the value is kept with containers and must be the same in every version of this program.
+/// Kubelets keep this value with their containers (FNV-1a of 32 bits over a dump of the fields, in hexadecimal), and it
+/// is the same here, so that containers outlive a change of the agent.
 pub fn spec_hash(container: &Container) -> String {
-    let bytes = container.name.bytes().chain([0]).chain(container.image.bytes());
-    let hash = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    let fields = BTreeMap::from([("image", &container.image), ("name", &container.name)]);
+    // Text becomes JSON always; without it nothing would ever be adopted, which is seen at once.
+    let json = serde_json::to_string(&fields).unwrap_or_default();
+    // As Go prints text in JSON.
+    let json = json
+        .replace('<', "\\u003c")
+        .replace('>', "\\u003e")
+        .replace('&', "\\u0026");
+    let mut dump = String::from("([]uint8)[");
+    for (at, byte) in json.bytes().enumerate() {
+        let space = if at == 0 { "" } else { " " };
+        dump.push_str(&format!("{space}{byte}"));
+    }
+    dump.push(']');
+    let hash = dump.bytes().fold(0x811c_9dc5_u32, |hash, byte| {
+        (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
     });
-    format!("{hash:016x}")
+    format!("{hash:x}")
 }
 
 /// `<log_dir>/<namespace>_<name>_<uid>`, as log collectors expect.
@@ -116,107 +146,4 @@ pub fn log_dir(config: &Config, pod: &Pod) -> PathBuf {
 /// `<pods_dir>/<uid>`.
 pub fn pod_dir(config: &Config, pod: &Pod) -> PathBuf {
     config.pods_dir.join(pod.uid())
-}
-
-/// The sandbox of a pod.
-pub fn sandbox(config: &Config, pod: &Pod, attempt: u32) -> SandboxConfig {
-    let spec = &pod.spec;
-    let mut labels = pod.metadata.labels.clone();
-    labels.insert(LABEL_NAMESPACE.to_owned(), pod.namespace().to_owned());
-    labels.insert(LABEL_NAME.to_owned(), pod.metadata.name.clone());
-    labels.insert(LABEL_UID.to_owned(), pod.uid().to_owned());
-    SandboxConfig {
-        pod: PodIdentity {
-            namespace: pod.namespace().to_owned(),
-            name: pod.metadata.name.clone(),
-            uid: pod.uid().to_owned(),
-        },
-        attempt,
-        hostname: hostname(config, pod),
-        host_network: spec.host_network,
-        host_pid: spec.host_pid,
-        host_ipc: spec.host_ipc,
-        dns: dns(config, pod),
-        host_aliases: spec
-            .host_aliases
-            .iter()
-            .map(|a| (a.ip.clone(), a.hostnames.clone()))
-            .collect(),
-        cgroup_parent: qos::cgroup_parent(pod),
-        resources: qos::pod_resources(pod),
-        log_dir: log_dir(config, pod),
-        labels,
-    }
-}
-
-/// The pod's own host name; the node's where the pod shares its network.
-fn hostname(config: &Config, pod: &Pod) -> String {
-    if pod.spec.host_network {
-        return config.node_name.clone();
-    }
-    let name = pod
-        .spec
-        .hostname
-        .as_deref()
-        .filter(|name| !name.is_empty())
-        .unwrap_or(&pod.metadata.name);
-    let cut: String = name.chars().take(HOSTNAME_BYTES_MAX).collect();
-    cut.trim_end_matches(['-', '.']).to_owned()
-}
-
-fn dns(config: &Config, pod: &Pod) -> DnsConfig {
-    let policy = pod.spec.dns_policy.as_deref().unwrap_or("ClusterFirst");
-    let cluster = !config.cluster_dns.is_empty()
-        && (policy == "ClusterFirstWithHostNet" || policy == "ClusterFirst" && !pod.spec.host_network);
-    let mut dns = if policy == "None" {
-        DnsConfig::default()
-    } else if cluster {
-        cluster_dns(config, pod)
-    } else if pod.spec.dns_config.is_some() {
-        config.node_dns.clone()
-    } else {
-        return DnsConfig::default();
-    };
-    if let Some(own) = &pod.spec.dns_config {
-        add(&mut dns.servers, own.nameservers.iter().cloned());
-        add(&mut dns.searches, own.searches.iter().cloned());
-        for option in &own.options {
-            let name = &option.name;
-            let same = |o: &String| o.split(':').next() == Some(name.as_str());
-            dns.options.retain(|o| !same(o));
-            dns.options.push(
-                option
-                    .value
-                    .as_ref()
-                    .map_or_else(|| name.clone(), |value| format!("{name}:{value}")),
-            );
-        }
-    }
-    dns
-}
-
-fn cluster_dns(config: &Config, pod: &Pod) -> DnsConfig {
-    let domain = &config.cluster_domain;
-    let mut searches = Vec::new();
-    if !domain.is_empty() {
-        searches = vec![
-            format!("{}.svc.{domain}", pod.namespace()),
-            format!("svc.{domain}"),
-            domain.clone(),
-        ];
-    }
-    add(&mut searches, config.node_dns.searches.iter().cloned());
-    DnsConfig {
-        servers: config.cluster_dns.clone(),
-        searches,
-        options: vec!["ndots:5".to_owned()],
-    }
-}
-
-fn add(list: &mut Vec<String>, more: impl Iterator<Item = String>) {
-    for item in more {
-        if !list.contains(&item) {
-            list.push(item);
-        }
-    }
 }

@@ -1,25 +1,33 @@
 //! One pod: what it is, what is under way, and what comes next.
 
+mod containers;
 mod decide;
 mod report;
+mod seen;
+mod stop;
 
-use crate::backoff::{self, CrashBackoff, Trouble};
+use crate::admission::Rejection;
+use crate::backoff::{CrashBackoff, Trouble};
+use crate::clock::Clock;
 use crate::instances::Instances;
-use crate::probes::{Probes, Verdict};
+use crate::probes::{Asked, Probes, Verdict};
+use crate::static_pods;
 use crate::status::Terminal;
 use crate::{
-    Action, Config, Effect, EventReason, ObservationId, Outcome, PodEvent, PodKey, ProbeId, ProbeKind,
-    ProbeResult, Refusal, VolumesReady,
+    Action, Config, Effect, EventReason, Eviction, ObservationId, PodEvent, PodKey, PodSource, ProbeId,
+    ProbeKind, ProbeResult,
 };
-use kedge_api::{Pod, PodStatus};
-use kedge_containers::{ContainerState, ObservedSandbox};
+use kedge_api::{Pod, PodPhase, PodStatus, Timestamp};
+use kedge_containers::{ContainerId, ObservedContainer, SandboxId};
 use kedge_wire::Time;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 /// Kubernetes' default grace.
 const GRACE_DEFAULT: Duration = Duration::from_secs(30);
+/// Nobody is killed without a moment for last words, also where a grace of zero is asked for.
+const GRACE_MIN: Duration = Duration::from_secs(1);
 /// A configuration that is missing is looked for again this often, and at once when one arrives.
 const CONFIG_RETRY: Duration = Duration::from_secs(10);
 /// A stop or a removal that failed is tried again after this time.
@@ -28,6 +36,10 @@ const REMOVE_RETRY: Duration = Duration::from_secs(5);
 const REPORT_RETRY: Duration = Duration::from_secs(10);
 /// The cloud took the deletion, but the object is still desired: say it again after this time.
 const DELETED_REPEAT: Duration = Duration::from_secs(60);
+/// The first wait after a sandbox could not be made.
+const SANDBOX_RETRY_MIN: Duration = Duration::from_secs(2);
+/// KubeEdge's annotation of a pod that waits for its release.
+const HOLD: &str = "edge.kubeedge.io/hold-upgrade";
 
 /// What the cloud wants with the pod.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,81 +66,126 @@ enum Volumes {
     Removed,
 }
 
+/// Whether an update of the pod waits for its release.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Hold {
+    /// Nobody asked for it.
+    No,
+    Held,
+    Released,
+}
+
 #[derive(Debug)]
 pub(crate) struct Worker {
     pub(crate) key: PodKey,
     pub(crate) pod: Arc<Pod>,
+    pub(crate) source: PodSource,
+    /// What shows a static pod in the cloud.
+    mirror: Option<Arc<Pod>>,
     pub(crate) wish: Wish,
+    hold: Hold,
     /// Actions under way: none or one, two while a stop is made faster.
     busy: u32,
+    /// A container is being started, or nobody has looked since.
+    starting: bool,
     /// The grace of the stop that is under way.
     stopping_with: Option<Duration>,
+    /// When the pod as a whole began to stop: all its containers share its grace.
+    stopping_since: Option<Time>,
+    /// The preStop hooks of these have been ordered.
+    hooks_sent: BTreeSet<ContainerId>,
     /// Decide only on an observation at least this new.
     fresh_after: ObservationId,
     seen: Option<ObservationId>,
     instances: Instances,
     probes: Probes,
+    /// What device plug-ins have to give was asked for.
+    devices_asked: bool,
     volumes: Volumes,
+    /// Volumes or sandbox.
     pod_trouble: Option<Trouble>,
     trouble: BTreeMap<String, Trouble>,
     crash: BTreeMap<String, CrashBackoff>,
     crash_waits: BTreeMap<String, Duration>,
+    /// When this process saw that an instance of a container had ended.
+    ends_seen: BTreeMap<String, (ContainerId, Time)>,
+    /// Instances that were stopped in order to be started again.
+    replaced: BTreeSet<ContainerId>,
+    /// Dead sandboxes whose network was taken down.
+    stopped_sandboxes: BTreeSet<SandboxId>,
     remove_retry_at: Option<Time>,
     backoff_told: BTreeMap<String, String>,
     terminal: Option<Terminal>,
+    /// A shorter grace than the pod's own.
+    evicted_with: Option<Duration>,
+    born: Time,
+    /// When the pod became this node's, by the clock of this process.
     start_time: Time,
-    status: PodStatus,
-    reported: Option<PodStatus>,
+    started_at: Option<Timestamp>,
+    pub(crate) status: Arc<PodStatus>,
+    reported: Option<Arc<PodStatus>>,
     report_retry_at: Option<Time>,
     deleted_said: Option<Time>,
-    hook_told: bool,
     pub(crate) admitted: bool,
     /// Nothing of the pod is left on this node.
     pub(crate) finished: bool,
 }
 
 impl Worker {
-    pub(crate) fn new(config: &Config, pod: Arc<Pod>, now: Time, fresh_after: ObservationId) -> Self {
+    pub(crate) fn new(
+        config: &Config,
+        pod: Arc<Pod>,
+        source: PodSource,
+        clock: &Clock,
+        fresh_after: ObservationId,
+    ) -> Self {
         let status = pod.status.clone();
         let mut instances = Instances::default();
         instances.recall(&status.init_container_statuses);
         instances.recall(&status.container_statuses);
-        let terminal = status
-            .phase
-            .filter(|phase| phase.is_terminal())
-            .map(|phase| Terminal {
-                phase,
-                reason: status.reason.clone(),
-                message: status.message.clone(),
-            });
+        instances.recall(&status.ephemeral_container_statuses);
+        let terminal = Terminal::told(&status);
+        let now = clock.now;
         let mut worker = Self {
             key: PodKey::of(&pod),
+            source,
+            mirror: None,
             wish: Wish::Run,
+            hold: Hold::No,
             busy: 0,
+            starting: false,
             stopping_with: None,
+            stopping_since: None,
+            hooks_sent: BTreeSet::new(),
             fresh_after,
             seen: None,
             instances,
-            probes: Probes::default(),
+            probes: Probes::new(now, config.seed),
+            devices_asked: false,
             volumes: Volumes::Missing,
             pod_trouble: None,
             trouble: BTreeMap::new(),
             crash: BTreeMap::new(),
             crash_waits: BTreeMap::new(),
+            ends_seen: BTreeMap::new(),
+            replaced: BTreeSet::new(),
+            stopped_sandboxes: BTreeSet::new(),
             remove_retry_at: None,
             backoff_told: BTreeMap::new(),
             terminal,
-            start_time: status.start_time.map_or(now, |t| Time::from_ms(t.as_ms())),
-            status,
+            evicted_with: None,
+            born: now,
+            start_time: status.start_time.map_or(now, |at| clock.own(at)),
+            started_at: status.start_time,
+            admitted: status.start_time.is_some(),
+            status: Arc::new(status),
             reported: None,
             report_retry_at: None,
             deleted_said: None,
-            hook_told: false,
-            admitted: pod.status.start_time.is_some(),
             finished: false,
             pod: Arc::clone(&pod),
         };
-        worker.want(config, pod);
+        worker.want(pod);
         worker
     }
 
@@ -137,13 +194,70 @@ impl Worker {
     }
 
     /// The newest desired pod of this UID.
-    pub(crate) fn want(&mut self, _config: &Config, pod: Arc<Pod>) {
+    pub(crate) fn want(&mut self, pod: Arc<Pod>) {
         if pod.metadata.deletion_timestamp.is_some() {
             self.wish = Wish::Delete {
                 grace: deletion_grace(&pod),
             };
         }
+        self.hold = self.hold_of(&pod);
+        if self.wish == Wish::Run
+            && let Some(terminal) = Terminal::told(&pod.status)
+        {
+            // Somebody in the cloud ended it; or it is what this node reported.
+            self.end(terminal);
+        }
+        let (old, new) = (&self.pod.metadata, &pod.metadata);
+        let renamed = old.labels != new.labels || old.annotations != new.annotations;
+        if renamed && shows_itself(&pod) && matches!(self.volumes, Volumes::Ready { .. }) {
+            self.volumes = Volumes::Stale;
+        }
         self.pod = pod;
+    }
+
+    /// A pod that has not begun is held as long as its annotation asks for it and nobody releases it. A release is kept
+    /// in the pod's conditions, so that it outlives this process.
+    fn hold_of(&self, pod: &Pod) -> Hold {
+        let asked = pod
+            .metadata
+            .annotations
+            .get(HOLD)
+            .is_some_and(|value| value == "true");
+        let condition = |c: &&kedge_api::PodCondition| c.type_ == crate::status::HELD;
+        let told = pod.status.conditions.iter().find(condition);
+        let released = self.hold == Hold::Released || told.is_some_and(|c| c.status == "False");
+        match (asked, released) {
+            (true, true) => Hold::Released,
+            (true, false) => Hold::Held,
+            (false, _) if told.is_some() || self.hold != Hold::No => Hold::Released,
+            (false, _) => Hold::No,
+        }
+    }
+
+    /// Whether the pod waits for its release: nothing of it is made.
+    pub(crate) fn is_held(&self) -> bool {
+        let pending = self
+            .pod
+            .status
+            .phase
+            .is_none_or(|phase| phase == PodPhase::Pending);
+        self.hold == Hold::Held && self.wish == Wish::Run && pending && !self.exists() && !self.is_terminal()
+    }
+
+    /// The operator releases the pod.
+    pub(crate) fn release(&mut self) {
+        if self.hold == Hold::Held {
+            self.hold = Hold::Released;
+        }
+    }
+
+    /// What shows this static pod in the cloud has come or gone.
+    pub(crate) fn set_mirror(&mut self, mirror: Option<&Arc<Pod>>) {
+        let known = self.mirror.as_ref().map(|mirror| mirror.uid());
+        if known != mirror.map(|mirror| mirror.uid()) {
+            self.reported = None;
+        }
+        self.mirror = mirror.cloned();
     }
 
     /// The object is gone.
@@ -156,23 +270,70 @@ impl Worker {
     }
 
     /// The node refuses the pod before anything of it was made.
-    pub(crate) fn reject(&mut self, refusal: Refusal, out: &mut VecDeque<Effect>) {
-        self.event(None, EventReason::Rejected, refusal.message.clone(), out);
-        self.end(
-            kedge_api::PodPhase::Failed,
-            Some(refusal.reason),
-            Some(refusal.message),
-        );
+    pub(crate) fn reject(&mut self, rejection: &Rejection, out: &mut VecDeque<Effect>) {
+        let reason = EventReason::Rejected(rejection.reason.clone());
+        self.event(None, reason, rejection.message.clone(), out);
+        let refusal = rejection.refusal();
+        self.volumes = Volumes::Removed;
+        self.end(Terminal {
+            reason: Some(refusal.reason),
+            message: Some(refusal.message),
+            rejected: true,
+            ..Terminal::of_phase(PodPhase::Failed)
+        });
     }
 
-    /// The pod counts against the node's resources.
+    /// The pod must go now.
+    pub(crate) fn evict(&mut self, eviction: &Eviction, out: &mut VecDeque<Effect>) {
+        if self.terminal.is_some() || self.wish != Wish::Run {
+            return;
+        }
+        let preempted = eviction.reason == PREEMPTING;
+        let (event, disruption) = if preempted {
+            (
+                EventReason::Preempting,
+                "Pod was preempted by Kubelet to accommodate a critical pod.",
+            )
+        } else {
+            (EventReason::Evicted, eviction.message.as_str())
+        };
+        self.event(None, event, eviction.message.clone(), out);
+        self.evicted_with = Some(eviction.grace);
+        self.end(Terminal {
+            reason: Some(eviction.reason.clone()),
+            message: Some(eviction.message.clone()),
+            disruption: Some(disruption.to_owned()),
+            ..Terminal::of_phase(PodPhase::Failed)
+        });
+    }
+
+    /// The pod counts against the node's resources: it was taken, and it has not ended yet.
     pub(crate) fn holds_resources(&self) -> bool {
-        self.admitted && self.terminal.is_none()
+        self.admitted && (self.terminal.is_none() || self.starting || self.instances.alive().next().is_some())
+    }
+
+    /// It holds resources now, but not for long.
+    pub(crate) fn is_leaving(&self) -> bool {
+        self.wish != Wish::Run || self.terminal.is_some()
+    }
+
+    /// The node took the pod.
+    pub(crate) fn admit(&mut self) {
+        self.admitted = true;
     }
 
     /// Something of the pod was made by an earlier life of this process.
     pub(crate) fn exists(&self) -> bool {
         !self.instances.sandboxes().is_empty()
+    }
+
+    /// It had to go for what the node needs. A preempted pod is none: it went for its promise, not for what it wrote.
+    fn is_evicted(&self) -> bool {
+        let reason = self
+            .terminal
+            .as_ref()
+            .and_then(|terminal| terminal.reason.as_deref());
+        reason == Some(EVICTED)
     }
 
     pub(crate) fn is_terminal(&self) -> bool {
@@ -190,111 +351,7 @@ impl Worker {
             self.volumes = Volumes::Stale;
         }
         self.pod_trouble = None;
-        self.trouble.retain(|_, trouble| trouble.reason != CONFIG_ERROR);
-    }
-
-    pub(crate) fn observe(&mut self, config: &Config, id: ObservationId, seen: Vec<ObservedSandbox>) {
-        self.seen = Some(id);
-        self.instances.observe(seen, &config.container_id_prefix);
-        let running: Vec<_> = self
-            .instances
-            .all()
-            .filter_map(|c| match c.state {
-                ContainerState::Running { started_ms, .. } => {
-                    Some((c.id.clone(), c.name.clone(), Time::from_ms(started_ms)))
-                }
-                ContainerState::Created | ContainerState::Exited { .. } | ContainerState::Unknown => None,
-            })
-            .collect();
-        let known = [
-            self.pod.status.init_container_statuses.as_slice(),
-            &self.pod.status.container_statuses,
-        ]
-        .concat();
-        self.probes.follow(&self.pod, &running, &known);
-    }
-
-    /// An action ended; decide again on an observation from `fresh_after` on.
-    pub(crate) fn outcome(&mut self, outcome: Outcome, now: Time, fresh_after: ObservationId) {
-        self.busy = self.busy.saturating_sub(1);
-        if self.busy == 0 {
-            self.stopping_with = None;
-        }
-        match outcome {
-            Outcome::Volumes(result) => return self.volumes_prepared(result, now),
-            Outcome::Sandbox(Ok(())) => self.pod_trouble = None,
-            Outcome::Sandbox(Err(refusal)) => self.refuse_pod(refusal, now),
-            Outcome::Container { name, result: Ok(()) } => {
-                self.trouble.remove(&name);
-            }
-            Outcome::Container {
-                name,
-                result: Err(refusal),
-            } => self.refuse_container(name, refusal, now),
-            Outcome::VolumesRemoved(Ok(())) => self.volumes = Volumes::Removed,
-            Outcome::ContainersStopped(Ok(()))
-            | Outcome::ContainersRemoved(Ok(()))
-            | Outcome::SandboxStopped(Ok(()))
-            | Outcome::SandboxesRemoved(Ok(())) => {}
-            Outcome::ContainersStopped(Err(_))
-            | Outcome::ContainersRemoved(Err(_))
-            | Outcome::SandboxStopped(Err(_))
-            | Outcome::SandboxesRemoved(Err(_))
-            | Outcome::VolumesRemoved(Err(_)) => self.remove_retry_at = Some(now + REMOVE_RETRY),
-        }
-        self.fresh_after = fresh_after;
-    }
-
-    fn volumes_prepared(&mut self, result: Result<VolumesReady, Refusal>, now: Time) {
-        match result {
-            Ok(ready) => {
-                self.pod_trouble = None;
-                self.volumes = Volumes::Ready {
-                    refresh_at: ready.refresh_at,
-                };
-            }
-            Err(refusal) => {
-                // Volumes that stood keep their old content; a running pod does not suffer from a failed refresh.
-                if self.volumes == Volumes::Stale {
-                    self.volumes = Volumes::Ready {
-                        refresh_at: Some(now + CONFIG_RETRY),
-                    };
-                } else if let Volumes::Ready { refresh_at } = &mut self.volumes {
-                    *refresh_at = Some(now + CONFIG_RETRY);
-                } else {
-                    self.refuse_pod(refusal, now);
-                }
-            }
-        }
-    }
-
-    fn refuse_pod(&mut self, refusal: Refusal, now: Time) {
-        let delay = match &self.pod_trouble {
-            _ if refusal.reason == CONFIG_ERROR => CONFIG_RETRY,
-            Some(trouble) => backoff::next(trouble.delay),
-            None => SANDBOX_RETRY_MIN,
-        };
-        self.pod_trouble = Some(Trouble {
-            reason: refusal.reason,
-            message: refusal.message,
-            since: now,
-            delay,
-        });
-    }
-
-    fn refuse_container(&mut self, name: String, refusal: Refusal, now: Time) {
-        let delay = match self.trouble.get(&name) {
-            _ if refusal.reason == CONFIG_ERROR => CONFIG_RETRY,
-            Some(trouble) => backoff::next(trouble.delay),
-            None => backoff::BACKOFF_MIN,
-        };
-        let trouble = Trouble {
-            reason: refusal.reason,
-            message: refusal.message,
-            since: now,
-            delay,
-        };
-        self.trouble.insert(name, trouble);
+        self.trouble.retain(|_, trouble| !trouble.is_config());
     }
 
     pub(crate) fn probe_answered(
@@ -306,16 +363,27 @@ impl Worker {
     ) {
         match self.probes.answer(&self.pod, id, result, now) {
             Verdict::Nothing => {}
-            Verdict::Unhealthy { container, message } => {
-                self.event(Some(container), EventReason::Unhealthy, message, out);
-            }
+            Verdict::Told {
+                container,
+                reason,
+                message,
+            } => self.event(Some(container), reason, message, out),
+        }
+    }
+
+    /// Which probes are asked in the pod's present state.
+    fn asked(&self) -> Asked {
+        if self.wish != Wish::Run || self.terminal.is_some() {
+            Asked::Readiness
+        } else {
+            Asked::All
         }
     }
 
     /// Probes that are due go out; those that cannot be asked are answered at once.
     pub(crate) fn send_probes(&mut self, config: &Config, now: Time, out: &mut VecDeque<Effect>) {
-        if self.wish != Wish::Run || self.terminal.is_some() {
-            return;
+        for id in self.probes.take_lost(self.pod.uid(), now) {
+            self.probe_answered(&id, ProbeResult::Failure("no answer".to_owned()), now, out);
         }
         let ip = if self.pod.spec.host_network {
             config
@@ -328,14 +396,18 @@ impl Worker {
                 .ready_sandbox()
                 .and_then(|sandbox| sandbox.ips.first().cloned())
         };
-        for due in self.probes.take_due(&Arc::clone(&self.pod), ip.as_deref(), now) {
+        let asked = self.asked();
+        for due in self
+            .probes
+            .take_due(&Arc::clone(&self.pod), ip.as_deref(), asked, now)
+        {
             match due.target {
                 Ok(target) => out.push_back(Effect::Probe {
                     id: due.id,
                     target,
                     timeout: due.timeout,
                 }),
-                Err(message) => self.probe_answered(&due.id, ProbeResult::Unsupported(message), now, out),
+                Err(message) => self.probe_answered(&due.id, ProbeResult::Error(message), now, out),
             }
         }
     }
@@ -357,18 +429,13 @@ impl Worker {
         }));
     }
 
-    fn end(&mut self, phase: kedge_api::PodPhase, reason: Option<String>, message: Option<String>) {
-        if self.terminal.is_none() {
-            self.terminal = Some(Terminal {
-                phase,
-                reason,
-                message,
-            });
-        }
+    fn end(&mut self, terminal: Terminal) {
+        self.terminal.get_or_insert(terminal);
     }
 
     fn send(&mut self, action: Action, out: &mut VecDeque<Effect>) {
         self.busy += 1;
+        self.starting |= matches!(action, Action::StartContainer { .. });
         out.push_back(Effect::Do {
             pod: Arc::clone(&self.pod),
             action,
@@ -378,7 +445,7 @@ impl Worker {
     /// When this worker wants to be looked at again.
     pub(crate) fn wake_at(&self, now: Time) -> Option<Time> {
         let mut moments: Vec<Time> = Vec::new();
-        moments.extend(self.probes.next_due());
+        moments.extend(self.probes.next_due(self.asked()));
         moments.extend(self.report_retry_at);
         moments.extend(self.remove_retry_at);
         moments.extend(self.pod_trouble.as_ref().map(Trouble::retry_at));
@@ -390,9 +457,7 @@ impl Worker {
             moments.push(at);
         }
         for (name, delay) in &self.crash_waits {
-            if let Some(end) = self.instances.latest(name).and_then(crate::instances::end) {
-                moments.push(end.finished + *delay);
-            }
+            moments.extend(self.waits_until(name, *delay));
         }
         if self.terminal.is_none()
             && let Some(seconds) = self.deadline()
@@ -404,15 +469,11 @@ impl Worker {
     }
 
     fn deadline(&self) -> Option<Duration> {
-        let seconds = self.pod.spec.active_deadline_seconds?;
-        Some(Duration::from_secs(u64::try_from(seconds).unwrap_or(0)))
+        self.pod.spec.active_deadline_seconds.map(seconds)
     }
 
     /// The probe that ends this container, with the grace that it names.
-    fn condemned(
-        &self,
-        container: &kedge_containers::ObservedContainer,
-    ) -> Option<(ProbeKind, Option<Duration>)> {
+    fn condemned(&self, container: &ObservedContainer) -> Option<(ProbeKind, Option<Duration>)> {
         let kind = self.probes.condemned(&container.id)?;
         let spec = self.pod.container(&container.name)?;
         let probe = match kind {
@@ -427,12 +488,22 @@ impl Worker {
                 .map(seconds),
         ))
     }
+
+    /// Whom the reports of a static pod are about.
+    pub(crate) fn mirror_uid(&self) -> Option<&str> {
+        self.mirror.as_ref().map(|mirror| mirror.uid())
+    }
+
+    /// The hash of the static pod, for its mirror.
+    pub(crate) fn hash(&self) -> Option<&str> {
+        static_pods::hash(&self.pod)
+    }
 }
 
-/// Reason of a container that waits for a config map or a secret.
-const CONFIG_ERROR: &str = "CreateContainerConfigError";
-/// The first wait after a sandbox could not be made.
-const SANDBOX_RETRY_MIN: Duration = Duration::from_secs(2);
+/// The reason of a pod that had to make room.
+pub(crate) const PREEMPTING: &str = "Preempting";
+/// The reason of a pod that the node could not afford any more.
+const EVICTED: &str = "Evicted";
 
 fn seconds(seconds: i64) -> Duration {
     Duration::from_secs(u64::try_from(seconds).unwrap_or(0))
@@ -443,6 +514,7 @@ fn grace(pod: &Pod) -> Duration {
     pod.spec
         .termination_grace_period_seconds
         .map_or(GRACE_DEFAULT, seconds)
+        .max(GRACE_MIN)
 }
 
 /// The same for a deleted pod.
@@ -450,4 +522,13 @@ fn deletion_grace(pod: &Pod) -> Duration {
     pod.metadata
         .deletion_grace_period_seconds
         .map_or_else(|| grace(pod), seconds)
+        .max(GRACE_MIN)
+}
+
+/// Whether a volume shows the pod's own labels and annotations, which may change while it runs.
+fn shows_itself(pod: &Pod) -> bool {
+    pod.spec.volumes.iter().any(|volume| {
+        let mut projected = volume.projected.iter().flat_map(|projected| &projected.sources);
+        volume.downward_api.is_some() || projected.any(|source| source.downward_api.is_some())
+    })
 }

@@ -21,6 +21,8 @@ pub struct Node {
 pub struct NodeSpec {
     #[serde(rename = "podCIDR", skip_serializing_if = "Option::is_none")]
     pub pod_cidr: Option<String>,
+    #[serde(rename = "providerID", skip_serializing_if = "Option::is_none")]
+    pub provider_id: Option<String>,
     #[serde(deserialize_with = "null::default", skip_serializing_if = "Vec::is_empty")]
     pub taints: Vec<Taint>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -61,6 +63,38 @@ pub struct NodeStatus {
     pub node_info: NodeSystemInfo,
     #[serde(deserialize_with = "null::default", skip_serializing_if = "Vec::is_empty")]
     pub images: Vec<ContainerImage>,
+    #[serde(deserialize_with = "null::default", skip_serializing_if = "Vec::is_empty")]
+    pub volumes_in_use: Vec<String>,
+    #[serde(deserialize_with = "null::default", skip_serializing_if = "Vec::is_empty")]
+    pub volumes_attached: Vec<AttachedVolume>,
+    #[serde(deserialize_with = "null::default", skip_serializing_if = "Vec::is_empty")]
+    pub runtime_handlers: Vec<NodeRuntimeHandler>,
+}
+
+/// A volume that the cloud attached to the node.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct AttachedVolume {
+    pub name: String,
+    pub device_path: String,
+}
+
+/// A handler of the node's runtime; the default one has an empty name.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct NodeRuntimeHandler {
+    pub name: String,
+    pub features: NodeRuntimeHandlerFeatures,
+}
+
+/// What a handler can do.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct NodeRuntimeHandlerFeatures {
+    #[serde(deserialize_with = "null::default")]
+    pub recursive_read_only_mounts: bool,
+    #[serde(deserialize_with = "null::default")]
+    pub user_namespaces: bool,
 }
 
 /// One condition, with a heartbeat.

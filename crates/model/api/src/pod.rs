@@ -1,16 +1,21 @@
 //! Pods.
 
 use crate::{
-    IntOrString, Lifecycle, ObjectMeta, PodSecurityContext, PodStatus, Probe, Quantity, SecurityContext,
-    Volume, null,
+    Affinity, IntOrString, Lifecycle, ObjectMeta, PodSecurityContext, PodStatus, Probe, Quantity,
+    SecurityContext, Volume, null,
 };
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 
 /// `v1.Pod`.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Pod {
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub api_version: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub kind: String,
     pub metadata: ObjectMeta,
     pub spec: PodSpec,
     pub status: PodStatus,
@@ -25,13 +30,17 @@ impl Pod {
     pub fn uid(&self) -> &str {
         self.metadata.uid.as_deref().unwrap_or_default()
     }
-    /// The container or init container of this name.
+    /// The container of this name: init, main or ephemeral.
     pub fn container(&self, name: &str) -> Option<&Container> {
-        self.spec
-            .init_containers
+        self.all_containers().find(|c| c.name == name)
+    }
+    /// Init containers, main ones, ephemeral ones.
+    pub fn all_containers(&self) -> impl Iterator<Item = &Container> {
+        let spec = &self.spec;
+        spec.init_containers
             .iter()
-            .chain(&self.spec.containers)
-            .find(|c| c.name == name)
+            .chain(&spec.containers)
+            .chain(&spec.ephemeral_containers)
     }
 }
 
@@ -45,6 +54,9 @@ pub struct PodSpec {
     pub init_containers: Vec<Container>,
     #[serde(deserialize_with = "null::default")]
     pub containers: Vec<Container>,
+    /// Added to a running pod, for a look into it.
+    #[serde(deserialize_with = "null::default", skip_serializing_if = "Vec::is_empty")]
+    pub ephemeral_containers: Vec<Container>,
     #[serde(deserialize_with = "null::default")]
     pub restart_policy: RestartPolicy,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -102,9 +114,50 @@ pub struct PodSpec {
     #[serde(deserialize_with = "null::default", skip_serializing_if = "Vec::is_empty")]
     pub host_aliases: Vec<HostAlias>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub affinity: Option<Affinity>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub priority_class_name: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub priority: Option<i32>,
+    /// `PreemptLowerPriority` or `Never`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub preemption_policy: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub enable_service_links: Option<bool>,
+    #[serde(deserialize_with = "null::default", skip_serializing_if = "Vec::is_empty")]
+    pub readiness_gates: Vec<PodReadinessGate>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub runtime_class_name: Option<String>,
+    /// What the sandbox takes besides its containers.
+    #[serde(
+        deserialize_with = "null::default",
+        skip_serializing_if = "BTreeMap::is_empty"
+    )]
+    pub overhead: BTreeMap<String, Quantity>,
+    /// `false` asks for a user namespace of its own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub host_users: Option<bool>,
+    #[serde(rename = "setHostnameAsFQDN", skip_serializing_if = "Option::is_none")]
+    pub set_hostname_as_fqdn: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub os: Option<PodOs>,
+    /// Fields that the edge does not act on, kept for printing the pod back.
+    #[serde(flatten)]
+    pub other: Map<String, Value>,
+}
+
+/// A condition that others set and that the pod needs to be ready.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PodReadinessGate {
+    pub condition_type: String,
+}
+
+/// The system that the pod's containers are made for.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PodOs {
+    pub name: String,
 }
 
 /// When an ended container starts again.
@@ -150,6 +203,8 @@ pub struct Container {
     pub restart_policy: Option<RestartPolicy>,
     #[serde(deserialize_with = "null::default", skip_serializing_if = "Vec::is_empty")]
     pub volume_mounts: Vec<VolumeMount>,
+    #[serde(deserialize_with = "null::default", skip_serializing_if = "Vec::is_empty")]
+    pub volume_devices: Vec<VolumeDevice>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub liveness_probe: Option<Probe>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -171,7 +226,15 @@ pub struct Container {
     #[serde(deserialize_with = "null::default", skip_serializing_if = "null::is_false")]
     pub stdin: bool,
     #[serde(deserialize_with = "null::default", skip_serializing_if = "null::is_false")]
+    pub stdin_once: bool,
+    #[serde(deserialize_with = "null::default", skip_serializing_if = "null::is_false")]
     pub tty: bool,
+    /// Only ephemeral containers have it: they see the processes of this container.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub target_container_name: Option<String>,
+    /// Fields that the edge does not act on, kept for printing the pod back.
+    #[serde(flatten)]
+    pub other: Map<String, Value>,
 }
 
 impl Container {
@@ -293,6 +356,9 @@ pub struct ResourceRequirements {
         skip_serializing_if = "BTreeMap::is_empty"
     )]
     pub requests: BTreeMap<String, Quantity>,
+    /// Names of resource claims, which the edge does not serve.
+    #[serde(deserialize_with = "null::default", skip_serializing_if = "Vec::is_empty")]
+    pub claims: Vec<Value>,
 }
 
 /// Where a volume is seen in a container.
@@ -307,6 +373,20 @@ pub struct VolumeMount {
     pub sub_path_expr: Option<String>,
     #[serde(deserialize_with = "null::default", skip_serializing_if = "null::is_false")]
     pub read_only: bool,
+    /// `None`, `HostToContainer` or `Bidirectional`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mount_propagation: Option<String>,
+    /// `Disabled`, `IfPossible` or `Enabled`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub recursive_read_only: Option<String>,
+}
+
+/// Where a volume without a file system is seen in a container.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct VolumeDevice {
+    pub name: String,
+    pub device_path: String,
 }
 
 /// A name in the same namespace.

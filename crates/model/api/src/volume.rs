@@ -1,7 +1,9 @@
 //! Volumes.
 
-use crate::{ObjectFieldSelector, Quantity, ResourceFieldSelector, null};
+use crate::{LocalObjectReference, ObjectFieldSelector, Quantity, ResourceFieldSelector, null};
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use std::collections::BTreeMap;
 
 /// A volume of a pod: its name and one source. A source that this version does not serve leaves all of them `None`,
 /// and `other` names it.
@@ -21,8 +23,19 @@ pub struct Volume {
     pub projected: Option<ProjectedVolumeSource>,
     #[serde(rename = "downwardAPI", skip_serializing_if = "Option::is_none")]
     pub downward_api: Option<DownwardApiSource>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub persistent_volume_claim: Option<PersistentVolumeClaimVolumeSource>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub csi: Option<CsiVolumeSource>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub nfs: Option<NfsVolumeSource>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image: Option<ImageVolumeSource>,
+    /// A claim of the pod's own, named `<pod>-<volume>`, which the cloud makes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ephemeral: Option<Value>,
     #[serde(flatten)]
-    pub other: serde_json::Map<String, serde_json::Value>,
+    pub other: Map<String, Value>,
 }
 
 /// A directory that lives as long as the pod.
@@ -118,6 +131,9 @@ pub struct VolumeProjection {
     pub downward_api: Option<DownwardApiSource>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub service_account_token: Option<ServiceAccountTokenProjection>,
+    /// A source that this version does not serve.
+    #[serde(flatten)]
+    pub other: Map<String, Value>,
 }
 
 /// A config map in a projected volume.
@@ -166,4 +182,51 @@ pub struct ServiceAccountTokenProjection {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub expiration_seconds: Option<i64>,
     pub path: String,
+}
+
+/// A claim of the pod's namespace.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PersistentVolumeClaimVolumeSource {
+    pub claim_name: String,
+    #[serde(deserialize_with = "null::default", skip_serializing_if = "null::is_false")]
+    pub read_only: bool,
+}
+
+/// A volume that a CSI driver makes for this pod only.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct CsiVolumeSource {
+    pub driver: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub read_only: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fs_type: Option<String>,
+    #[serde(
+        deserialize_with = "null::default",
+        skip_serializing_if = "BTreeMap::is_empty"
+    )]
+    pub volume_attributes: BTreeMap<String, String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node_publish_secret_ref: Option<LocalObjectReference>,
+}
+
+/// A directory of a server.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct NfsVolumeSource {
+    pub server: String,
+    pub path: String,
+    #[serde(deserialize_with = "null::default", skip_serializing_if = "null::is_false")]
+    pub read_only: bool,
+}
+
+/// The files of an image.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ImageVolumeSource {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reference: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pull_policy: Option<String>,
 }

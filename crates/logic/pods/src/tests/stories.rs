@@ -1,11 +1,11 @@
-use super::{World, check, config, pod};
-use crate::{Capacity, ProbeResult, Refusal};
+use super::{World, check, pod};
+use crate::{ProbeResult, Refusal};
 use expect_test::expect;
 use kedge_api::{Pod, Timestamp};
 use serde_json::json;
 use std::collections::VecDeque;
 
-fn web(uid: &str) -> Pod {
+pub(super) fn web(uid: &str) -> Pod {
     pod(
         "web",
         uid,
@@ -13,7 +13,7 @@ fn web(uid: &str) -> Pod {
     )
 }
 
-fn deleted(mut pod: Pod, grace: i64) -> Pod {
+pub(super) fn deleted(mut pod: Pod, grace: i64) -> Pod {
     pod.metadata.deletion_timestamp = Some(Timestamp::from_ms(0));
     pod.metadata.deletion_grace_period_seconds = Some(grace);
     pod
@@ -99,19 +99,18 @@ fn deletion_ends_with_a_word_to_the_cloud() {
     check(
         &world,
         &expect![[r#"
-        0s volumes web
-        0s report web: Pending [c ContainerCreating]
-        0s sandbox web#0
-        0s start c#0
-        0s report web: Running ready [c running]
-        0s event Killing: Stopping container c
-        0s stop c grace 7s
-        0s report web: Running [c running]
-        0s remove sandbox of web
-        0s report web: Failed [c exited 143]
-        0s remove volumes of web
-        0s report deleted web u1
-    "#]],
+            0s volumes web
+            0s report web: Pending [c ContainerCreating]
+            0s sandbox web#0
+            0s start c#0
+            0s report web: Running ready [c running]
+            0s event Killing: Stopping container c
+            0s stop c grace 7s
+            0s remove 1 sandboxes of web
+            0s report web: Failed [c exited 143]
+            0s remove volumes of web
+            0s report deleted web u1
+        "#]],
     );
 }
 
@@ -123,21 +122,21 @@ fn a_new_uid_waits_for_the_old_one() {
     check(
         &world,
         &expect![[r#"
-        0s volumes web
-        0s report web: Pending [c ContainerCreating]
-        0s sandbox web#0
-        0s start c#0
-        0s report web: Running ready [c running]
-        0s event Killing: Stopping container c
-        0s stop c grace 30s
-        0s remove sandbox of web
-        0s report web: Pending [c ContainerCreating]
-        0s remove volumes of web
-        0s volumes web
-        0s sandbox web#0
-        0s start c#0
-        0s report web: Running ready [c running]
-    "#]],
+            0s volumes web
+            0s report web: Pending [c ContainerCreating]
+            0s sandbox web#0
+            0s start c#0
+            0s report web: Running ready [c running]
+            0s event Killing: Stopping container c
+            0s stop c grace 30s
+            0s remove 1 sandboxes of web
+            0s report web: Pending [c ContainerCreating]
+            0s remove volumes of web
+            0s volumes web
+            0s sandbox web#0
+            0s start c#0
+            0s report web: Running ready [c running]
+        "#]],
     );
 }
 
@@ -195,28 +194,29 @@ fn a_power_cut_repeats_init_containers() {
     check(
         &world,
         &expect![[r#"
-        0s volumes web
-        0s report web: Pending [init ContainerCreating, c PodInitializing]
-        0s sandbox web#0
-        0s start init#0
-        0s report web: Pending [init running, c PodInitializing]
-        -- init exits with 0
-        0s start c#0
-        0s report web: Pending [init exited 0, c ContainerCreating]
-        0s report web: Running ready [init exited 0, c running]
-        -- power cut
-        -- restart
-        0s volumes web
-        0s report web: Pending [init exited 0, c exited 255]
-        0s remove sandbox of web
-        0s sandbox web#1
-        0s start init#1
-        0s report web: Pending [init running x1 (was exited 0), c exited 255]
-        -- init exits with 0
-        0s start c#1
-        0s report web: Running [init exited 0 x1, c exited 255]
-        0s report web: Running ready [init exited 0 x1, c running x1 (was exited 255)]
-    "#]],
+            0s volumes web
+            0s report web: Pending [init PodInitializing, c PodInitializing]
+            0s sandbox web#0
+            0s start init#0
+            0s report web: Pending [init running, c PodInitializing]
+            -- init exits with 0
+            0s start c#0
+            0s report web: Pending [init exited 0, c PodInitializing]
+            0s report web: Running ready [init exited 0, c running]
+            -- power cut
+            -- restart
+            0s volumes web
+            0s report web: Pending [init exited 0, c exited 255]
+            0s event SandboxChanged: Pod sandbox changed, it will be killed and re-created.
+            0s stop sandbox of web
+            0s sandbox web#1
+            0s start init#1
+            0s report web: Pending [init running x1 (was exited 0), c exited 255]
+            -- init exits with 0
+            0s start c#1
+            0s report web: Running [init exited 0 x1 (was exited 0), c exited 255]
+            0s report web: Running ready [init exited 0 x1 (was exited 0), c running x1 (was exited 255)]
+        "#]],
     );
 }
 
@@ -231,18 +231,20 @@ fn a_job_that_never_repeats() {
     check(
         &world,
         &expect![[r#"
-        0s volumes job
-        0s report job: Pending [c ContainerCreating]
-        0s sandbox job#0
-        0s start c#0
-        0s report job: Running ready [c running]
-        -- c exits with 3
-        0s stop sandbox of job
-        0s report job: Failed [c exited 3]
-        -- restart
-        0s volumes job
-        0s report job: Failed [c exited 3]
-    "#]],
+            0s volumes job
+            0s report job: Pending [c ContainerCreating]
+            0s sandbox job#0
+            0s start c#0
+            0s report job: Running ready [c running]
+            -- c exits with 3
+            0s stop sandbox of job
+            0s report job: Failed [c exited 3]
+            0s remove volumes of job
+            -- restart
+            0s stop sandbox of job
+            0s report job: Failed [c exited 3]
+            0s remove volumes of job
+        "#]],
     );
 }
 
@@ -256,19 +258,20 @@ fn on_failure_until_it_succeeds() {
     check(
         &world,
         &expect![[r#"
-        0s volumes job
-        0s report job: Pending [c ContainerCreating]
-        0s sandbox job#0
-        0s start c#0
-        0s report job: Running ready [c running]
-        -- c exits with 1
-        0s start c#1
-        0s report job: Running [c exited 1]
-        0s report job: Running ready [c running x1 (was exited 1)]
-        -- c exits with 0
-        0s stop sandbox of job
-        0s report job: Succeeded [c exited 0 x1 (was exited 1)]
-    "#]],
+            0s volumes job
+            0s report job: Pending [c ContainerCreating]
+            0s sandbox job#0
+            0s start c#0
+            0s report job: Running ready [c running]
+            -- c exits with 1
+            0s start c#1
+            0s report job: Running [c exited 1]
+            0s report job: Running ready [c running x1 (was exited 1)]
+            -- c exits with 0
+            0s stop sandbox of job
+            0s report job: Succeeded [c exited 0 x1 (was exited 1)]
+            0s remove volumes of job
+        "#]],
     );
 }
 
@@ -284,19 +287,23 @@ fn an_image_that_cannot_be_pulled() {
     check(
         &world,
         &expect![[r#"
-        0s volumes web
-        0s report web: Pending [c ContainerCreating]
-        0s sandbox web#0
-        0s start c#0
-        0s report web: Pending [c ErrImagePull]
-        2s report web: Pending [c ImagePullBackOff]
-        10s start c#0
-        10s report web: Pending [c ErrImagePull]
-        12s report web: Pending [c ImagePullBackOff]
-        30s start c#0
-        30s report web: Pending [c ContainerCreating]
-        30s report web: Running ready [c running]
-    "#]],
+            0s volumes web
+            0s report web: Pending [c ContainerCreating]
+            0s sandbox web#0
+            0s start c#0
+            0s report web: Pending [c ErrImagePull]
+            2s event BackOff: Back-off pulling image "web:1"
+            2s event Failed: Error: ImagePullBackOff
+            2s report web: Pending [c ImagePullBackOff]
+            10s start c#0
+            10s report web: Pending [c ErrImagePull]
+            12s event BackOff: Back-off pulling image "web:1"
+            12s event Failed: Error: ImagePullBackOff
+            12s report web: Pending [c ImagePullBackOff]
+            30s start c#0
+            30s report web: Pending [c ContainerCreating]
+            30s report web: Running ready [c running]
+        "#]],
     );
 }
 
@@ -321,15 +328,42 @@ fn a_missing_config_map_is_told_and_its_arrival_acted_on() {
     check(
         &world,
         &expect![[r#"
-        0s volumes web
-        0s report web: Pending [c ContainerCreating]
-        0s report web: Pending [c CreateContainerConfigError]
-        -- it arrives
+            0s volumes web
+            0s report web: Pending [c ContainerCreating]
+            -- it arrives
+            1s volumes web
+            1s sandbox web#0
+            1s start c#0
+            1s report web: Running ready [c running]
+        "#]],
+    );
+}
+
+#[test]
+fn a_volume_that_shows_the_labels_follows_them() {
+    let mut world = World::new();
+    let spec = |kind: &str| {
+        json!({
+            "volumes": [{ "name": "v", kind: {} }],
+            "containers": [{ "name": "c", "image": "web:1" }],
+        })
+    };
+    world.want(pod("web", "u1", spec("downwardAPI")));
+    world.want(pod("dry", "u2", spec("emptyDir")));
+    world.pass(1);
+    world.log.clear();
+    for (name, uid, kind) in [("web", "u1", "downwardAPI"), ("dry", "u2", "emptyDir")] {
+        let mut labelled = pod(name, uid, spec(kind));
+        labelled
+            .metadata
+            .labels
+            .insert("app".to_owned(), "new".to_owned());
+        world.want(labelled);
+    }
+    check(
+        &world,
+        &expect![[r#"
         1s volumes web
-        1s report web: Pending [c ContainerCreating]
-        1s sandbox web#0
-        1s start c#0
-        1s report web: Running ready [c running]
     "#]],
     );
 }
@@ -427,63 +461,24 @@ fn a_sidecar_starts_first_and_ends_last() {
     check(
         &world,
         &expect![[r#"
-        0s volumes job
-        0s report job: Pending [side ContainerCreating, init ContainerCreating, c PodInitializing]
-        0s sandbox job#0
-        0s start side#0
-        0s start init#0
-        0s report job: Pending [side running, init ContainerCreating, c PodInitializing]
-        0s report job: Pending [side running, init running, c PodInitializing]
-        -- init exits with 0
-        0s start c#0
-        0s report job: Pending [side running, init exited 0, c ContainerCreating]
-        0s report job: Running ready [side running, init exited 0, c running]
-        -- c exits with 0
-        0s event Killing: Stopping container side
-        0s stop side grace 30s
-        0s report job: Succeeded [side running, init exited 0, c exited 0]
-        0s stop sandbox of job
-        0s report job: Succeeded [side exited 143, init exited 0, c exited 0]
-    "#]],
-    );
-}
-
-#[test]
-fn the_deadline_and_the_full_node() {
-    let limits = Capacity {
-        cpu_milli: 1000,
-        memory_bytes: 0,
-        pods: 0,
-    };
-    let mut world = World::with(crate::Config {
-        allocatable: limits,
-        ..config()
-    });
-    let spec = |cpu: &str| {
-        json!({
-            "activeDeadlineSeconds": 30,
-            "containers": [{ "name": "c", "image": "web:1", "resources": { "requests": { "cpu": cpu } } }],
-        })
-    };
-    world.want(pod("small", "u1", spec("600m")));
-    world.want(pod("large", "u2", spec("500m")));
-    world.pass(31);
-    check(
-        &world,
-        &expect![[r#"
-        0s volumes small
-        0s report small: Pending [c ContainerCreating]
-        0s sandbox small#0
-        0s start c#0
-        0s report small: Running ready [c running]
-        0s event FailedAdmission: Pod was rejected: Node didn't have enough resource: cpu, requested: 500, used: 600, capacity: 1000
-        0s report large: Failed OutOfcpu [c ContainerCreating]
-        30s event DeadlineExceeded: Pod was active on the node longer than the specified deadline
-        30s event Killing: Stopping container c
-        30s stop c grace 30s
-        30s report small: Failed DeadlineExceeded [c running]
-        30s stop sandbox of small
-        30s report small: Failed DeadlineExceeded [c exited 143]
-    "#]],
+            0s volumes job
+            0s report job: Pending [side PodInitializing, init PodInitializing, c PodInitializing]
+            0s sandbox job#0
+            0s start side#0
+            0s start init#0
+            0s report job: Pending [side running, init PodInitializing, c PodInitializing]
+            0s report job: Pending [side running, init running, c PodInitializing]
+            -- init exits with 0
+            0s start c#0
+            0s report job: Pending [side running, init exited 0, c PodInitializing]
+            0s report job: Running ready [side running, init exited 0, c running]
+            -- c exits with 0
+            0s event Killing: Stopping container side
+            0s stop side grace 30s
+            0s report job: Running [side running, init exited 0, c exited 0]
+            0s stop sandbox of job
+            0s report job: Succeeded [side exited 143, init exited 0, c exited 0]
+            0s remove volumes of job
+        "#]],
     );
 }

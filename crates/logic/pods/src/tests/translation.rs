@@ -1,10 +1,13 @@
 use super::{config, pod};
-use crate::translate::{self, Inputs, MountSource, Objects};
+use crate::translate::{self, Allocated, Inputs, MountSource, Objects};
 use crate::{Config, qos_class};
 use expect_test::expect;
 use kedge_api::QosClass;
 use serde_json::json;
 use std::collections::BTreeMap;
+use std::sync::LazyLock;
+
+static NOTHING: LazyLock<Allocated> = LazyLock::new(Allocated::default);
 
 fn inputs<'a>(
     config: &'a Config,
@@ -20,6 +23,9 @@ fn inputs<'a>(
         objects,
         volumes,
         image_user: Some(0),
+        image_username: None,
+        allocated: &NOTHING,
+        target: None,
     }
 }
 
@@ -94,18 +100,25 @@ fn environment_and_commands() {
             ],
             [
                 Mount {
-                    host_path: Some(
-                        "/pods/u1/v/a/b",
-                    ),
+                    host_path: "/pods/u1/v/a/b",
                     container_path: "/data",
                     read_only: true,
+                    recursive_read_only: false,
+                    propagation: Private,
                 },
                 Mount {
-                    host_path: Some(
-                        "/pods/u1/containers/c/2.termination-log",
-                    ),
+                    host_path: "/pods/u1/etc-hosts",
+                    container_path: "/etc/hosts",
+                    read_only: false,
+                    recursive_read_only: false,
+                    propagation: Private,
+                },
+                Mount {
+                    host_path: "/pods/u1/containers/c/2.termination-log",
                     container_path: "/dev/termination-log",
                     read_only: false,
+                    recursive_read_only: false,
+                    propagation: Private,
                 },
             ],
             Resources {
@@ -123,8 +136,12 @@ fn environment_and_commands() {
                 ),
                 pids_max: None,
                 oom_score_adj: Some(
-                    0,
+                    -997,
                 ),
+                cpuset_cpus: None,
+                cpuset_mems: None,
+                hugepages: {},
+                unified: {},
             },
         )
     "#]]
@@ -166,7 +183,7 @@ fn refusals_name_what_is_missing() {
             "secret \"keys\" not found",
             "volume mount nothing names no volume of the pod",
             "subPath \"../../etc\" leaves its volume",
-            "the container shall run as non-root, but its image runs as user 0; set runAsUser",
+            "container has runAsNonRoot and image will run as root (pod: \"web_default(u1)\", container: c)",
             "field path \"spec.secrets\" is not one that a pod can be asked for",
         ]
     "#]]
@@ -208,7 +225,7 @@ fn sandboxes() {
             "containers": [{ "name": "c", "image": "i" }],
         }),
     );
-    let made = translate::sandbox(&config, &pod, 0);
+    let made = translate::sandbox(&config, &pod, 0).unwrap();
     expect![[r#"
         (
             "web",
@@ -244,4 +261,378 @@ fn sandboxes() {
         made.cgroup_parent,
         made.log_dir,
     ));
+}
+
+/// The values were computed by the official agent's own library.
+#[test]
+fn hashes_are_those_of_a_kubelet() {
+    let table = [
+        ("test_container", "foo/image:v1", "8e45cbd0"),
+        ("web", "busybox", "470421b4"),
+        ("app", "registry.example.com/team/app:1.2.3", "4e485ad"),
+        ("c-1", "a@sha256:0123", "272749a1"),
+    ];
+    for (name, image, hash) in table {
+        let pod = pod(
+            "p",
+            "u",
+            json!({ "containers": [{ "name": name, "image": image }] }),
+        );
+        assert_eq!(translate::spec_hash(&pod.spec.containers[0]), hash, "{name}");
+    }
+}
+
+fn made(
+    config: &Config,
+    spec: serde_json::Value,
+) -> Result<kedge_containers::ContainerConfig, crate::Refusal> {
+    let pod = pod("web", "u1", spec);
+    let objects = Objects::default();
+    let path = |name: &str| MountSource::Path {
+        path: format!("/pods/u1/{name}").into(),
+        read_only: false,
+    };
+    let disk = MountSource::Block {
+        path: "/dev/loop7".into(),
+        read_only: false,
+    };
+    let volumes = BTreeMap::from([("v".to_owned(), path("v")), ("disk".to_owned(), disk)]);
+    let ips = ["10.0.0.5".to_owned()];
+    let inputs = inputs(config, &pod, &objects, &volumes, &ips);
+    translate::container(&inputs, &pod.spec.containers[0], 1)
+}
+
+#[test]
+fn security() {
+    let config = Config {
+        seccomp_dir: "/seccomp".into(),
+        ..config()
+    };
+    let spec = json!({
+        "shareProcessNamespace": true,
+        "securityContext": {
+            "runAsUser": 1000, "runAsGroup": 2000, "fsGroup": 3000, "supplementalGroups": [4000, 3000],
+            "seccompProfile": { "type": "RuntimeDefault" },
+            "seLinuxOptions": { "level": "s0:c1" },
+        },
+        "containers": [{ "name": "c", "image": "web:1", "securityContext": {
+            "runAsUser": 1001, "readOnlyRootFilesystem": true, "allowPrivilegeEscalation": false,
+            "capabilities": { "add": ["NET_ADMIN"], "drop": ["ALL"] },
+            "seccompProfile": { "type": "Localhost", "localhostProfile": "profiles/web.json" },
+            "appArmorProfile": { "type": "Localhost", "localhostProfile": "web" },
+        } }],
+    });
+    expect![[r#"
+        Security {
+            user: Some(
+                1001,
+            ),
+            group: Some(
+                2000,
+            ),
+            supplemental_groups: [
+                3000,
+                4000,
+            ],
+            run_as_non_root: false,
+            read_only_root: true,
+            privileged: false,
+            allow_privilege_escalation: false,
+            add_capabilities: [
+                "NET_ADMIN",
+            ],
+            drop_capabilities: [
+                "ALL",
+            ],
+            seccomp: Localhost(
+                "/seccomp/profiles/web.json",
+            ),
+            apparmor: Some(
+                Localhost(
+                    "web",
+                ),
+            ),
+            selinux: Some(
+                Selinux {
+                    user: "",
+                    role: "",
+                    type_: "",
+                    level: "s0:c1",
+                },
+            ),
+            proc_unmasked: false,
+            pid: Pod,
+        }
+    "#]]
+    .assert_debug_eq(&made(&config, spec).unwrap().security);
+    let refused = |context: serde_json::Value| {
+        let container = json!({ "name": "c", "image": "web:1", "securityContext": context });
+        made(&config, json!({ "containers": [container] }))
+            .unwrap_err()
+            .message
+    };
+    let told = [
+        refused(json!({ "seccompProfile": { "type": "Localhost" } })),
+        refused(json!({ "seccompProfile": { "type": "Localhost", "localhostProfile": "../../etc/passwd" } })),
+        refused(json!({ "appArmorProfile": { "type": "Best" } })),
+        refused(json!({ "runAsNonRoot": true, "runAsUser": 0 })),
+        refused(json!({ "runAsUser": -1 })),
+    ];
+    expect![[r#"
+        [
+            "localhostProfile must be set if seccompProfile type is Localhost.",
+            "seccomp profile \"../../etc/passwd\" is not below the node's profiles",
+            "AppArmor profile type \"Best\" is not known",
+            "container's runAsUser breaks non-root policy (pod: \"web_default(u1)\", container: c)",
+            "runAsUser -1 is not a user or group",
+        ]
+    "#]]
+    .assert_debug_eq(&told);
+}
+
+#[test]
+fn mounts_devices_and_what_others_look_for() {
+    let config = Config {
+        recursive_read_only: true,
+        ..config()
+    };
+    let spec = json!({ "terminationGracePeriodSeconds": 7, "containers": [{
+        "name": "c", "image": "web:1",
+        "ports": [{ "name": "http", "containerPort": 80, "protocol": "TCP" }],
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "lifecycle": { "preStop": { "exec": { "command": ["bye"] } } },
+        "env": [{ "name": "WHERE", "value": "a/b" }],
+        "volumeMounts": [
+            { "name": "v", "mountPath": "/shared", "mountPropagation": "Bidirectional" },
+            { "name": "v", "mountPath": "/frozen", "readOnly": true, "recursiveReadOnly": "IfPossible" },
+            { "name": "v", "mountPath": "/expr", "subPathExpr": "x/$(WHERE)" },
+        ],
+        "volumeDevices": [{ "name": "disk", "devicePath": "/dev/xvda" }],
+    }] });
+    let made_one = made(&config, spec).unwrap();
+    let mounts: Vec<String> = made_one
+        .mounts
+        .iter()
+        .map(|m| {
+            let rest = (m.read_only, m.recursive_read_only, m.propagation);
+            format!(
+                "{} on {} {rest:?}",
+                m.host_path.display(),
+                m.container_path.display()
+            )
+        })
+        .collect();
+    expect![[r#"
+        (
+            [
+                "/pods/u1/v on /shared (false, false, Bidirectional)",
+                "/pods/u1/v on /frozen (true, true, Private)",
+                "/pods/u1/v/x/a/b on /expr (false, false, Private)",
+                "/pods/u1/etc-hosts on /etc/hosts (false, false, Private)",
+                "/pods/u1/containers/c/1.termination-log on /dev/termination-log (false, false, Private)",
+            ],
+            [
+                Device {
+                    host_path: "/dev/loop7",
+                    container_path: "/dev/xvda",
+                    permissions: "mrw",
+                },
+            ],
+            {
+                "io.kubernetes.container.name": "c",
+                "io.kubernetes.pod.name": "web",
+                "io.kubernetes.pod.namespace": "default",
+                "io.kubernetes.pod.uid": "u1",
+            },
+            {
+                "io.kubernetes.container.hash": "2ceffeba",
+                "io.kubernetes.container.ports": "[{\"name\":\"http\",\"containerPort\":80,\"protocol\":\"TCP\"}]",
+                "io.kubernetes.container.preStopHandler": "{\"exec\":{\"command\":[\"bye\"]}}",
+                "io.kubernetes.container.restartCount": "1",
+                "io.kubernetes.container.terminationMessagePath": "/dev/termination-log",
+                "io.kubernetes.container.terminationMessagePolicy": "FallbackToLogsOnError",
+                "io.kubernetes.pod.terminationGracePeriod": "7",
+            },
+            "c/1.log",
+        )
+    "#]].assert_debug_eq(&(mounts, made_one.devices, made_one.labels, made_one.annotations, made_one.log_path));
+    let refused = |mount: serde_json::Value| {
+        let container = json!({ "name": "c", "image": "web:1", "volumeMounts": [mount] });
+        made(&Config::default(), json!({ "containers": [container] }))
+            .unwrap_err()
+            .message
+    };
+    let told = [
+        refused(json!({ "name": "v", "mountPath": "/x", "subPathExpr": "$(NOBODY)" })),
+        refused(json!({ "name": "v", "mountPath": "/x", "readOnly": true, "recursiveReadOnly": "Enabled" })),
+        refused(json!({ "name": "disk", "mountPath": "/x" })),
+    ];
+    expect![[r#"
+        [
+            "missing value for \"NOBODY\" in subPathExpr \"$(NOBODY)\"",
+            "failed to resolve recursive read-only mode: volume \"v\" requested recursive read-only mode, but it is not supported by the runtime",
+            "volume disk is a block device, which volumeDevices names and not volumeMounts",
+        ]
+    "#]].assert_debug_eq(&told);
+}
+
+#[test]
+fn resources_and_scores() {
+    let config = Config {
+        memory_capacity_bytes: 1 << 30,
+        cgroup_v2: true,
+        huge_page_sizes: vec!["2MB".to_owned()],
+        pod_pids_max: Some(100),
+        memory_throttling_permille: Some(900),
+        ..config()
+    };
+    let line = |spec: serde_json::Value| {
+        let pod = pod("p", "u", spec);
+        let sandbox = translate::sandbox(&config, &pod, 0).unwrap();
+        let own = made(&config, serde_json::to_value(&pod.spec).unwrap())
+            .unwrap()
+            .resources;
+        let one = |r: &kedge_containers::Resources| {
+            format!(
+                "cpu {:?}/{:?}/{:?} memory {:?} pids {:?} oom {:?} pages {:?} {:?}",
+                r.cpu_shares,
+                r.cpu_quota_us,
+                r.cpu_period_us,
+                r.memory_bytes_max,
+                r.pids_max,
+                r.oom_score_adj,
+                r.hugepages,
+                r.unified
+            )
+        };
+        format!(
+            "{}\n  pod {}\n  container {}",
+            sandbox.cgroup_parent,
+            one(&sandbox.resources),
+            one(&own)
+        )
+    };
+    let with = |resources: serde_json::Value| json!({ "containers": [{ "name": "c", "image": "i", "resources": resources }] });
+    let lines = [
+        line(with(json!({}))),
+        line(with(json!({ "limits": { "cpu": "1", "memory": "512Mi" } }))),
+        line(with(
+            json!({ "requests": { "cpu": "250m", "memory": "256Mi" }, "limits": { "memory": "512Mi", "hugepages-2Mi": "4Mi" } }),
+        )),
+        line(json!({
+            "priorityClassName": "system-node-critical",
+            "overhead": { "cpu": "100m", "memory": "64Mi" },
+            "initContainers": [
+                { "name": "side", "image": "s", "restartPolicy": "Always", "resources": { "requests": { "cpu": "500m" } } },
+                { "name": "init", "image": "i", "resources": { "requests": { "cpu": "2" } } },
+            ],
+            "containers": [{ "name": "c", "image": "i", "resources": { "requests": { "cpu": "1" } } }],
+        })),
+    ];
+    expect![[r#"
+        besteffort/podu
+          pod cpu Some(2)/None/None memory None pids Some(100) oom Some(-998) pages {"2MB": 0} {}
+          container cpu Some(2)/None/None memory None pids None oom Some(1000) pages {"2MB": 0} {"memory.oom.group": "1"}
+        podu
+          pod cpu Some(1024)/Some(100000)/Some(100000) memory Some(536870912) pids Some(100) oom Some(-998) pages {"2MB": 0} {}
+          container cpu Some(1024)/Some(100000)/Some(100000) memory Some(536870912) pids None oom Some(-997) pages {"2MB": 0} {"memory.oom.group": "1"}
+        burstable/podu
+          pod cpu Some(256)/None/None memory Some(536870912) pids Some(100) oom Some(-998) pages {"2MB": 4194304} {}
+          container cpu Some(256)/None/None memory Some(536870912) pids None oom Some(750) pages {"2MB": 4194304} {"memory.high": "510025728", "memory.min": "268435456", "memory.oom.group": "1"}
+        burstable/podu
+          pod cpu Some(2662)/None/None memory None pids Some(100) oom Some(-998) pages {"2MB": 0} {}
+          container cpu Some(1024)/None/None memory None pids None oom Some(-997) pages {"2MB": 0} {"memory.oom.group": "1"}
+    "#]].assert_eq(&(lines.join("\n") + "\n"));
+    // A runtime without the right to lower scores is asked for none.
+    let config = Config {
+        oom_score_min: Some(0),
+        ..config
+    };
+    let guaranteed = with(json!({ "limits": { "cpu": "1", "memory": "512Mi" } }));
+    assert_eq!(
+        made(&config, guaranteed).unwrap().resources.oom_score_adj,
+        Some(0)
+    );
+}
+
+#[test]
+fn host_names_and_hosts() {
+    let config = config();
+    let spec = json!({
+        "subdomain": "db", "setHostnameAsFQDN": true, "runtimeClassName": "kata",
+        "hostAliases": [{ "ip": "192.0.2.1", "hostnames": ["a", "b"] }],
+        "containers": [{ "name": "c", "image": "i", "ports": [{ "containerPort": 80, "hostPort": 8080 }, { "containerPort": 81 }] }],
+    });
+    let named = pod("web", "u1", spec);
+    let made = translate::sandbox(&config, &named, 0).unwrap();
+    let hosts = translate::hosts_file(&config, &named, &["10.0.0.5".to_owned()], "127.0.0.1 node\n");
+    let mut on_host = named.clone();
+    on_host.spec.host_network = true;
+    let of_node = translate::hosts_file(&config, &on_host, &[], "127.0.0.1 node\n");
+    expect![[r##"
+        (
+            "web.db.default.svc.cluster.local",
+            "kata",
+            [
+                PortMapping {
+                    protocol: Tcp,
+                    container_port: 80,
+                    host_port: 8080,
+                    host_ip: None,
+                },
+            ],
+            "# Kubernetes-managed hosts file.\n127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::0\tip6-localnet\nfe00::0\tip6-mcastprefix\nfe00::1\tip6-allnodes\nfe00::2\tip6-allrouters\n10.0.0.5\tweb.db.default.svc.cluster.local\tweb\n\n# Entries added by HostAliases.\n192.0.2.1\ta\tb\n",
+            "# Kubernetes-managed hosts file (host network).\n127.0.0.1 node\n\n# Entries added by HostAliases.\n192.0.2.1\ta\tb\n",
+        )
+    "##]].assert_debug_eq(&(made.hostname, made.handler, made.ports, hosts, of_node));
+    let long = "x".repeat(60);
+    let refusal = translate::sandbox(
+        &config,
+        &pod(
+            &long,
+            "u1",
+            json!({ "subdomain": "db", "setHostnameAsFQDN": true }),
+        ),
+        0,
+    );
+    let other = translate::sandbox(&config, &pod("web", "u1", json!({ "hostUsers": false })), 0);
+    expect![[r#"
+        [
+            "Failed to construct FQDN from Pod hostname and cluster domain, FQDN xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx.db.default.svc.cluster.local is too long (64 characters is the max, 89 characters requested)",
+            "the pod asks for a user namespace of its own (hostUsers: false), which this node does not make",
+        ]
+    "#]].assert_debug_eq(&[refusal.unwrap_err().message, other.unwrap_err().message]);
+}
+
+#[test]
+fn fields_as_go_prints_them() {
+    let config = config();
+    let mut pod = pod(
+        "web",
+        "u1",
+        json!({ "containers": [{ "name": "c", "image": "i" }] }),
+    );
+    pod.metadata
+        .labels
+        .insert("a".to_owned(), "say \"hi\"\n\u{7}é".to_owned());
+    pod.metadata.labels.insert("b".to_owned(), "2".to_owned());
+    let objects = Objects::default();
+    let volumes = BTreeMap::new();
+    let inputs = inputs(&config, &pod, &objects, &volumes, &[]);
+    let text = |path: &str| translate::field(&inputs, path).unwrap();
+    let told = [
+        text("metadata.labels"),
+        text("metadata.labels['b']"),
+        text("status.hostIPs"),
+        text("spec.serviceAccountName"),
+    ];
+    expect![[r#"
+        [
+            "a=\"say \\\"hi\\\"\\n\\aé\"\nb=\"2\"",
+            "2",
+            "192.0.2.7",
+            "default",
+        ]
+    "#]]
+    .assert_debug_eq(&told);
 }

@@ -20,13 +20,18 @@ pub(super) fn environment(
     }
     for var in &container.env {
         let value = match (&var.value, &var.value_from) {
-            (Some(text), _) if !text.is_empty() => Some(expand(text, |name| lookup(&env, name))),
+            (Some(text), _) if !text.is_empty() => Some(expand(text, |name| {
+                lookup(&env, name).or_else(|| lookup(&inputs.config.env, name))
+            })),
             (_, Some(source)) => from_field(inputs, container, source)?,
             (_, None) => Some(String::new()),
         };
         if let Some(value) = value {
             set(&mut env, var.name.clone(), value);
         }
+    }
+    for (name, value) in &inputs.allocated.env {
+        set(&mut env, name.clone(), value.clone());
     }
     for (name, value) in &inputs.config.env {
         if lookup(&env, name).is_none() {

@@ -65,9 +65,33 @@ fn subscript(path: &str) -> Option<(&str, &str)> {
 /// `key="value"` a line, escaped as in Go.
 fn lines(map: &BTreeMap<String, String>) -> String {
     map.iter()
-        .map(|(key, value)| format!("{key}={value:?}"))
+        .map(|(key, value)| format!("{key}={}", quoted(value)))
         .collect::<Vec<_>>()
         .join("\n")
+}
+
+/// Text in quotation marks as Go prints it.
+fn quoted(text: &str) -> String {
+    let mut out = String::with_capacity(text.len() + 2);
+    out.push('"');
+    for c in text.chars() {
+        match c {
+            '"' => out.push_str("\\\""),
+            '\\' => out.push_str("\\\\"),
+            '\n' => out.push_str("\\n"),
+            '\r' => out.push_str("\\r"),
+            '\t' => out.push_str("\\t"),
+            '\x07' => out.push_str("\\a"),
+            '\x08' => out.push_str("\\b"),
+            '\x0b' => out.push_str("\\v"),
+            '\x0c' => out.push_str("\\f"),
+            c if c.is_ascii_control() => out.push_str(&format!("\\x{:02x}", u32::from(c))),
+            c if c.is_control() => out.push_str(&format!("\\u{:04x}", u32::from(c))),
+            c => out.push(c),
+        }
+    }
+    out.push('"');
+    out
 }
 
 /// The value of `limits.cpu` and the like, in units of the divisor, rounded up.
@@ -89,11 +113,13 @@ pub fn resource_field(
         .resource
         .split_once('.')
         .unwrap_or((&selector.resource, ""));
-    let node = match name {
-        "cpu" => Quantity::from_milli(u64::try_from(inputs.config.allocatable.cpu_milli).unwrap_or(0)),
-        "memory" => Quantity::from_units(u64::try_from(inputs.config.allocatable.memory_bytes).unwrap_or(0)),
-        _ => Quantity::from_units(0),
-    };
+    // Huge pages that nobody asked for are none.
+    let node = inputs
+        .config
+        .allocatable
+        .get(name)
+        .filter(|_| !name.starts_with(qos::HUGE_PAGES));
+    let node = node.cloned().unwrap_or_else(|| Quantity::from_units(0));
     let quantity = match kind {
         // Without a limit the node is the limit.
         "limits" => of.resources.limits.get(name).cloned().unwrap_or(node),

@@ -1,39 +1,67 @@
 //! What the cloud is told about one pod.
 
-use super::{DELETED_REPEAT, REPORT_RETRY, Wish, Worker};
+use super::{DELETED_REPEAT, Hold, REPORT_RETRY, Wish, Worker};
+use crate::clock::Clock;
 use crate::status::{self, Facts};
-use crate::{Config, Effect, patch};
+use crate::{Config, Effect, PodKey, PodSource, patch};
+use kedge_api::PodStatus;
 use kedge_wire::Time;
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 impl Worker {
     /// Computes the status anew and reports it when it differs from the last report.
-    pub(crate) fn refresh_status(&mut self, config: &Config, now: Time, out: &mut VecDeque<Effect>) {
+    pub(crate) fn refresh_status(&mut self, config: &Config, clock: &Clock, out: &mut VecDeque<Effect>) {
         if self.seen.is_none() || self.deleted_said.is_some() || self.finished {
             return;
         }
         let stopping = self.wish != Wish::Run;
         // After the records are gone there is nothing to compute the last status from: it stays as it was.
-        let frozen = stopping && self.instances.sandboxes().is_empty() && self.reported.is_some();
-        if !frozen {
-            self.status = status::compute(&Facts {
+        let frozen = (stopping || self.is_evicted())
+            && self.instances.sandboxes().is_empty()
+            && self.status.phase.is_some();
+        if self.admitted || self.terminal.is_some() {
+            self.started_at.get_or_insert_with(|| clock.wall());
+        }
+        if !frozen || self.status.phase.is_none_or(|phase| !phase.is_terminal()) {
+            let status = status::compute(&Facts {
                 config,
                 prefix: &config.container_id_prefix,
                 pod: &self.pod,
                 instances: &self.instances,
                 probes: &self.probes,
-                start_time: self.start_time,
-                pod_trouble: self.pod_trouble.as_ref(),
+                start_time: self.started_at,
                 trouble: &self.trouble,
                 crash_waits: &self.crash_waits,
                 terminal: self.terminal.as_ref(),
+                starting: self.starting,
                 initialized: self.initialized() || self.was_initialized(),
                 stopping,
+                held: match self.hold {
+                    Hold::No => None,
+                    Hold::Held => Some(true),
+                    Hold::Released => Some(false),
+                },
                 before: &self.status,
-                now,
+                now: clock.now,
+                wall: clock.wall(),
             });
+            if *self.status != status {
+                self.status = Arc::new(status);
+            }
         }
-        self.report(now, out);
+        self.report(clock.now, out);
+    }
+
+    /// Whom a report is about, and what the cloud may hold of it: a static pod is known there by its mirror.
+    fn addressee(&self) -> Option<(PodKey, String, &PodStatus)> {
+        match self.source {
+            PodSource::Api => Some((self.key.clone(), self.uid().to_owned(), &self.pod.status)),
+            PodSource::File => {
+                let mirror = self.mirror.as_ref()?;
+                Some((self.key.clone(), mirror.uid().to_owned(), &mirror.status))
+            }
+        }
     }
 
     /// A finished or stopping pod does not lose its initialisation when its sandbox ends.
@@ -55,16 +83,14 @@ impl Worker {
         if self.reported.as_ref() == Some(&self.status) {
             return;
         }
-        let before = self.reported.as_ref().unwrap_or(&self.pod.status);
-        match patch::status_patch(self.uid(), before, &self.status) {
+        let Some((key, uid, held)) = self.addressee() else {
+            return;
+        };
+        let before = self.reported.as_deref().unwrap_or(held);
+        match patch::status_patch(&uid, before, &self.status) {
             Ok(patch) => {
-                let uid = self.uid().to_owned();
-                out.push_back(Effect::Report {
-                    key: self.key.clone(),
-                    uid,
-                    patch,
-                });
-                self.reported = Some(self.status.clone());
+                out.push_back(Effect::Report { key, uid, patch });
+                self.reported = Some(Arc::clone(&self.status));
             }
             // A status has only text, numbers and lists, which always become JSON.
             Err(_) => self.report_retry_at = Some(now + REPORT_RETRY),
