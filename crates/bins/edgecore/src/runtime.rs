@@ -1,34 +1,43 @@
 //! Builds the container runtime that the configuration names.
 
+use crate::settings;
 use anyhow::{Context, Result};
-use kedge_config::{ContainerRuntime, Edged};
+use kedge_config::{ContainerRuntime, EdgeCore};
 use kedge_runtime::Runtime;
+use kedge_runtime::cri::Cri;
 use kedge_runtime::embedded::{Config, Embedded, HelperProgram, NetworkConfig, RootfsChoice};
 use kedge_runtime::hollow::Hollow;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
-/// Opens the runtime and learns what it holds.
-pub async fn open(config: &Edged) -> Result<Arc<dyn Runtime>> {
-    match config.container_runtime {
+/// Opens the runtime. The built-in one learns what it holds; one behind a socket may be away until later.
+pub async fn open(config: &EdgeCore) -> Result<Arc<dyn Runtime>> {
+    match &config.edged.container_runtime {
+        ContainerRuntime::Cri { socket, image_socket } => Ok(Arc::new(Cri::connect(settings::cri(
+            config,
+            socket,
+            image_socket,
+        ))?)),
         ContainerRuntime::Embedded => Ok(Arc::new(open_embedded(config).await?)),
         ContainerRuntime::Hollow => Ok(Arc::new(Hollow::new())),
     }
 }
 
 /// The built-in runtime, as itself: `kedge image` and `kedge down` need more than the trait.
-pub async fn open_embedded(config: &Edged) -> Result<Embedded> {
+pub async fn open_embedded(config: &EdgeCore) -> Result<Embedded> {
+    let edged = &config.edged;
     let network = NetworkConfig {
-        bridge: config.bridge.clone(),
-        pod_cidr: parse_cidr(&config.pod_cidr)?,
+        bridge: edged.bridge.clone(),
+        pod_cidr: parse_cidr(&edged.pod_cidr)?,
     };
     let config = Config {
-        root: config.runtime_directory.clone().into(),
+        root: edged.runtime_directory.clone().into(),
         helper: HelperProgram::this_program(),
-        cgroup_root: config.cgroup_root.clone(),
+        cgroup_root: edged.cgroup_root.clone(),
         network: Some(network),
         rootfs: RootfsChoice::Automatic,
-        log_bytes_max: config.log_bytes_max,
+        log_bytes_max: edged.log_bytes_max,
+        registries: settings::registries(config),
     };
     Ok(Embedded::open(config).await?)
 }

@@ -8,21 +8,21 @@
 //!
 //! Pods start from the store before anything is dialled: the cloud may be away for days.
 
+use crate::settings;
 use anyhow::{Context, Result};
 use kedge_config::EdgeCore;
 use kedge_edged::Edged;
-use kedge_edgehub::{CertificateConfig, EdgeHub, Identity, Network};
+use kedge_edgehub::{EdgeHub, Network};
 use kedge_edgestream::EdgeStream;
 use kedge_metamanager::MetaManager;
-use kedge_pki::{IdentityFiles, UnixTime};
+use kedge_pods::Release;
 use kedge_runtime::Runtime;
 use kedge_store::meta::MetaStore;
 use kedge_telemetry::Scope;
-use kedge_telemetry::channel::{ask, keyed, latest};
-use kedge_telemetry::clock::process_seed;
+use kedge_telemetry::channel::{ask, keyed, latest, queue};
+use kedge_telemetry::metrics::Registry;
 use kedge_transport::Plug;
 use kedge_wire::NodeName;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,6 +30,8 @@ use std::time::Duration;
 const ORDERS_WAITING_MAX: usize = 64;
 /// Requests of edged on their way: a status for each of 110 pods at once, and a few of the node.
 const REQUESTS_WAITING_MAX: usize = 128;
+/// Held updates that are let go, by hand and one after the other.
+const RELEASES_WAITING_MAX: usize = 8;
 /// Log streams that begin at one time.
 const GETS_WAITING_MAX: usize = 32;
 
@@ -38,6 +40,8 @@ const GETS_WAITING_MAX: usize = 32;
 pub struct Running {
     /// Whether the cloud is connected.
     pub online: latest::Receiver<bool>,
+    /// Lets updates go that a pod's annotation holds back.
+    pub releases: queue::Sender<Release>,
 }
 
 /// Starts every part; they end with `scope`. `plug` is the cable to the cloud, which a demo or a test may pull.
@@ -48,7 +52,7 @@ pub async fn start(
     scope: &Scope,
 ) -> Result<Running> {
     let node = NodeName::new(config.edged.node_name.clone()).context("modules.edged.hostnameOverride")?;
-    let store = MetaStore::open(&PathBuf::from(&config.data_source))?;
+    let store = MetaStore::open_node(settings::store(&config))?.store;
     let meta_config = kedge_metamanager::Config {
         query_timeout: config.remote_query_timeout,
     };
@@ -60,14 +64,17 @@ pub async fn start(
     let (gets_tx, gets_rx) = ask::channel("node gets", GETS_WAITING_MAX);
     let (objects_tx, objects_rx) = keyed::channel("desired objects");
     let (online_tx, online_rx) = latest::channel(false);
+    let (releases_tx, releases_rx) = queue::channel("releases", RELEASES_WAITING_MAX);
 
     let edged_ports = kedge_edged::Ports {
         desired: objects_rx,
         cloud: requests_tx,
         online: online_rx.clone(),
         node_get: gets_rx,
+        releases: releases_rx,
+        metrics: Registry::new(),
     };
-    let edged = Edged::new(edged_config(&config, &node)?, runtime, held, edged_ports)?;
+    let edged = Edged::new(settings::edged(&config, &node)?, runtime, held, edged_ports)?;
     scope.spawn_vital("edged", edged.run(scope.clone()));
     let meta_ports = kedge_metamanager::Ports {
         orders: orders_rx,
@@ -78,9 +85,8 @@ pub async fn start(
     };
     scope.spawn_vital("metamanager", metamanager.run(meta_ports, scope.clone()));
 
-    let certificate = certificate_config(&config, &node);
-    let identity = kedge_edgehub::bootstrap(&certificate, UnixTime::now()).await?;
-    let (identity_tx, identity_rx) = latest::channel(identity.clone());
+    // The hub waits for its certificate by itself: nothing here needs the network.
+    let (identity_tx, identity_rx) = latest::channel(None);
     let hub_ports = kedge_edgehub::Ports {
         store: orders_tx,
         requests: cloud_rx,
@@ -88,113 +94,25 @@ pub async fn start(
         identity: identity_tx,
     };
     let hub = EdgeHub::new(
-        hub_config(&config, certificate),
-        identity,
+        settings::hub(&config, &node),
+        None,
         Network { plug: plug.clone() },
         hub_ports,
     )?;
     scope.spawn_vital("edgehub", hub.run(scope.clone()));
     if config.stream.enable {
-        let stream = edge_stream(&config, node, identity_rx, gets_tx, plug)?;
+        let ports = kedge_edgestream::Ports {
+            identity: identity_rx,
+            gets: gets_tx,
+            plug,
+        };
+        let stream = EdgeStream::new(settings::stream(&config, node)?, ports);
         scope.spawn_vital("edgestream", stream.run(scope.clone()));
     }
-    Ok(Running { online: online_rx })
-}
-
-fn edged_config(config: &EdgeCore, node: &NodeName) -> Result<kedge_edged::Config> {
-    let edged = &config.edged;
-    let taints = edged
-        .taints
-        .iter()
-        .cloned()
-        .map(serde_json::from_value)
-        .collect::<Result<_, _>>();
-    let node_ip = match edged.node_ip.as_str() {
-        "" => None,
-        text => Some(
-            text.parse()
-                .context("modules.edged.nodeIP is not an IP address")?,
-        ),
-    };
-    Ok(kedge_edged::Config {
-        log_dir: PathBuf::from(&edged.pod_logs_dir),
-        report_events: edged.report_event,
-        register_node: edged.register_node,
-        node_ip,
-        labels: edged.node_labels.iter().cloned().collect(),
-        taints: taints.context("modules.edged.tailoredKubeletConfig.registerWithTaints")?,
-        unschedulable: !edged.register_schedulable,
-        cluster_dns: edged.cluster_dns.clone(),
-        cluster_domain: edged.cluster_domain.clone(),
-        pods_max: u32::try_from(edged.pods_max).unwrap_or(u32::MAX),
-        lease_duration: edged.lease_duration,
-        lease_interval: edged.lease_duration / 4,
-        status_report_interval: edged.status_report_interval,
-        ..kedge_edged::Config::new(node.clone(), PathBuf::from(&edged.root_directory))
+    Ok(Running {
+        online: online_rx,
+        releases: releases_tx,
     })
-}
-
-fn certificate_config(config: &EdgeCore, node: &NodeName) -> CertificateConfig {
-    CertificateConfig {
-        node: node.clone(),
-        http_server: config.hub.http_server.clone(),
-        token: (!config.hub.token.is_empty()).then(|| config.hub.token.clone()),
-        files: IdentityFiles {
-            authority: PathBuf::from(&config.hub.ca_file),
-            certificate: PathBuf::from(&config.hub.cert_file),
-            key: PathBuf::from(&config.hub.key_file),
-        },
-    }
-}
-
-fn hub_config(config: &EdgeCore, certificate: CertificateConfig) -> kedge_edgehub::Config {
-    kedge_edgehub::Config {
-        certificate,
-        transport: match config.hub.transport {
-            kedge_config::Transport::WebSocket => kedge_edgehub::Transport::WebSocket,
-            kedge_config::Transport::Quic => kedge_edgehub::Transport::Quic,
-        },
-        // Several clouds stand behind one key, separated by commas.
-        servers: config
-            .hub
-            .server
-            .split(',')
-            .map(|server| server.trim().to_owned())
-            .collect(),
-        handshake_timeout: config.hub.handshake_timeout,
-        rates: kedge_edgehub::Rates::default(),
-        project_id: config.hub.project_id.clone(),
-        heartbeat: config.hub.heartbeat_interval,
-        rotate_certificates: config.hub.rotate_certificates,
-        seed: process_seed(),
-    }
-}
-
-fn edge_stream(
-    config: &EdgeCore,
-    node: NodeName,
-    identity: latest::Receiver<Identity>,
-    gets: ask::Sender<kedge_wire::tunnel::NodeGet, kedge_edgestream::NodeAnswer>,
-    plug: Plug,
-) -> Result<EdgeStream> {
-    let internal_ip = match config.edged.node_ip.as_str() {
-        "" => kedge_host::facts()?
-            .addresses
-            .first()
-            .map(ToString::to_string)
-            .unwrap_or_default(),
-        text => text.to_owned(),
-    };
-    let stream = kedge_edgestream::Config {
-        node,
-        internal_ip,
-        server: config.stream.server.clone(),
-        seed: process_seed(),
-    };
-    Ok(EdgeStream::new(
-        stream,
-        kedge_edgestream::Ports { identity, gets, plug },
-    ))
 }
 
 /// How long a drain may take before what is left is named and dropped.

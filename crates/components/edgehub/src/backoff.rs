@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-/// First wait: a cloud that restarts is back soon.
-const DELAY_MIN: Duration = Duration::from_millis(200);
-/// Longest wait, as official edges wait after a failed round (two heartbeats).
-const DELAY_MAX: Duration = Duration::from_secs(30);
+/// First wait between two dials: a cloud that restarts is back soon.
+const DIAL_DELAY_MIN: Duration = Duration::from_secs(1);
+/// Longest wait between two dials, as official edges wait after a failed round (two heartbeats).
+const DIAL_DELAY_MAX: Duration = Duration::from_secs(30);
 /// A session that lasted this long was a good one: the next wait starts from the beginning. A shorter one was not, for
 /// example because two nodes have the same name and replace each other.
 pub(crate) const GOOD_SESSION: Duration = Duration::from_secs(10);
@@ -13,13 +13,22 @@ pub(crate) const GOOD_SESSION: Duration = Duration::from_secs(10);
 /// Doubling delays, spread over the upper half so that ten thousand edges do not come back together.
 #[derive(Debug)]
 pub(crate) struct Backoff {
+    min: Duration,
+    max: Duration,
     failures: u32,
     random: u64,
 }
 
 impl Backoff {
+    /// For dialling.
     pub(crate) fn new(seed: u64) -> Self {
+        Self::between(DIAL_DELAY_MIN, DIAL_DELAY_MAX, seed)
+    }
+
+    pub(crate) fn between(min: Duration, max: Duration, seed: u64) -> Self {
         Self {
+            min,
+            max,
             failures: 0,
             random: seed,
         }
@@ -32,9 +41,7 @@ impl Backoff {
 
     /// The wait before the next attempt.
     pub(crate) fn next(&mut self) -> Duration {
-        let full = DELAY_MIN
-            .saturating_mul(1 << self.failures.min(16))
-            .min(DELAY_MAX);
+        let full = self.min.saturating_mul(1 << self.failures.min(16)).min(self.max);
         self.failures = self.failures.saturating_add(1);
         full / 2 + full.mul_f64(self.unit() / 2.0)
     }
@@ -57,7 +64,7 @@ mod tests {
     fn waits_double_up_to_the_cap_within_the_upper_half() {
         for seed in 0..100 {
             let mut backoff = Backoff::new(seed);
-            for full_ms in [200, 400, 800, 1600, 3200, 6400, 12_800, 25_600, 30_000, 30_000] {
+            for full_ms in [1000, 2000, 4000, 8000, 16_000, 30_000, 30_000] {
                 let wait = backoff.next().as_millis();
                 assert!(
                     (full_ms / 2..=full_ms).contains(&wait),
@@ -65,7 +72,7 @@ mod tests {
                 );
             }
             backoff.reset();
-            assert!(backoff.next() <= DELAY_MIN);
+            assert!(backoff.next() <= DIAL_DELAY_MIN);
         }
     }
 }

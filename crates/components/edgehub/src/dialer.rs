@@ -1,7 +1,9 @@
-//! How a connection comes about.
+//! The hub's hands: connections, certificates, and the time.
 
+use crate::certificate::{self, CertificateConfig, Enrolment, Error};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
+use kedge_pki::{Identity, UnixTime};
 use kedge_transport::{Connection, DialError, Plug, Target, dial, dial_quic};
 use std::sync::Arc;
 
@@ -16,7 +18,7 @@ pub enum Transport {
 }
 
 /// Makes connections. The network is one; a test hands out ends of in-memory pairs.
-pub trait Dialer: std::fmt::Debug + Send + 'static {
+pub trait Dialer: std::fmt::Debug + Send + Sync + 'static {
     /// Starts one attempt.
     fn dial(
         &self,
@@ -24,6 +26,21 @@ pub trait Dialer: std::fmt::Debug + Send + 'static {
         target: Target,
         tls: Arc<rustls::ClientConfig>,
     ) -> BoxFuture<'static, Result<Connection, DialError>>;
+
+    /// Asks the cloud for a certificate and saves it.
+    fn enrol(
+        &self,
+        config: CertificateConfig,
+        how: Enrolment,
+        now: UnixTime,
+    ) -> BoxFuture<'static, Result<Identity, Error>> {
+        async move { certificate::enrol(&config, &how, now).await }.boxed()
+    }
+
+    /// What the clock of the machine says, which certificates are judged by.
+    fn now(&self) -> UnixTime {
+        UnixTime::now()
+    }
 }
 
 /// The real network.

@@ -1,19 +1,18 @@
 //! The task that owns the link and the connection.
 
 use crate::backoff::{Backoff, GOOD_SESSION};
-use crate::certificate::renew;
+use crate::certificate::Keeper;
 use crate::lane::{Done, StoreLane};
 use crate::phase::{Out, Phase, PhaseEvent};
 use crate::servers::Servers;
-use crate::{CertificateConfig, Config, Dialer, Identity, Ports, Transport};
+use crate::{Config, Dialer, Identity, Ports, Transport};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use kedge_link::edge::{CloudRequest, EdgeLink, Event, RequestError, RequestId};
 use kedge_link::{Held, OFFER_HEADER, OFFER_VERSION, Peer};
-use kedge_pki::{UnixTime, renewal_time};
 use kedge_telemetry::channel::ask::{Question, Reply as Way};
 use kedge_telemetry::{Scope, clock};
-use kedge_transport::{Close, CloseCode, DialError, Framing, Target};
+use kedge_transport::{Close, CloseCode, DialError, Framing, Target, TlsTrouble};
 use kedge_wire::{Reply, Time, ToEdge};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -22,17 +21,14 @@ use tokio::time::Instant;
 
 /// Requests without an answer. More than metamanager ever has open, so that it never meets this limit.
 const REQUESTS_MAX: usize = 128;
-/// Nothing heard for this long although an answer is due: the connection is dead. Two official heartbeats.
-const SILENCE_MAX: Duration = Duration::from_secs(30);
+/// How many read deadlines a cloud may be silent although an answer is due: one is for a packet that was lost on the
+/// way, and is sent again by the kernel.
+const DEADLINES_SILENT: u32 = 2;
+/// Messages in a row that cannot be read. One is passed over, because what comes behind it is needed; this many are no
+/// accident.
+const MALFORMED_MAX: u32 = 64;
 /// For what is being committed or sent when the process ends.
 const DRAIN_MAX: Duration = Duration::from_secs(2);
-/// Official: 2 s doubling in five attempts, then every 32 s.
-const RENEWAL_DELAY: Duration = Duration::from_secs(2);
-const RENEWAL_DELAY_MAX: Duration = Duration::from_secs(32);
-/// A machine that slept must not renew late, so long waits are cut and the clock is looked at again.
-const RENEWAL_LOOK: Duration = Duration::from_secs(3600);
-/// After a renewal the next one is at least this far, however short the cloud makes the lives of certificates.
-const RENEWAL_PAUSE: Duration = Duration::from_secs(60);
 /// Kinds of unknown message that are remembered so that each is logged once.
 const UNKNOWN_KINDS_MAX: usize = 64;
 
@@ -45,8 +41,6 @@ type Answer = Result<Reply, RequestError>;
 /// Why the hub cannot begin.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    #[error("make a TLS configuration of the node's certificate")]
-    Identity(#[from] kedge_pki::Error),
     #[error("no address of a cloud to dial is configured")]
     NoServer,
 }
@@ -54,9 +48,8 @@ pub enum StartError {
 /// The component.
 pub struct EdgeHub {
     config: Config,
-    identity: Identity,
-    tls: Arc<rustls::ClientConfig>,
-    dialer: Box<dyn Dialer>,
+    standing: Standing,
+    dialer: Arc<dyn Dialer>,
     ports: Ports,
     lane: StoreLane,
     link: EdgeLink,
@@ -64,11 +57,29 @@ pub struct EdgeHub {
     waiting: HashMap<RequestId, Way<Answer>>,
     servers: Servers,
     backoff: Backoff,
-    renewal: BoxFuture<'static, Identity>,
+    keeper: Keeper,
+    /// The identity after the one in use.
+    next_identity: BoxFuture<'static, Identity>,
+    malformed: u32,
     time: Clock,
     /// What was logged last about a failed attempt at each address, so that a long outage is one line each.
     complaints: HashMap<String, String>,
     unknown: HashSet<String>,
+}
+
+/// Who this node is to the cloud.
+enum Standing {
+    Nobody,
+    Known(Known),
+    /// The cloud and the identity do not know each other; another one is asked for.
+    Disowned(Known),
+}
+
+/// An identity in use.
+#[derive(Clone)]
+struct Known {
+    identity: Identity,
+    tls: Arc<rustls::ClientConfig>,
 }
 
 impl std::fmt::Debug for EdgeHub {
@@ -80,37 +91,47 @@ impl std::fmt::Debug for EdgeHub {
 }
 
 impl EdgeHub {
-    /// Puts the parts together.
+    /// Puts the parts together. An identity that is at hand saves the hub the look into the files.
     pub fn new(
         config: Config,
-        identity: Identity,
+        identity: Option<Identity>,
         dialer: impl Dialer,
         ports: Ports,
     ) -> Result<Self, StartError> {
         let link = kedge_link::edge::Config {
             keepalive_interval: config.heartbeat,
-            silence_max: SILENCE_MAX,
+            silence_max: config.read_deadline.saturating_mul(DEADLINES_SILENT),
             requests_max: REQUESTS_MAX,
             rates: config.rates.clone(),
         };
         let servers = Servers::new(config.servers.clone(), config.seed).ok_or(StartError::NoServer)?;
+        let dialer: Arc<dyn Dialer> = Arc::new(dialer);
+        let keeper = Keeper {
+            config: config.certificate.clone(),
+            dialer: Arc::clone(&dialer),
+            rotate: config.rotate_certificates,
+            seed: config.seed,
+        };
+        let next_identity = match identity {
+            Some(identity) => std::future::ready(identity).boxed(),
+            None => keeper.begin(),
+        };
         Ok(Self {
-            tls: Arc::new(identity.client_config()?),
+            standing: Standing::Nobody,
             link: EdgeLink::new(link, config.seed),
             lane: StoreLane::new(ports.store.clone()),
-            phase: Phase::Resting {
-                until: Instant::now(),
-            },
+            phase: Phase::Unknown,
             waiting: HashMap::new(),
             servers,
             backoff: Backoff::new(config.seed),
-            renewal: renewal(&config, &identity, Duration::ZERO),
+            keeper,
+            next_identity,
+            malformed: 0,
             time: Clock::start(),
             complaints: HashMap::new(),
             unknown: HashSet::new(),
-            dialer: Box::new(dialer),
+            dialer,
             config,
-            identity,
             ports,
         })
     }
@@ -133,7 +154,7 @@ impl EdgeHub {
                     None => break,
                 },
                 () = sleep_until(wake_at) => self.link.handle_timeout(self.time.now()),
-                identity = &mut self.renewal => self.renewed(identity, &scope),
+                identity = &mut self.next_identity => self.identified(identity, &scope),
             }
         }
         self.drain(&scope).await;
@@ -246,7 +267,11 @@ impl EdgeHub {
                 self.lane.ask_held();
             }
             PhaseEvent::NotConnected(error) => self.not_connected(&error),
-            PhaseEvent::Received(packet) => self.link.handle_packet(packet, self.time.now()),
+            PhaseEvent::Received(packet) => {
+                self.malformed = 0;
+                self.link.handle_packet(packet, self.time.now());
+            }
+            PhaseEvent::Malformed(why) => self.malformed(&why, scope),
             PhaseEvent::Sent => {}
             PhaseEvent::Broken(why, close) => {
                 tracing::warn!(why, "connection to the cloud lost");
@@ -255,14 +280,33 @@ impl EdgeHub {
         }
     }
 
+    /// Passes over a message that cannot be read: what comes behind it is needed.
+    fn malformed(&mut self, why: &str, scope: &Scope) {
+        self.malformed += 1;
+        match self.malformed {
+            1 => tracing::warn!(why, "a message of the cloud cannot be read; it is passed over"),
+            2..MALFORMED_MAX => tracing::debug!(why, "another message of the cloud cannot be read"),
+            MALFORMED_MAX.. | 0 => {
+                let reason = format!("{MALFORMED_MAX} messages in a row cannot be read, the last one: {why}");
+                tracing::warn!(reason, "connection to the cloud closed");
+                let code = CloseCode::Policy;
+                self.disconnect(Some(Close { code, reason }), scope);
+            }
+        }
+    }
+
     fn dial(&mut self) {
+        let (Standing::Known(known) | Standing::Disowned(known)) = &self.standing else {
+            self.phase = Phase::Unknown;
+            return;
+        };
         let node = &self.config.certificate.node;
         let target = Target::hub(self.servers.current(), &self.config.project_id, node);
         let target = target.offering(OFFER_HEADER, OFFER_VERSION);
         let (address, after) = (target.address.clone(), self.config.handshake_timeout);
         let attempt = self
             .dialer
-            .dial(self.config.transport, target, Arc::clone(&self.tls));
+            .dial(self.config.transport, target, Arc::clone(&known.tls));
         let attempt = async move {
             let step = "everything up to an open connection";
             let late = |_| DialError::Timeout { address, step, after };
@@ -274,6 +318,7 @@ impl EdgeHub {
     }
 
     fn not_connected(&mut self, error: &DialError) {
+        self.disowned(error);
         let why = explain(self.config.transport, error);
         let address = self.servers.current().to_owned();
         let delay = if self.servers.failed() {
@@ -316,6 +361,8 @@ impl EdgeHub {
         };
         self.link.handle_connected(peer, held, self.time.now());
         self.ports.online.send_replace(true);
+        self.malformed = 0;
+        self.owned();
         self.complaints.clear();
         self.servers.reached();
         tracing::info!(
@@ -345,32 +392,74 @@ impl EdgeHub {
         };
     }
 
-    fn renewed(&mut self, identity: Identity, scope: &Scope) {
-        self.renewal = renewal(&self.config, &identity, RENEWAL_PAUSE);
-        match identity.client_config() {
-            Ok(tls) => self.tls = Arc::new(tls),
+    /// There is an identity to use from now on.
+    fn identified(&mut self, identity: Identity, scope: &Scope) {
+        let tls = match identity.client_config() {
+            Ok(tls) => Arc::new(tls),
             Err(error) => {
-                tracing::error!(%error, "renewed certificate cannot be used; the old one stays");
+                tracing::error!(%error, "the certificate of this node cannot be used");
+                self.next_identity = self.keeper.replace(identity);
                 return;
             }
+        };
+        let first = matches!(self.standing, Standing::Nobody);
+        self.next_identity = match first {
+            true => self.keeper.keep(identity.clone()),
+            false => self.keeper.keep_new(identity.clone()),
+        };
+        self.ports.identity.send_replace(Some(identity.clone()));
+        self.standing = Standing::Known(Known { identity, tls });
+        if first {
+            self.phase = Phase::Resting {
+                until: Instant::now(),
+            };
+            return;
         }
-        tracing::info!("certificate renewed; connecting anew with it");
-        self.identity = identity.clone();
-        self.ports.identity.send_replace(identity);
-        if matches!(self.phase, Phase::Online { .. }) {
-            let reason = "certificate renewed".to_owned();
-            self.disconnect(
-                Some(Close {
-                    code: CloseCode::Away,
-                    reason,
-                }),
-                scope,
-            );
+        tracing::info!("certificate replaced; connecting anew with it");
+        match self.phase {
+            Phase::Online { .. } | Phase::Opening { .. } => {
+                let (code, reason) = (CloseCode::Away, "certificate replaced".to_owned());
+                self.disconnect(Some(Close { code, reason }), scope);
+            }
+            // What is under way was begun with the old one.
+            Phase::Unknown | Phase::Resting { .. } | Phase::Dialling { .. } => {
+                self.backoff.reset();
+                self.phase = Phase::Resting {
+                    until: Instant::now(),
+                };
+            }
+        }
+    }
+
+    /// Asks for another identity when the failure says that this one leads nowhere.
+    fn disowned(&mut self, error: &DialError) {
+        let DialError::Tls { trouble, .. } = error else {
+            return;
+        };
+        match trouble {
+            TlsTrouble::UnknownAuthority | TlsTrouble::RefusesUs { .. } => {}
+            TlsTrouble::Expired { .. }
+            | TlsTrouble::NotYetValid { .. }
+            | TlsTrouble::WrongName { .. }
+            | TlsTrouble::Other(_) => return,
+        }
+        if let Standing::Known(known) = &self.standing {
+            let known = known.clone();
+            self.next_identity = self.keeper.replace(known.identity.clone());
+            self.standing = Standing::Disowned(known);
+        }
+    }
+
+    /// There is a session: the identity is good.
+    fn owned(&mut self) {
+        if let Standing::Disowned(known) = &self.standing {
+            let known = known.clone();
+            self.next_identity = self.keeper.keep(known.identity.clone());
+            self.standing = Standing::Known(known);
         }
     }
 }
 
-/// Both ends are ours when the cloud echoes the offer.
 /// What a person reads about a failed attempt.
 fn explain(transport: Transport, error: &DialError) -> String {
     let reached = match error {
@@ -384,39 +473,6 @@ fn explain(transport: Transport, error: &DialError) -> String {
     match (transport, reached) {
         (Transport::WebSocket, _) | (Transport::Quic, true) => error.to_string(),
         (Transport::Quic, false) => format!("{error}; {QUIC_HINT}"),
-    }
-}
-
-/// Waits until the certificate is due, then asks until there is a new one.
-fn renewal(config: &Config, identity: &Identity, pause: Duration) -> BoxFuture<'static, Identity> {
-    if !config.rotate_certificates {
-        return std::future::pending().boxed();
-    }
-    let due = renewal_time(identity.certificate().info(), config.seed);
-    let (config, identity) = (config.certificate.clone(), identity.clone());
-    async move {
-        tokio::time::sleep(pause).await;
-        renew_when_due(config, identity, due).await
-    }
-    .boxed()
-}
-
-async fn renew_when_due(config: CertificateConfig, current: Identity, due: UnixTime) -> Identity {
-    loop {
-        let left = due.as_secs().saturating_sub(UnixTime::now().as_secs());
-        if left == 0 {
-            break;
-        }
-        tokio::time::sleep(Duration::from_secs(left).min(RENEWAL_LOOK)).await;
-    }
-    let mut delay = RENEWAL_DELAY;
-    loop {
-        match renew(&config, &current, UnixTime::now()).await {
-            Ok(identity) => return identity,
-            Err(error) => tracing::warn!(%error, ?delay, "certificate not renewed; trying again"),
-        }
-        tokio::time::sleep(delay).await;
-        delay = (delay * 2).min(RENEWAL_DELAY_MAX);
     }
 }
 

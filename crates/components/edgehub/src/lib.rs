@@ -1,10 +1,11 @@
 //! The edge's end of the hub connection.
 //!
-//! **Duty.** Get the node's certificate by its join token and renew it ([`bootstrap`]); hold one connection to the
-//! cloud and make a new one when it breaks; carry object changes to the store's owner and acknowledge them once they
+//! **Duty.** Get the node's certificate by its join token, renew it, and get another when it has ended or the cloud does
+//! not know it any more; hold one connection to the cloud and make a new one when it breaks; carry object changes to the store's owner and acknowledge them once they
 //! are durable; carry questions to the cloud and answers back; say whether the cloud is connected.
 //!
-//! **Inputs.** [`Config`], an [`Identity`], a [`Dialer`], [`Ports`]. **Outputs.** Orders to the store's owner, answers,
+//! **Inputs.** [`Config`], a [`Dialer`], [`Ports`]. Nothing is needed at the start: without files, network, cloud and
+//! right time the hub waits for them, and everything else of the edge runs. **Outputs.** Orders to the store's owner, answers,
 //! the online flag, renewed identities.
 //!
 //! **Never.** It does not decide about messages: that is [`kedge_link::edge::EdgeLink`], which it owns and feeds. It
@@ -12,8 +13,9 @@
 //! then is told so at once.
 //!
 //! ```text
-//!                          +----+ refused: the next address, and a rest once all were tried
-//!                          v    |
+//!   [waiting for a certificate]
+//!       |                  +----+ refused: the next address, and a rest once all were tried
+//!       v                  v    |
 //!   [resting] --delay--> [dialling] --connected--> [opening: what is held?] --> [online]
 //!       ^                                                                          | broken, silent,
 //!       +--------------------------------------------------------------------------+ renewed
@@ -29,7 +31,7 @@ mod servers;
 #[cfg(test)]
 mod tests;
 
-pub use certificate::{CertificateConfig, Error, bootstrap, renew};
+pub use certificate::{CertificateConfig, Enrolment, Error, bootstrap, enrol};
 pub use dialer::{Dialer, Network, Transport};
 pub use hub::{EdgeHub, StartError};
 pub use kedge_link::edge::Rates;
@@ -51,6 +53,9 @@ pub struct Config {
     pub servers: Vec<String>,
     /// `handshakeTimeout` of that transport: how long one attempt may take.
     pub handshake_timeout: Duration,
+    /// `readDeadline` of that transport, official default 15 s. A cloud that owes an answer and says nothing for two of
+    /// it is lost.
+    pub read_deadline: Duration,
     /// `edgeHub.projectID`; not empty.
     pub project_id: String,
     /// `edgeHub.heartbeat`, official default 15 s.
@@ -72,6 +77,6 @@ pub struct Ports {
     pub requests: ask::Receiver<CloudRequest, Result<Reply, RequestError>>,
     /// Whether the cloud is connected and the session is open.
     pub online: latest::Sender<bool>,
-    /// The identity in use, for others who dial with it.
-    pub identity: latest::Sender<Identity>,
+    /// The identity in use, for others who dial with it; `None` until there is one.
+    pub identity: latest::Sender<Option<Identity>>,
 }

@@ -8,6 +8,8 @@ use tokio::time::Instant;
 
 /// The life of a connection.
 pub(crate) enum Phase {
+    /// There is no certificate to dial with.
+    Unknown,
     /// Waits before the next attempt.
     Resting { until: Instant },
     Dialling {
@@ -37,6 +39,8 @@ pub(crate) enum PhaseEvent {
     Connected(Box<Connection>),
     NotConnected(DialError),
     Received(Packet),
+    /// A message that cannot be read. The next one may be.
+    Malformed(String),
     Sent,
     /// The connection is over; the second value is what to tell the peer.
     Broken(String, Option<kedge_transport::Close>),
@@ -54,7 +58,7 @@ impl Phase {
                 Ok(connection) => PhaseEvent::Connected(Box::new(connection)),
                 Err(error) => PhaseEvent::NotConnected(error),
             },
-            Self::Opening { .. } => std::future::pending().await,
+            Self::Unknown | Self::Opening { .. } => std::future::pending().await,
             Self::Online { receiver, out, .. } => tokio::select! {
                 biased;
                 // Acknowledgements and leases before new work.
@@ -64,6 +68,7 @@ impl Phase {
                 },
                 received = receiver.recv() => match received {
                     Ok(packet) => PhaseEvent::Received(packet),
+                    Err(RecvError::Malformed(why)) => PhaseEvent::Malformed(why.to_string()),
                     Err(error) => broken(&error),
                 },
             },

@@ -53,8 +53,8 @@ pub struct Config {
 /// The neighbours.
 #[derive(Debug)]
 pub struct Ports {
-    /// The identity to dial with; a renewed one is used from the next connection on.
-    pub identity: latest::Receiver<Identity>,
+    /// The identity to dial with, once there is one; a renewed one is used from the next connection on.
+    pub identity: latest::Receiver<Option<Identity>>,
     /// To edged.
     pub gets: ask::Sender<NodeGet, NodeAnswer>,
     /// The cable, which a demo may pull.
@@ -77,6 +77,13 @@ impl EdgeStream {
     pub async fn run(self, scope: Scope) {
         let mut backoff = Backoff::new(self.config.seed);
         let mut complaint = String::new();
+        // A node that has not joined yet has nothing to show.
+        let mut identity = self.ports.identity.clone();
+        tokio::select! {
+            biased;
+            () = scope.cancelled() => return,
+            _ = identity.wait_for(Option::is_some) => {}
+        }
         while !scope.is_cancelled() {
             let started = Instant::now();
             let ended = tokio::select! {
@@ -113,12 +120,9 @@ impl EdgeStream {
     }
 
     async fn connect(&self) -> Result<kedge_transport::Connection, String> {
-        let tls = self
-            .ports
-            .identity
-            .borrow()
-            .client_config()
-            .map_err(|error| error.to_string())?;
+        let identity = self.ports.identity.borrow().clone();
+        let identity = identity.ok_or_else(|| "this node has no certificate".to_owned())?;
+        let tls = identity.client_config().map_err(|error| error.to_string())?;
         let target = Target::tunnel(&self.config.server, &self.config.node, &self.config.internal_ip);
         dial(&target, Arc::new(tls), &self.ports.plug)
             .await

@@ -26,7 +26,7 @@ struct World {
     tls: Arc<rustls::ServerConfig>,
     gets: ask::Receiver<NodeGet, NodeAnswer>,
     scope: Scope,
-    _identity: latest::Sender<kedge_pki::Identity>,
+    _identity: latest::Sender<Option<kedge_pki::Identity>>,
 }
 
 /// The cloud's end of a tunnel.
@@ -54,7 +54,8 @@ impl World {
             server: listener.local_address().to_string(),
             seed: 0,
         };
-        let (identity, identity_in) = latest::channel(edge);
+        // It waits until the node has joined.
+        let (identity, identity_in) = latest::channel(None);
         let (gets_out, gets) = ask::channel("gets", 4);
         let ports = Ports {
             identity: identity_in,
@@ -64,6 +65,7 @@ impl World {
         let scope = Scope::new();
         scope.spawn("edgestream", EdgeStream::new(config, ports).run(scope.clone()));
         let tls = Arc::new(server.server_config(ClientAuth::Required).unwrap());
+        identity.send_replace(Some(edge));
         Self {
             listener,
             tls,

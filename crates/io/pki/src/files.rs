@@ -41,14 +41,32 @@ impl IdentityFiles {
 
     /// The identity; `None` when any of the files does not exist yet. A replacement that was cut short is finished.
     pub fn load(&self) -> Result<Option<Identity>, FileError> {
+        let present = self.load_present();
+        let Some(replacement) = self.load_replacement()? else {
+            return present;
+        };
+        let newer_stands = match &present {
+            // Another program, such as the official EdgeCore, has replaced the files since.
+            Ok(Some(present)) => {
+                present.certificate().info().not_before.as_secs()
+                    > replacement.certificate().info().not_before.as_secs()
+            }
+            Ok(None) | Err(_) => false,
+        };
+        if newer_stands {
+            remove(&replacing(&self.key))?;
+            return present;
+        }
+        self.finish(&replacement)?;
+        Ok(Some(replacement))
+    }
+
+    fn load_present(&self) -> Result<Option<Identity>, FileError> {
         let (Some(key), Some(authority)) = (read(&self.key)?, read(&self.authority)?) else {
             return Ok(None);
         };
         let key = Key::from_pem(&key).map_err(content(&self.key))?;
         let authority = Certificate::from_pem(&authority).map_err(content(&self.authority))?;
-        if let Some(identity) = self.finish_replacement(&key, &authority)? {
-            return Ok(Some(identity));
-        }
         let Some(certificate) = read(&self.certificate)? else {
             return Ok(None);
         };
@@ -56,6 +74,18 @@ impl IdentityFiles {
         Identity::new(chain, key, authority)
             .map(Some)
             .map_err(content(&self.certificate))
+    }
+
+    /// What [`IdentityFiles::save`] has put down and not taken away again. A damaged one was never agreed to.
+    fn load_replacement(&self) -> Result<Option<Identity>, FileError> {
+        let path = replacing(&self.key);
+        let Some(pem) = read(&path)? else {
+            return Ok(None);
+        };
+        match read_replacement(&pem) {
+            Ok(identity) => Ok(Some(identity)),
+            Err(_damaged) => remove(&path).map(|()| None),
+        }
     }
 
     /// The authority alone, which is fetched before there is a certificate.
@@ -81,30 +111,55 @@ impl IdentityFiles {
         Ok(request)
     }
 
-    /// Replaces the files. After a crash at any point [`IdentityFiles::load`] gives the old identity or the new one.
+    /// Replaces the files. After a crash at any point [`IdentityFiles::load`] gives the old identity or the new one,
+    /// whole: everything new is written to one file first, whose rename decides, and then to its places.
     pub fn save(&self, identity: &Identity) -> Result<(), FileError> {
-        write_private(&self.authority, identity.authority().pem().as_bytes())?;
-        // The new certificate waits beside the old one; the renamed key decides which of them counts.
-        write_private(&next(&self.certificate), identity.chain_pem().as_bytes())?;
-        write_private(&self.key, identity.key().pem().as_bytes())?;
-        rename(&next(&self.certificate), &self.certificate)?;
-        remove(&requested(&self.key))
+        Step::Write(replacing(&self.key), write_replacement(identity)).perform()?;
+        self.finish(identity)
     }
 
-    fn finish_replacement(&self, key: &Key, authority: &Certificate) -> Result<Option<Identity>, FileError> {
-        let waiting = next(&self.certificate);
-        let Some(pem) = read(&waiting)? else {
-            return Ok(None);
-        };
-        let Ok(chain) = Certificate::chain_from_pem(&pem) else {
-            return Ok(None);
-        };
-        let Ok(identity) = Identity::new(chain, key.clone(), authority.clone()) else {
-            return Ok(None);
-        };
-        rename(&waiting, &self.certificate)?;
-        Ok(Some(identity))
+    fn finish(&self, identity: &Identity) -> Result<(), FileError> {
+        self.last_steps(identity).iter().try_for_each(Step::perform)
     }
+
+    /// From the replacement to its places.
+    fn last_steps(&self, identity: &Identity) -> [Step; 5] {
+        [
+            Step::Write(self.authority.clone(), identity.authority().pem()),
+            Step::Write(self.key.clone(), identity.key().pem()),
+            Step::Write(self.certificate.clone(), identity.chain_pem()),
+            Step::Remove(requested(&self.key)),
+            Step::Remove(replacing(&self.key)),
+        ]
+    }
+}
+
+/// One change that is done or not done after a crash.
+#[derive(Debug)]
+enum Step {
+    Write(PathBuf, String),
+    Remove(PathBuf),
+}
+
+impl Step {
+    fn perform(&self) -> Result<(), FileError> {
+        match self {
+            Self::Write(path, text) => write_private(path, text.as_bytes()),
+            Self::Remove(path) => remove(path),
+        }
+    }
+}
+
+/// The authority, the key, and the chain behind it, in one text.
+fn write_replacement(identity: &Identity) -> String {
+    let (authority, key) = (identity.authority().pem(), identity.key().pem());
+    format!("{authority}{key}{}", identity.chain_pem())
+}
+
+fn read_replacement(pem: &[u8]) -> Result<Identity, Error> {
+    let mut certificates = Certificate::chain_from_pem(pem)?;
+    let authority = certificates.remove(0);
+    Identity::new(certificates, Key::from_pem(pem)?, authority)
 }
 
 /// Writes a file that only its owner may read: whole or not at all, and durable when this returns. Missing
@@ -175,10 +230,11 @@ fn requested(key: &Path) -> PathBuf {
     PathBuf::from(waiting)
 }
 
-fn next(path: &Path) -> PathBuf {
-    let mut next = path.as_os_str().to_owned();
-    next.push(".next");
-    PathBuf::from(next)
+/// A whole identity that is on its way to its places.
+fn replacing(key: &Path) -> PathBuf {
+    let mut replacing = key.as_os_str().to_owned();
+    replacing.push(".replacing");
+    PathBuf::from(replacing)
 }
 
 fn read(path: &Path) -> Result<Option<Vec<u8>>, FileError> {
@@ -264,19 +320,72 @@ mod tests {
         }
     }
 
+    /// The cloud has another authority, too: of three files none may come alone.
     #[test]
-    fn a_replacement_cut_short_leaves_the_old_identity_or_the_new_one() {
-        let directory = Directory::new("cut");
+    fn a_replacement_cut_at_any_write_leaves_the_old_identity_or_the_new_one() {
+        let (old, new) = (identities().0, identities().0);
+        let mut story = String::new();
+        for cut in 0..=6 {
+            for torn in [false, true] {
+                let directory = Directory::new(&format!("cut-{cut}-{torn}"));
+                let files = directory.files();
+                let replacement = replacing(&files.key);
+                files.save(&old).unwrap();
+                let mut steps = vec![Step::Write(replacement.clone(), write_replacement(&new))];
+                steps.extend(files.last_steps(&new));
+                for step in &steps[..cut] {
+                    step.perform().unwrap();
+                }
+                if torn && let Some(Step::Write(path, text)) = steps.get(cut) {
+                    // The power went while the file beside it was written.
+                    std::fs::write(format!("{}.tmp", path.display()), &text[..text.len() / 2]).unwrap();
+                }
+                let found = files.load().unwrap().unwrap();
+                let name = if found == old { "old" } else { "new" };
+                assert!(found == old || found == new, "cut {cut}");
+                assert_eq!(files.load().unwrap(), Some(found.clone()));
+                // What other programs read is whole, too, and nothing is left behind.
+                assert_eq!(files.load_present().unwrap(), Some(found));
+                assert!(!replacement.exists());
+                story.push_str(name);
+                story.push(' ');
+            }
+        }
+        assert_eq!(
+            story.trim(),
+            "old old new new new new new new new new new new new new"
+        );
+    }
+
+    #[test]
+    fn a_replacement_that_was_overtaken_or_damaged_is_forgotten() {
+        let directory = Directory::new("overtaken");
+        let files = directory.files();
+        let old = identities().0;
+        let later = UnixTime::since_unix_epoch(Duration::from_secs(UnixTime::now().as_secs() + 60));
+        let newer = Authority::create(later)
+            .unwrap()
+            .issue_client("system:node:edge-1", &[], Duration::from_secs(60), later)
+            .unwrap();
+        files.save(&newer).unwrap();
+        for left in [write_replacement(&old), "-----BEGIN".to_owned()] {
+            write_private(&replacing(&files.key), left.as_bytes()).unwrap();
+            assert_eq!(files.load().unwrap(), Some(newer.clone()));
+            assert!(!replacing(&files.key).exists());
+        }
+    }
+
+    #[test]
+    fn a_disk_that_takes_nothing_leaves_the_old_identity() {
+        let directory = Directory::new("full");
         let files = directory.files();
         let (old, new) = identities();
         files.save(&old).unwrap();
-        // Cut after the new certificate was laid beside the old one.
-        write_private(&next(&files.certificate), new.certificate().pem().as_bytes()).unwrap();
+        // A folder where the file should come stands for any write that fails.
+        std::fs::create_dir_all(replacing(&files.key).join("in-the-way")).unwrap();
+        assert!(files.save(&new).is_err());
+        std::fs::remove_dir_all(replacing(&files.key)).unwrap();
         assert_eq!(files.load().unwrap(), Some(old));
-        // Cut after the key was replaced as well.
-        write_private(&files.key, new.key().pem().as_bytes()).unwrap();
-        assert_eq!(files.load().unwrap(), Some(new.clone()));
-        assert_eq!(files.load().unwrap(), Some(new));
     }
 
     #[test]

@@ -64,9 +64,10 @@ impl Identity {
         &self.authority
     }
 
-    /// TLS for dialling: presents the own certificate, verifies the server's name and chain.
+    /// TLS for dialling: presents the own certificate, verifies the server's name and chain. The time is at least the
+    /// beginning of the own certificate, whatever the clock of the machine says.
     pub fn client_config(&self) -> Result<rustls::ClientConfig, Error> {
-        tls::client_builder()?
+        tls::client_builder_by(tls::NotBefore(self.certificate().info().not_before))?
             .with_root_certificates(tls::roots(&self.authority)?)
             .with_client_auth_cert(self.rustls_chain(), self.key.to_rustls())
             .map_err(Error::Tls)

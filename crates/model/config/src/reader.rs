@@ -67,15 +67,21 @@ pub(crate) struct Group {
 pub(crate) struct Form {
     pub(crate) kind: &'static str,
     pub(crate) api_group: &'static str,
-    /// Every key with a value of its type; null where no such document exists.
+    /// Every key with a value of its type.
     pub(crate) shape: Value,
+    /// The keys that have a default.
+    pub(crate) defaults: Value,
     pub(crate) without_effect: &'static [Group],
+    /// Whether a key without effect is passed over when it has the value of `shape`.
+    pub(crate) defaults_are_silent: bool,
 }
 
 pub(crate) struct Reader {
     root: Value,
     mistakes: Vec<Mistake>,
     read: BTreeSet<String>,
+    /// Values that were read and change nothing, by reason.
+    silent: Vec<(&'static str, Vec<String>)>,
     form: Form,
 }
 
@@ -86,6 +92,7 @@ impl Reader {
             root: Value::Null,
             mistakes: Vec::new(),
             read: BTreeSet::new(),
+            silent: Vec::new(),
             form,
         };
         reader.root = reader.document(text);
@@ -153,7 +160,22 @@ impl Reader {
                 paths,
                 why: group.why,
             });
-        Ok(unknown.chain(silent).collect())
+        let read = self.silent.into_iter();
+        let read = read.map(|(why, paths)| Warning::NoEffect { paths, why });
+        Ok(unknown.chain(silent).chain(read).collect())
+    }
+
+    /// Whether the file has a value at the path.
+    pub(crate) fn has(&self, path: &str) -> bool {
+        at(&self.root, path).is_some_and(|value| !value.is_null())
+    }
+
+    /// Says that the value at `path`, which was read, changes nothing. One sentence tells all paths of a reason.
+    pub(crate) fn without_effect(&mut self, path: &str, why: &'static str) {
+        match self.silent.iter_mut().find(|(known, _)| *known == why) {
+            Some((_, paths)) => paths.push(path.to_owned()),
+            None => self.silent.push((why, vec![path.to_owned()])),
+        }
     }
 
     /// Finds what nobody has read.
@@ -173,7 +195,10 @@ impl Reader {
             if let Some(group) = group {
                 mistyped(value, at(&self.form.shape, &path), &path, &mut unread.mistyped);
                 // What is switched off means the same here and there.
-                if value.get("enable") != Some(&Value::Bool(false)) {
+                let off = value.get("enable") == Some(&Value::Bool(false));
+                let default = at(&self.form.shape, &path) == Some(value) || is_empty(value);
+                let unchosen = self.form.defaults_are_silent && default;
+                if !off && !unchosen {
                     unread.groups[group].push(path);
                 }
             } else if value.is_object() && self.is_parent(&path) {
@@ -213,8 +238,10 @@ impl Reader {
     pub(crate) fn text(&mut self, path: &str, default: &str) -> String {
         match self.value(path) {
             None => default.to_owned(),
-            Some(Value::String(text)) => text,
-            Some(other) => self.wrong(path, "a string", &other, default.to_owned()),
+            Some(found) => match scalar_text(&found) {
+                Some(text) => text,
+                None => self.wrong(path, "a string", &found, default.to_owned()),
+            },
         }
     }
 
@@ -237,6 +264,38 @@ impl Reader {
                     &found,
                     default,
                 ),
+            },
+        }
+    }
+
+    /// A whole number that may be negative.
+    pub(crate) fn integer(&mut self, path: &str, default: i64, min: i64, max: i64) -> i64 {
+        match self.value(path) {
+            None => default,
+            Some(found) => match found.as_i64().filter(|number| (min..=max).contains(number)) {
+                Some(number) => number,
+                None => self.wrong(
+                    path,
+                    &format!("a whole number from {min} to {max}"),
+                    &found,
+                    default,
+                ),
+            },
+        }
+    }
+
+    /// A number of which the negative ones all mean that there is no limit.
+    pub(crate) fn limit(&mut self, path: &str, default: i64) -> Option<u64> {
+        u64::try_from(self.integer(path, default, i64::from(i32::MIN), i64::MAX)).ok()
+    }
+
+    /// Above 0, 1 at most.
+    pub(crate) fn fraction(&mut self, path: &str, default: f64) -> f64 {
+        match self.value(path) {
+            None => default,
+            Some(found) => match found.as_f64().filter(|number| *number > 0.0 && *number <= 1.0) {
+                Some(number) => number,
+                None => self.wrong(path, "a number above 0 and 1 at most", &found, default),
             },
         }
     }
@@ -279,7 +338,10 @@ impl Reader {
         if let Some((_, value)) = words.iter().find(|(word, _)| *word == text) {
             return *value;
         }
-        let known: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
+        let known = words
+            .iter()
+            .map(|(word, _)| if word.is_empty() { "\"\"" } else { word });
+        let known: Vec<&str> = known.collect();
         self.mistake(path, format!("{} is expected, not {text:?}", known.join(" or ")));
         words[0].1
     }
@@ -300,6 +362,28 @@ impl Reader {
         }
     }
 
+    /// A Go duration within these bounds.
+    pub(crate) fn go_duration_in(
+        &mut self,
+        path: &str,
+        default: Duration,
+        bounds: std::ops::RangeInclusive<Duration>,
+    ) -> Duration {
+        let duration = self.go_duration(path, default);
+        if bounds.contains(&duration) {
+            return duration;
+        }
+        self.mistake(
+            path,
+            format!(
+                "a duration from {:?} to {:?} is expected, not {duration:?}",
+                bounds.start(),
+                bounds.end()
+            ),
+        );
+        default
+    }
+
     pub(crate) fn texts(&mut self, path: &str, default: &[String]) -> Vec<String> {
         match self.value(path) {
             None => default.to_vec(),
@@ -315,12 +399,31 @@ impl Reader {
     pub(crate) fn text_map(&mut self, path: &str) -> Vec<(String, String)> {
         match self.value(path) {
             None => Vec::new(),
-            Some(Value::Object(map)) if map.values().all(Value::is_string) => map
+            Some(Value::Object(map)) if map.values().all(|value| scalar_text(value).is_some()) => map
                 .iter()
-                .filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned())))
+                .filter_map(|(key, value)| Some((key.clone(), scalar_text(value)?)))
                 .collect(),
             Some(other) => self.wrong(path, "a mapping of strings", &other, Vec::new()),
         }
+    }
+
+    /// A mapping of any JSON.
+    pub(crate) fn entries(&mut self, path: &str) -> Vec<(String, Value)> {
+        match self.value(path) {
+            None => Vec::new(),
+            Some(Value::Object(map)) => map.into_iter().collect(),
+            Some(other) => self.wrong(path, "a mapping of keys", &other, Vec::new()),
+        }
+    }
+
+    /// A section of the file laid over the form's, with every key that has a default or is in the file.
+    pub(crate) fn with_defaults(&self, path: &str) -> Value {
+        let section = |root: &Value| at(root, path).cloned().unwrap_or(Value::Null);
+        let found = match section(&self.root) {
+            Value::Null => Value::Object(Map::new()),
+            found => found,
+        };
+        overlay(section(&self.form.defaults), found)
     }
 
     /// Any JSON, for values that another crate types.
@@ -374,6 +477,45 @@ struct Unread {
     mistyped: Vec<(String, String)>,
 }
 
+fn is_empty(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::String(text) => text.is_empty(),
+        Value::Array(items) => items.is_empty(),
+        Value::Object(map) => map.is_empty(),
+        Value::Bool(_) | Value::Number(_) => false,
+    }
+}
+
+/// The official reader takes a number or a truth value where a text is meant.
+fn scalar_text(value: &Value) -> Option<String> {
+    match value {
+        Value::String(text) => Some(text.clone()),
+        Value::Number(number) => Some(number.to_string()),
+        Value::Bool(flag) => Some(flag.to_string()),
+        Value::Null | Value::Array(_) | Value::Object(_) => None,
+    }
+}
+
+/// Lays `over` upon `under`, mapping by mapping.
+pub(crate) fn overlay(under: Value, over: Value) -> Value {
+    match (under, over) {
+        (Value::Object(mut under), Value::Object(over)) => {
+            for (key, value) in over {
+                // In place, so that keys stay in their order.
+                match under.get_mut(&key) {
+                    Some(slot) => *slot = overlay(slot.take(), value),
+                    None => {
+                        under.insert(key, value);
+                    }
+                }
+            }
+            Value::Object(under)
+        }
+        (_, over) => over,
+    }
+}
+
 fn join(path: &str, key: &str) -> String {
     if path.is_empty() {
         return key.to_owned();
@@ -416,7 +558,8 @@ fn respell(value: Value, shape: &Value, path: &str, twice: &mut Vec<String>) -> 
 fn mistyped(value: &Value, shape: Option<&Value>, path: &str, found: &mut Vec<(String, String)>) {
     let expected = match (shape, value) {
         (None | Some(Value::Null), _) | (_, Value::Null) => return,
-        (Some(Value::Bool(_)), Value::Bool(_)) | (Some(Value::String(_)), Value::String(_)) => return,
+        (Some(Value::Bool(_)), Value::Bool(_)) => return,
+        (Some(Value::String(_)), value) if scalar_text(value).is_some() => return,
         (Some(Value::Number(_)), Value::Number(number)) => {
             if number
                 .as_i64()

@@ -12,10 +12,12 @@ pub enum Error {
     #[error("`edgeHub.httpServer` is {text:?}: write it as https://<host>:10002")]
     Address { text: String },
     #[error(
-        "node {node} has no certificate yet and `edgeHub.token` is empty: get a token with `keadm gettoken` on the \
-         cloud and put it there"
+        "node {node} has no certificate yet and no join token: get a token with `keadm gettoken` on the cloud and put it \
+         into /etc/kubeedge/bootstrap-edgecore.conf or into `edgeHub.token`"
     )]
     NoToken { node: NodeName },
+    #[error("read the join token in {path}: {source}", path = path.display())]
+    TokenFile { path: PathBuf, source: std::io::Error },
     #[error(transparent)]
     Token(#[from] TokenError),
     #[error(
@@ -68,8 +70,9 @@ pub enum Error {
         node: NodeName,
     },
     #[error(
-        "the certificate {path} ended at {until} and the clock of this machine says {now}: give a join token in \
-         `edgeHub.token`, or set the clock",
+        "the certificate {path} ended at {until} and the clock of this machine says {now}: get a token with `keadm \
+         gettoken` on the cloud and write it to /etc/kubeedge/bootstrap-edgecore.conf, the node then joins again by \
+         itself; or set the clock",
         path = path.display()
     )]
     Expired {
@@ -77,6 +80,13 @@ pub enum Error {
         until: String,
         now: String,
     },
+    #[error(
+        "the certificate {path} and the cloud do not know each other, as after a new installation of the cloud: get a \
+         token with `keadm gettoken` on the cloud and write it to /etc/kubeedge/bootstrap-edgecore.conf, the node then \
+         joins again by itself",
+        path = path.display()
+    )]
+    Unknown { path: PathBuf },
     #[error("the cloud gave a certificate of {found} to node {node}: another node may be using this address")]
     WrongCertificate { found: String, node: NodeName },
     #[error("certificate files: {}", chain(.0))]
@@ -101,6 +111,59 @@ impl Error {
             | DialError::Rejected { .. }
             | DialError::Handshake { .. }) => Self::Unreachable { url, source },
         }
+    }
+
+    /// Whether waiting alone does not help.
+    pub(crate) fn needs_a_person(&self) -> bool {
+        match self {
+            Self::Address { .. }
+            | Self::NoToken { .. }
+            | Self::TokenFile { .. }
+            | Self::Token(_)
+            | Self::ServerName { .. }
+            | Self::Refused { .. }
+            | Self::Untrusted(_)
+            | Self::OtherNode { .. }
+            | Self::Expired { .. }
+            | Self::Unknown { .. }
+            | Self::WrongCertificate { .. }
+            | Self::Files(_)
+            | Self::Pki(_) => true,
+            Self::Unreachable { .. }
+            | Self::Silent { .. }
+            | Self::Tls { .. }
+            | Self::Broken { .. }
+            | Self::Protocol { .. }
+            | Self::TooLong { .. }
+            | Self::Clock { .. } => false,
+        }
+    }
+
+    /// Whether another address of the cloud may do better.
+    pub(crate) fn is_of_this_address(&self) -> bool {
+        matches!(
+            self,
+            Self::Unreachable { .. }
+                | Self::Silent { .. }
+                | Self::Tls { .. }
+                | Self::ServerName { .. }
+                | Self::Broken { .. }
+                | Self::Protocol { .. }
+        )
+    }
+
+    /// Whether another token may do better.
+    pub(crate) fn is_of_this_token(&self) -> bool {
+        matches!(self, Self::Token(_) | Self::Untrusted(_) | Self::Refused { .. })
+    }
+
+    /// Whether the token was made by another cloud than the one that answers.
+    pub(crate) fn names_another_cloud(&self) -> bool {
+        matches!(
+            self,
+            Self::Token(TokenError::OtherAuthority { .. })
+                | Self::Untrusted(BootstrapError::Token(TokenError::OtherAuthority { .. }))
+        )
     }
 
     /// A request line or header that cannot be built.

@@ -3,15 +3,19 @@
 //! ```text
 //!   files load, CN and time fit ------------------------------------------> Identity
 //!   else token --GET /ca.crt--> authority (pinned by the token's hash) --GET /edge.crt + CSR--> save --> Identity
-//!   70..90 % of its life --GET /edge.crt + CSR with the current certificate--> save --> Identity
+//!   a third of its life left --GET /edge.crt + CSR with the current certificate--> save --> Identity
 //! ```
+//!
+//! When what is done is the affair of [`keeper`]; how is here.
 
 mod error;
 mod https;
+mod keeper;
 #[cfg(test)]
 mod tests;
 
 pub use error::Error;
+pub(crate) use keeper::Keeper;
 
 use https::{Answer, Endpoint};
 use kedge_pki::{
@@ -19,36 +23,103 @@ use kedge_pki::{
     anonymous_client_config,
 };
 use kedge_wire::NodeName;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
 
 /// What getting a certificate needs.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct CertificateConfig {
     pub node: NodeName,
-    /// `edgeHub.httpServer`, for example `https://10.0.0.1:10002`.
+    /// `edgeHub.httpServer`, for example `https://10.0.0.1:10002`; several are separated by commas and tried in turn.
     pub http_server: String,
     /// `edgeHub.token`; needed only while there is no usable certificate.
     pub token: Option<String>,
+    /// A file with a token that goes before `token`, officially `/etc/kubeedge/bootstrap-edgecore.conf`. It is looked at
+    /// each time a token is needed, so it may come later.
+    pub token_file: Option<PathBuf>,
     pub files: IdentityFiles,
 }
+
+/// A token never prints itself.
+impl std::fmt::Debug for CertificateConfig {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CertificateConfig")
+            .field("node", &self.node)
+            .field("http_server", &self.http_server)
+            .field("token_file", &self.token_file)
+            .field("files", &self.files)
+            .finish_non_exhaustive()
+    }
+}
+
+/// By what right a certificate is asked for.
+#[derive(Debug, Clone)]
+pub enum Enrolment {
+    /// The token, also for the authority.
+    Join(JoinToken),
+    /// The certificate in use, for the next one with a new key.
+    Renew(Box<Identity>),
+}
+
+/// A token has about 300 bytes.
+const TOKEN_BYTES_MAX: u64 = 64 * 1024;
 
 impl CertificateConfig {
     fn common_name(&self) -> String {
         format!("{NODE_NAME_PREFIX}{}", self.node)
     }
+
+    /// The tokens there are now, the file's first: it is the newer one.
+    fn tokens(&self) -> Result<Vec<JoinToken>, Error> {
+        let laid_down = match &self.token_file {
+            Some(path) => read_token(path)?,
+            None => None,
+        };
+        let given = self.token.as_deref().map(str::trim).map(str::to_owned);
+        let tokens = laid_down.into_iter().chain(given);
+        let tokens = tokens.filter(|token| !token.is_empty());
+        Ok(tokens
+            .map(|token| JoinToken::parse(&token))
+            .collect::<Result<_, _>>()?)
+    }
+
+    fn endpoints(&self) -> Result<Vec<Endpoint>, Error> {
+        self.http_server.split(',').map(Endpoint::parse).collect()
+    }
+}
+
+fn read_token(path: &Path) -> Result<Option<String>, Error> {
+    let failed = |source: io::Error| Error::TokenFile {
+        path: path.to_owned(),
+        source,
+    };
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(failed(error)),
+    };
+    let mut text = String::new();
+    file.take(TOKEN_BYTES_MAX)
+        .read_to_string(&mut text)
+        .map_err(failed)?;
+    let token = text.trim();
+    Ok(Some(token.to_owned()))
 }
 
 /// The node's identity: from its files when they are good, else from the cloud by the join token, and then in the
-/// files.
+/// files. One attempt, for who decides on the next one; the hub does all of this by itself.
 pub async fn bootstrap(config: &CertificateConfig, now: UnixTime) -> Result<Identity, Error> {
     let unusable = match config.files.load() {
-        Ok(Some(identity)) => match why_unusable(config, &identity, now) {
-            None => return Ok(identity),
-            Some(why) => Some(why),
+        Ok(Some(identity)) => match usable(config, &identity, now) {
+            Ok(()) => return Ok(identity),
+            Err(why) => Some(why),
         },
         Ok(None) => None,
         Err(error) => Some(Error::Files(error)),
     };
-    let Some(token) = config.token.as_deref().filter(|token| !token.trim().is_empty()) else {
+    let tokens = config.tokens()?;
+    let Some(token) = tokens.into_iter().next() else {
         return Err(unusable.unwrap_or(Error::NoToken {
             node: config.node.clone(),
         }));
@@ -56,40 +127,67 @@ pub async fn bootstrap(config: &CertificateConfig, now: UnixTime) -> Result<Iden
     if let Some(why) = unusable {
         tracing::warn!(%why, "certificate not usable; asking for a new one with the join token");
     }
-    let token = JoinToken::parse(token)?;
+    enrol(config, &Enrolment::Join(token), now).await
+}
+
+/// Asks the cloud for a certificate and saves it.
+pub async fn enrol(config: &CertificateConfig, how: &Enrolment, now: UnixTime) -> Result<Identity, Error> {
+    let mut outcome = Err(Error::Address {
+        text: config.http_server.clone(),
+    });
+    for endpoint in config.endpoints()? {
+        outcome = match how {
+            Enrolment::Join(token) => join(config, &endpoint, token, now).await,
+            Enrolment::Renew(current) => renew(config, &endpoint, current, now).await,
+        };
+        match &outcome {
+            Err(error) if error.is_of_this_address() => tracing::debug!(%error, "trying the next address"),
+            Ok(_) | Err(_) => break,
+        }
+    }
+    let identity = outcome?;
+    config.files.save(&identity)?;
+    Ok(identity)
+}
+
+async fn join(
+    config: &CertificateConfig,
+    endpoint: &Endpoint,
+    token: &JoinToken,
+    now: UnixTime,
+) -> Result<Identity, Error> {
     token.check_expiry(now)?;
-    let endpoint = Endpoint::parse(&config.http_server)?;
-    let authority = fetch_authority(&endpoint, &token, now).await?;
+    let authority = fetch_authority(endpoint, token, now).await?;
     let tls = anonymous_client_config(&authority)?;
-    let identity = request_identity(config, &endpoint, tls, Some(&token), &authority, now).await?;
-    config.files.save(&identity)?;
-    Ok(identity)
+    request_identity(config, endpoint, tls, Some(token), &authority, now).await
 }
 
-/// A new certificate with a new key, asked for with the current certificate, and saved.
-pub async fn renew(config: &CertificateConfig, current: &Identity, now: UnixTime) -> Result<Identity, Error> {
-    let endpoint = Endpoint::parse(&config.http_server)?;
+async fn renew(
+    config: &CertificateConfig,
+    endpoint: &Endpoint,
+    current: &Identity,
+    now: UnixTime,
+) -> Result<Identity, Error> {
     let tls = current.client_config()?;
-    let identity = request_identity(config, &endpoint, tls, None, current.authority(), now).await?;
-    config.files.save(&identity)?;
-    Ok(identity)
+    request_identity(config, endpoint, tls, None, current.authority(), now).await
 }
 
-fn why_unusable(config: &CertificateConfig, identity: &Identity, now: UnixTime) -> Option<Error> {
+/// Whether the node can show this certificate.
+fn usable(config: &CertificateConfig, identity: &Identity, now: UnixTime) -> Result<(), Error> {
     let info = identity.certificate().info();
     let path = config.files.certificate.clone();
     if info.common_name != config.common_name() {
         let (found, node) = (info.common_name.clone(), config.node.clone());
-        return Some(Error::OtherNode { path, found, node });
+        return Err(Error::OtherNode { path, found, node });
     }
     if info.not_after.as_secs() <= now.as_secs() {
-        return Some(Error::Expired {
+        return Err(Error::Expired {
             path,
             until: kedge_pki::show_time(info.not_after),
             now: kedge_pki::show_time(now),
         });
     }
-    None
+    Ok(())
 }
 
 async fn fetch_authority(

@@ -1,6 +1,6 @@
 //! Bootstrap and renewal against a tiny cloud on loopback.
 
-use super::{bootstrap, renew};
+use super::{Enrolment, bootstrap, enrol};
 use crate::tests::cloud::{Cloud, Directory, Mood};
 use kedge_pki::{JoinToken, UnixTime};
 use kedge_wire::NodeName;
@@ -23,7 +23,8 @@ async fn a_token_becomes_an_identity_that_is_kept_and_renewed() {
     offline.http_server = "https://127.0.0.1:1".to_owned();
     assert_eq!(bootstrap(&offline, UnixTime::now()).await.unwrap(), first);
 
-    let second = renew(&config, &first, UnixTime::now()).await.unwrap();
+    let renewal = Enrolment::Renew(Box::new(first.clone()));
+    let second = enrol(&config, &renewal, UnixTime::now()).await.unwrap();
     assert_ne!(second.key(), first.key());
     assert_eq!(bootstrap(&offline, UnixTime::now()).await.unwrap(), second);
 }
@@ -152,7 +153,12 @@ async fn a_certificate_of_another_node_or_time_is_not_used() {
         .to_string();
     assert_says(
         &ended,
-        &["server.crt ended at", "this machine says", "join token"],
+        &[
+            "server.crt ended at",
+            "this machine says",
+            "keadm gettoken",
+            "bootstrap-edgecore.conf",
+        ],
     );
 
     config.node = NodeName::new("edge-2").unwrap();

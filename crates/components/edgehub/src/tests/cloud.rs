@@ -168,12 +168,21 @@ impl Directory {
         Self(std::env::temp_dir().join(name))
     }
 
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    pub(crate) fn files(&self) -> IdentityFiles {
+        IdentityFiles::in_directories(&self.0.join("ca"), &self.0.join("certs"))
+    }
+
     pub(crate) fn config(&self, cloud: &Cloud, token: Option<&str>) -> CertificateConfig {
         CertificateConfig {
             node: NodeName::new(NODE).unwrap(),
             http_server: format!("https://{}", cloud.address),
             token: token.map(str::to_owned),
-            files: IdentityFiles::in_directories(&self.0.join("ca"), &self.0.join("certs")),
+            token_file: None,
+            files: self.files(),
         }
     }
 }

@@ -23,6 +23,7 @@ use tokio::time::Instant;
 
 const PATIENCE: Duration = Duration::from_secs(3600);
 const HEARTBEAT: Duration = Duration::from_secs(15);
+const READ_DEADLINE: Duration = Duration::from_secs(15);
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// What the hub asked to be dialled.
@@ -84,11 +85,13 @@ impl World {
                 node: NodeName::new(NODE).unwrap(),
                 http_server: "https://127.0.0.1:1".to_owned(),
                 token: None,
+                token_file: None,
                 files: IdentityFiles::in_directories(nowhere, nowhere),
             },
             transport,
             servers: servers.iter().map(|server| (*server).to_owned()).collect(),
             handshake_timeout: HANDSHAKE_TIMEOUT,
+            read_deadline: READ_DEADLINE,
             rates: Rates::default(),
             project_id: "p1".to_owned(),
             heartbeat: HEARTBEAT,
@@ -99,7 +102,7 @@ impl World {
         let (store_out, store) = ask::channel("store", 4);
         let (requests, requests_in) = ask::channel("requests", 16);
         let (online_out, online) = latest::channel(false);
-        let (identity_out, _) = latest::channel(identity.clone());
+        let (identity_out, _) = latest::channel(None);
         let ports = Ports {
             store: store_out,
             requests: requests_in,
@@ -108,7 +111,7 @@ impl World {
         };
         let hub = EdgeHub::new(
             config,
-            identity,
+            Some(identity),
             TestDialer {
                 attempts: attempts_out,
             },
@@ -228,7 +231,7 @@ async fn it_dials_as_the_official_edge_and_again_after_growing_waits() {
         moments.push(Instant::now());
         reply.send(None);
     }
-    for (index, full_ms) in [200, 400, 800].into_iter().enumerate() {
+    for (index, full_ms) in [1000, 2000, 4000].into_iter().enumerate() {
         let wait = (moments[index + 1] - moments[index]).as_millis();
         assert!(
             (full_ms / 2..=full_ms + 2).contains(&wait),
@@ -396,7 +399,7 @@ async fn of_several_clouds_the_next_is_dialled_at_once_and_all_before_a_rest() {
     let Question { question, reply } = world.attempts.recv().await.unwrap();
     assert_eq!(question.1.address, "c:1");
     world.accept(reply).await;
-    assert!(lost.elapsed() < Duration::from_secs(1), "{:?}", lost.elapsed());
+    assert!(lost.elapsed() < Duration::from_secs(2), "{:?}", lost.elapsed());
 }
 
 #[tokio::test(start_paused = true)]
@@ -446,4 +449,53 @@ async fn a_flood_of_reports_is_paced_and_heartbeats_are_not() {
     let seconds = start.elapsed().as_secs_f32();
     assert!((17.5..19.0).contains(&seconds), "{seconds}");
     assert_eq!(beats, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_that_cannot_be_read_is_passed_over_and_many_end_the_session() {
+    let mut world = World::start();
+    let mut far = world.connect().await;
+    for nonsense in ["", "no JSON", "[]", "{\"header\": 5}", &"[".repeat(10_000)] {
+        far.sender.send_text(nonsense.to_owned().into()).await.unwrap();
+    }
+    far.insert("m1", "default/pod/web").await;
+    let order = world.store.recv().await.unwrap();
+    order.reply.send(StoreDone::Committed(Ok(())));
+    let ToCloud::Ack(ack) = far.next().await.message else {
+        panic!("not an acknowledgement")
+    };
+    assert_eq!(ack.parent.as_str(), "m1");
+    for _ in 0..64 {
+        far.sender.send_text("no JSON".into()).await.unwrap();
+    }
+    let ended = far.receiver.recv().await.unwrap_err();
+    assert!(
+        matches!(&ended, RecvError::Closed(close) if close.reason.contains("64 messages in a row")),
+        "{ended}"
+    );
+    // The next session begins anew.
+    world.connect().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cloud_that_owes_an_answer_for_two_read_deadlines_is_left() {
+    let mut world = World::start();
+    let mut far = world.connect().await;
+    let asked = world.ask(PATIENCE);
+    far.next().await;
+    let start = Instant::now();
+    let ended = loop {
+        match far.receiver.recv().await {
+            Ok(_beat) => {}
+            Err(ended) => break ended,
+        }
+    };
+    assert!(ended.to_string().contains("an answer is due"), "{ended}");
+    let silent = start.elapsed();
+    assert!(
+        (READ_DEADLINE * 2..READ_DEADLINE * 2 + HEARTBEAT).contains(&silent),
+        "{silent:?}"
+    );
+    assert_eq!(asked.await.unwrap(), Err(RequestError::Lost));
+    world.connect().await;
 }

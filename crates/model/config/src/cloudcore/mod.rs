@@ -268,7 +268,9 @@ fn form() -> Form {
         kind: "CloudCore",
         api_group: "cloudcore.config.kubeedge.io",
         shape: print::shape(),
+        defaults: serde_json::Value::Null,
         without_effect: WITHOUT_EFFECT,
+        defaults_are_silent: false,
     }
 }
 
