@@ -15,6 +15,9 @@ use std::time::Duration;
 /// Beyond the cloud's own timeout: edgehub answers in time by itself, this only covers its end.
 const ASK_SLACK: Duration = Duration::from_secs(5);
 
+/// Who holds a token that still works does not wait long for the next one: a pod may be starting with it.
+const RENEWAL_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// What came of a question, and what the owner shall keep of it.
 #[derive(Debug)]
 pub(crate) struct Outcome {
@@ -40,14 +43,18 @@ pub(crate) struct Asker {
 impl Asker {
     /// Asks the cloud; offline it does not wait.
     pub(crate) async fn cloud(&self, request: Request) -> Result<Reply, RequestError> {
+        self.cloud_within(request, self.timeout).await
+    }
+
+    async fn cloud_within(&self, request: Request, timeout: Duration) -> Result<Reply, RequestError> {
         if !*self.online.borrow() {
             return Err(RequestError::Offline);
         }
         let question = CloudRequest {
             message: ToCloud::Request(request),
-            timeout: self.timeout,
+            timeout,
         };
-        match self.cloud.ask(question, self.timeout + ASK_SLACK).await {
+        match self.cloud.ask(question, timeout + ASK_SLACK).await {
             Ok(answer) => answer,
             Err(NoAnswer::Closed(_)) => Err(RequestError::Offline),
             Err(NoAnswer::Timeout { .. }) => Err(RequestError::Timeout),
@@ -110,39 +117,43 @@ impl Asker {
 
     /// A kept token while it is fresh; else a new one; else, when none can be had, the kept one while it works.
     pub(crate) async fn token(&self, request: Request) -> Outcome {
-        let row_key = tokens::row_key(&request);
+        let Some(row_key) = tokens::row_key(&request) else {
+            let why = format!("the question for {} is no TokenRequest", request.key);
+            return Err(RequestError::Refused(why)).into();
+        };
         let kept = self.row(&row_key).await;
-        let freshness = kept
-            .as_ref()
-            .map(|kept| tokens::freshness(kept, clock::wall_ms()));
+        let freshness = |kept: &Body| tokens::freshness(kept.json(), clock::wall_ms());
         let resource = Resource::Object(request.key.clone());
-        let reply = |kept: Body| Ok(local_reply(resource, kept)).into();
-        match (kept, freshness) {
-            (Some(kept), Some(Freshness::Fresh)) => reply(kept),
-            (kept, freshness) => {
-                let answer = self.cloud(request).await;
-                match (&answer, kept, freshness) {
-                    (Err(_), Some(kept), Some(Freshness::Due)) => reply(kept),
-                    (Ok(found), _, _) if tokens::is_token(&found.body) => {
-                        let kind = tokens::KIND.to_owned();
-                        let row = Row {
-                            key: row_key,
-                            kind,
-                            value: found.body.json().to_owned(),
-                        };
-                        Outcome {
-                            answer,
-                            keep: Some(row),
-                        }
-                    }
-                    (Ok(found), _, _) => {
-                        let why = objects::read_answer(&found.body).err();
-                        let why = why.unwrap_or_else(|| "the answer holds no token".to_owned());
-                        Err(RequestError::Refused(why)).into()
-                    }
-                    (Err(_), _, _) => answer.into(),
+        let (timeout, usable) = match (kept.as_ref().map(freshness), kept) {
+            (Some(Freshness::Fresh), Some(kept)) => return Ok(local_reply(resource, kept)).into(),
+            (Some(Freshness::Due), Some(kept)) => (self.timeout.min(RENEWAL_TIMEOUT), Some(kept)),
+            (Some(Freshness::Expired | Freshness::Fresh | Freshness::Due) | None, _) => (self.timeout, None),
+        };
+        let answer = self.cloud_within(request.clone(), timeout).await;
+        let answer = answer.and_then(|found| match tokens::check(&request, &found.body) {
+            Ok(()) => Ok(found),
+            Err(why) => {
+                let said = objects::read_answer(&found.body).err();
+                Err(RequestError::Refused(said.unwrap_or_else(|| why.to_owned())))
+            }
+        });
+        match (answer, usable) {
+            (Ok(found), _) => {
+                let row = Row {
+                    key: row_key,
+                    kind: tokens::KIND.to_owned(),
+                    value: found.body.json().to_owned(),
+                };
+                Outcome {
+                    answer: Ok(found),
+                    keep: Some(row),
                 }
             }
+            (Err(error), Some(kept)) => {
+                tracing::debug!(key = %request.key, %error, "token not renewed; the kept one still works");
+                Ok(local_reply(resource, kept)).into()
+            }
+            (Err(error), None) => Err(error).into(),
         }
     }
 

@@ -19,14 +19,18 @@
 //! ```
 
 mod asks;
+mod copies;
 mod objects;
 mod plan;
 mod reports;
+mod sweep;
 #[cfg(test)]
 mod tests;
 mod tokens;
+mod told;
 mod worker;
 
+use copies::Copies;
 use kedge_link::edge::{CloudRequest, RequestError, StoreDone, StoreOrder};
 use kedge_store::meta::MetaStore;
 use kedge_telemetry::Scope;
@@ -79,6 +83,7 @@ pub struct MetaManager {
     config: Config,
     store: MetaStore,
     held: HashMap<ObjectKey, objects::Version>,
+    copies: Copies,
 }
 
 impl MetaManager {
@@ -100,12 +105,19 @@ impl MetaManager {
                 for_edged.push((key, body));
             }
         }
-        Ok((Self { config, store, held }, for_edged))
+        let copies = Copies::of(&store, &for_edged);
+        let manager = Self {
+            config,
+            store,
+            held,
+            copies,
+        };
+        Ok((manager, for_edged))
     }
 
     /// Serves until the scope is cancelled; what was submitted to the store by then is still answered.
     pub async fn run(self, ports: Ports, scope: Scope) {
-        worker::Worker::new(self.config, self.store, self.held, ports)
+        worker::Worker::new(self.config, self.store, self.held, self.copies, ports)
             .run(scope)
             .await;
     }

@@ -52,21 +52,48 @@ pub(crate) fn judge(change: &ObjectChange, held: Option<&Version>) -> Verdict {
     let key = change.key.to_string();
     match change.verb {
         ChangeVerb::Insert | ChangeVerb::Update => {
-            if !change.body.json().starts_with('{') {
-                return Verdict::Refuse(format!("store {key}: the content is not an object"));
+            if let Err(why) = check(&change.key, &change.body) {
+                return Verdict::Refuse(format!("store {key}: {why}"));
             }
             if held.is_some_and(|held| Version::of(&change.body).is_older_than(held)) {
                 return Verdict::Stale;
             }
             Verdict::Write(Write::Put(row(&change.key, &change.body)))
         }
-        ChangeVerb::Delete => {
-            let uid = match &change.key.kind {
-                ObjectKind::Pod => Version::of(&change.body).uid.filter(|uid| !uid.is_empty()),
-                _by_key_alone => None,
-            };
+        ChangeVerb::Delete if change.key.kind == ObjectKind::Pod => {
+            // A pod goes by its uid: without it, another one of this name could be meant.
+            if let Err(why) = check(&change.key, &change.body) {
+                return Verdict::Refuse(format!("remove {key}: {why}"));
+            }
+            let uid = Version::of(&change.body).uid.filter(|uid| !uid.is_empty());
             Verdict::Write(Write::Delete { key, uid })
         }
+        ChangeVerb::Delete => Verdict::Write(Write::Delete { key, uid: None }),
+    }
+}
+
+/// Whether a body can be the object that its message says it is. What edged makes of the rest is edged's affair.
+fn check(key: &ObjectKey, body: &Body) -> Result<(), String> {
+    if !body.json().starts_with('{') {
+        return Err("the content is not an object".to_owned());
+    }
+    let meta = body
+        .object_meta()
+        .map_err(|error| format!("its metadata cannot be read: {error}"))?;
+    if key.kind.placed().is_none() {
+        return Ok(());
+    }
+    if !meta.name.is_empty() && meta.name != key.name {
+        return Err(format!("the content is an object with the name {:?}", meta.name));
+    }
+    match (meta.namespace.as_deref(), key.namespace.as_deref()) {
+        // Clouds differ in what they name as the namespace of a node.
+        (Some(theirs), Some(ours))
+            if theirs != ours && !theirs.is_empty() && key.kind != ObjectKind::Node =>
+        {
+            Err(format!("the content is an object of the namespace {theirs:?}"))
+        }
+        _same_or_not_told => Ok(()),
     }
 }
 

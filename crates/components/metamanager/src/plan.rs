@@ -1,5 +1,6 @@
 //! Who answers a request: a decision without I/O.
 
+use crate::sweep;
 use kedge_wire::{ObjectKey, ObjectKind, Operation, Request};
 
 /// How a request of edged is served.
@@ -15,6 +16,8 @@ pub(crate) enum Plan {
     Token,
     /// The node's lease: has a place reserved, because the node's life hangs on it.
     Lease,
+    /// By nobody: it is a form of reporting, and official clouds leave such a question without an answer.
+    Nobody,
     /// From the cloud only. With `keep_object` the object in the answer is kept under the request's key.
     Cloud { keep_object: bool },
     /// A report that must survive: into the outbox first.
@@ -83,11 +86,12 @@ fn plan_query(kind: &ObjectKind) -> Plan {
         | ObjectKind::NodePatch
         | ObjectKind::NodeStatus
         | ObjectKind::Event
-        | ObjectKind::CertificateSigningRequest
+        | ObjectKind::Volume => Plan::Nobody,
+        ObjectKind::Other(kind) if sweep::is_own_kind(kind) => Plan::CloudElseHeld,
+        ObjectKind::CertificateSigningRequest
         | ObjectKind::ServiceAccountAccess
         | ObjectKind::Device
         | ObjectKind::DeviceModel
-        | ObjectKind::Volume
         | ObjectKind::Other(_) => Plan::Cloud { keep_object: false },
     }
 }
@@ -107,8 +111,8 @@ pub(crate) fn is_placed(kind: &ObjectKind) -> bool {
         | ObjectKind::Node
         | ObjectKind::ServiceAccountAccess
         | ObjectKind::Device
-        | ObjectKind::DeviceModel
-        | ObjectKind::Other(_) => true,
+        | ObjectKind::DeviceModel => true,
+        ObjectKind::Other(kind) => !sweep::is_own_kind(kind),
         ObjectKind::PodPatch
         | ObjectKind::PodStatus
         | ObjectKind::ServiceAccountToken

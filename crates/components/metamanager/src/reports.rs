@@ -2,11 +2,13 @@
 
 use crate::asks;
 use crate::plan::ReportClass;
+use crate::told::{Known, Told};
 use kedge_link::edge::RequestError;
 use kedge_store::meta::{StoredReport, Written};
 use kedge_telemetry::channel::ask;
 use kedge_wire::{
-    Body, Envelope, Header, Letter, MessageId, ObjectResponse, Reply, Request, Resource, ToCloud,
+    Body, Envelope, Header, Letter, MessageId, ObjectKey, ObjectKind, ObjectResponse, Reply, Request,
+    Resource, ToCloud,
 };
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
@@ -47,6 +49,9 @@ pub(crate) struct Reports {
     /// Whether something may have become sendable since the table was read.
     may_wait: bool,
     pub(crate) given_up: u64,
+    told: Told,
+    /// Keys of statuses that are told again, past the outbox. A newer one waits for them too.
+    repeating: HashSet<String>,
 }
 
 impl Reports {
@@ -55,6 +60,60 @@ impl Reports {
             may_wait: true,
             ..Self::default()
         }
+    }
+
+    /// Whether this very status lies in the outbox or was taken by the cloud last.
+    pub(crate) fn is_known(&self, class: ReportClass, request: &Request) -> Known {
+        match status_key(class, request) {
+            Some(key) => self.told.is_known(&key, request.body.json()),
+            None => Known::New,
+        }
+    }
+
+    /// A report is being written into the outbox.
+    pub(crate) fn queued(&mut self, class: ReportClass, request: &Request) {
+        if let Some(key) = status_key(class, request) {
+            self.told.committing(key, request.body.json());
+        }
+    }
+
+    /// It could not be written.
+    pub(crate) fn not_queued(&mut self, class: ReportClass, request: &Request) {
+        if let Some(key) = status_key(class, request) {
+            self.told.forget(&key);
+        }
+    }
+
+    /// It was written.
+    pub(crate) fn stored(&mut self, class: ReportClass, request: &Request, written: &Written) {
+        if let (Some(key), Some(id)) = (status_key(class, request), written.report) {
+            let taken = self.early.get(&id).is_some_and(is_taken);
+            self.told.stored(&key, request.body.json(), id, taken);
+        }
+    }
+
+    /// `waiter` gets the cloud's answer to a report that is in the outbox already.
+    pub(crate) fn wait(&mut self, id: u64, waiter: Waiter) {
+        self.waiters.entry(id).or_default().push(waiter);
+    }
+
+    /// A status that the cloud has is told again; false while that happens already.
+    pub(crate) fn begin_repeat(&mut self, request: &Request) -> bool {
+        self.repeating.insert(request.key.to_string())
+    }
+
+    pub(crate) fn end_repeat(&mut self, request: &Request) {
+        self.repeating.remove(&request.key.to_string());
+        self.may_wait = true;
+    }
+
+    /// The pod is gone, and nothing more will be told of it.
+    pub(crate) fn pod_gone(&mut self, pod: &ObjectKey) {
+        let key = ObjectKey {
+            kind: ObjectKind::PodPatch,
+            ..pod.clone()
+        };
+        self.told.forget(&key.to_string());
     }
 
     /// A report is durable. `waiter` gets the cloud's answer.
@@ -79,6 +138,7 @@ impl Reports {
                 "outbox full: oldest report of the lowest priority dropped"
             );
             self.attempts.remove(dropped);
+            self.told.left(*dropped, false);
             self.answer(*dropped, Err(RequestError::Full));
         }
     }
@@ -106,6 +166,7 @@ impl Reports {
     pub(crate) fn pick(&mut self, rows: Vec<StoredReport>) -> Vec<(u64, Option<Request>)> {
         let mut picked = Vec::new();
         let mut busy: HashSet<String> = self.in_flight.values().flatten().cloned().collect();
+        busy.extend(self.repeating.iter().cloned());
         for StoredReport { id, report } in rows {
             if self.in_flight.contains_key(&id) || self.delivered.contains(&id) {
                 continue;
@@ -150,6 +211,7 @@ impl Reports {
                 if !self.waiters.contains_key(&id) {
                     self.early.insert(id, answer.clone());
                 }
+                self.told.left(id, is_taken(&answer));
                 self.attempts.remove(&id);
                 self.failures = 0;
             }
@@ -206,6 +268,21 @@ impl Reports {
             self.answer(id, Err(RequestError::Offline));
         }
     }
+}
+
+/// What [`Told`] knows a report by, if it is the status of a pod.
+fn status_key(class: ReportClass, request: &Request) -> Option<String> {
+    match class {
+        ReportClass::PodStatus => class.coalesce(request),
+        ReportClass::Event | ReportClass::PodDelete => None,
+    }
+}
+
+/// Whether the cloud did what a report asks.
+pub(crate) fn is_taken(answer: &Result<Reply, RequestError>) -> bool {
+    let Ok(reply) = answer else { return false };
+    let response: Option<ObjectResponse> = reply.body.parse().ok();
+    response.is_none_or(|response| response.err.is_none())
 }
 
 /// What an answer says about a report.

@@ -3,6 +3,7 @@
 mod orders;
 mod reports;
 mod requests;
+mod sweeps;
 
 use crate::{Config, MetaManager, Ports};
 use kedge_link::edge::{CloudRequest, RequestError, StoreDone, StoreOrder};

@@ -1,24 +1,32 @@
-//! Service account tokens, kept for most of their life.
+//! Service account tokens, kept by their true identity for most of their life.
+//!
+//! Two questions are the same when namespace, service account, audiences, life time and the object to which the token
+//! is bound, with its uid, are the same. The answer is kept under the question, because the API server fills in what
+//! the question left out.
 
 use kedge_wire::{Body, Request};
 use serde::Deserialize;
-use serde_json::Value;
 
 /// The column `type` of token rows, as in the Go edge.
 pub(crate) const KIND: &str = "serviceaccounttoken";
 /// A token is renewed when this part of its life is left.
 const RENEW_BELOW: f64 = 0.2;
+/// And at this age, however long it lives: as a kubelet does.
+const AGE_SECONDS_MAX: i64 = 24 * 3600;
+/// The life of a token whose answer does not tell it.
+const LIFE_SECONDS: i64 = 3600;
 
 #[derive(Deserialize, Default)]
 #[serde(default)]
 struct TokenRequest {
-    spec: Spec,
-    status: Status,
+    spec: Option<Spec>,
+    status: Option<Status>,
 }
 
 #[derive(Deserialize, Default)]
 #[serde(default, rename_all = "camelCase")]
 struct Spec {
+    audiences: Option<Vec<String>>,
     expiration_seconds: Option<i64>,
     bound_object_ref: Option<Bound>,
 }
@@ -26,6 +34,8 @@ struct Spec {
 #[derive(Deserialize, Default)]
 #[serde(default)]
 struct Bound {
+    kind: Option<String>,
+    name: Option<String>,
     uid: Option<String>,
 }
 
@@ -34,6 +44,13 @@ struct Bound {
 struct Status {
     token: String,
     expiration_timestamp: Option<String>,
+}
+
+impl TokenRequest {
+    fn bound_uid(self) -> Option<String> {
+        let uid = self.spec.and_then(|spec| spec.bound_object_ref)?.uid;
+        uid.filter(|uid| !uid.is_empty())
+    }
 }
 
 /// How usable a kept token is.
@@ -45,53 +62,78 @@ pub(crate) enum Freshness {
     Expired,
 }
 
-/// The row of a token: of the question, because the API server fills in what the question left out.
-pub(crate) fn row_key(request: &Request) -> String {
+/// The row of the token that a question asks for; none if it is no such question.
+pub(crate) fn row_key(request: &Request) -> Option<String> {
     let spec = request
         .body
-        .parse::<Value>()
-        .ok()
-        .and_then(|mut body| body.get_mut("spec").map(Value::take));
-    let mut spec = spec.unwrap_or(Value::Null);
-    spec.sort_all_objects();
-    format!("{} {spec}", request.key)
+        .parse::<TokenRequest>()
+        .ok()?
+        .spec
+        .unwrap_or_default();
+    let mut audiences = spec.audiences.unwrap_or_default();
+    audiences.sort_unstable();
+    audiences.dedup();
+    let bound = spec.bound_object_ref.unwrap_or_default();
+    let identity = (
+        audiences,
+        spec.expiration_seconds,
+        bound.kind,
+        bound.name,
+        bound.uid,
+    );
+    let identity = serde_json::to_string(&identity).expect("texts and numbers are always JSON");
+    Some(format!("{} {identity}", request.key))
 }
 
-/// Whether an answer holds a token.
-pub(crate) fn is_token(body: &Body) -> bool {
-    body.parse::<TokenRequest>()
-        .is_ok_and(|answer| !answer.status.token.is_empty())
+/// Whether an answer holds the token that was asked for.
+pub(crate) fn check(request: &Request, answer: &Body) -> Result<(), &'static str> {
+    let read = |body: &Body| body.parse::<TokenRequest>();
+    let (Ok(asked), Ok(answer)) = (read(&request.body), read(answer)) else {
+        return Err("the answer holds no token");
+    };
+    if answer
+        .status
+        .as_ref()
+        .is_none_or(|status| status.token.is_empty())
+    {
+        return Err("the answer holds no token");
+    }
+    match (asked.bound_uid(), answer.bound_uid()) {
+        (Some(asked), Some(answer)) if asked != answer => Err("the answer is a token of another object"),
+        _same_or_not_told => Ok(()),
+    }
 }
 
 /// How usable the kept answer is at `now_ms`.
-pub(crate) fn freshness(kept: &Body, now_ms: u64) -> Freshness {
-    let Ok(answer) = kept.parse::<TokenRequest>() else {
+pub(crate) fn freshness(kept: &str, now_ms: u64) -> Freshness {
+    let Ok(answer) = serde_json::from_str::<TokenRequest>(kept) else {
         return Freshness::Expired;
     };
     let expires = answer
         .status
-        .expiration_timestamp
+        .and_then(|status| status.expiration_timestamp)
         .and_then(|text| text.parse::<jiff::Timestamp>().ok());
     let Some(expires) = expires else {
         return Freshness::Expired;
     };
-    let left_seconds = expires.as_second() - i64::try_from(now_ms / 1000).unwrap_or(i64::MAX);
-    let life_seconds = answer.spec.expiration_seconds.unwrap_or(3600);
-    if left_seconds <= 0 {
+    let left = expires.as_second() - i64::try_from(now_ms / 1000).unwrap_or(i64::MAX);
+    let life = answer.spec.and_then(|spec| spec.expiration_seconds);
+    let life = life.unwrap_or(LIFE_SECONDS);
+    if left <= 0 {
         Freshness::Expired
-    } else if (left_seconds as f64) < life_seconds as f64 * RENEW_BELOW {
+    } else if (left as f64) < life as f64 * RENEW_BELOW || life.saturating_sub(left) > AGE_SECONDS_MAX {
         Freshness::Due
     } else {
         Freshness::Fresh
     }
 }
 
-/// Whether the kept answer is bound to the object with this uid.
-pub(crate) fn is_bound_to(kept: &str, uid: &str) -> bool {
-    let bound = serde_json::from_str::<TokenRequest>(kept)
-        .ok()
-        .and_then(|answer| answer.spec.bound_object_ref);
-    bound
-        .and_then(|bound| bound.uid)
-        .is_some_and(|bound| bound == uid)
+/// Whether the kept answer is worth nothing any more.
+pub(crate) fn is_expired(kept: &str, now_ms: u64) -> bool {
+    freshness(kept, now_ms) == Freshness::Expired
+}
+
+/// The uid of the object to which the kept answer is bound.
+pub(crate) fn bound_uid(kept: &str) -> Option<String> {
+    serde_json::from_str::<TokenRequest>(kept).ok()?.bound_uid()
 }

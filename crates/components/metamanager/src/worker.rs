@@ -1,11 +1,16 @@
 //! The one task that owns the state: takes orders and requests, starts questions, finishes commits in order.
 
+mod looks;
 mod orders;
+mod restore;
 
 use crate::asks::{Asker, Outcome};
+use crate::copies::Copies;
 use crate::objects::Version;
 use crate::plan::{self, Plan, ReportClass};
 use crate::reports::{self, Next, Reports};
+use crate::sweep::Sweeper;
+use crate::told::Known;
 use crate::{Config, Ports, tokens};
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
@@ -27,6 +32,9 @@ const QUESTIONS_MAX: usize = 64;
 const LEASES_MAX: usize = 4;
 /// Commits submitted and not answered. Below the store's queue, so that submitting never waits.
 const COMMITS_MAX: usize = 128;
+
+/// Objects beyond which answers of the cloud are no longer kept. What the cloud places is, as far as the disk goes.
+const HELD_MAX: usize = 20_000;
 
 type Answered = Result<Reply, RequestError>;
 
@@ -53,6 +61,14 @@ enum After {
     Forgotten {
         id: u64,
     },
+    /// No pod needs it any more.
+    Unused {
+        key: ObjectKey,
+    },
+    /// Written again after damage.
+    Restored {
+        what: String,
+    },
 }
 
 /// What a task beside the loop came to.
@@ -62,6 +78,10 @@ enum Beside {
     Digest(Way<StoreDone>, Result<Vec<DigestRow>, StoreError>),
     Reports(Result<Vec<StoredReport>, StoreError>),
     Sent(u64, Answered),
+    /// A status that the cloud has already, told again; and whether it took it.
+    Repeated(Request, Way<Answered>, Answered),
+    Looked(Result<looks::Found, StoreError>),
+    Restored(Result<Vec<DigestRow>, StoreError>),
     Swept,
 }
 
@@ -89,6 +109,8 @@ pub(crate) struct Worker {
     asked: HashMap<ObjectKey, Asked>,
     reports: Reports,
     reading_reports: bool,
+    sweeper: Sweeper,
+    copies: Copies,
 }
 
 impl Worker {
@@ -96,6 +118,7 @@ impl Worker {
         config: Config,
         store: MetaStore,
         held: HashMap<ObjectKey, Version>,
+        copies: Copies,
         ports: Ports,
     ) -> Self {
         let Ports {
@@ -126,13 +149,20 @@ impl Worker {
             asked: HashMap::new(),
             reports: Reports::new(),
             reading_reports: false,
+            sweeper: Sweeper::new(Instant::now()),
+            copies,
         }
     }
 
     pub(crate) async fn run(mut self, scope: Scope) {
         loop {
             self.pump_reports();
-            let wake_at = self.reports.wake_at(*self.online.borrow());
+            self.look();
+            let wake_at = [
+                self.reports.wake_at(*self.online.borrow()),
+                self.sweeper.wake_at(),
+            ];
+            let wake_at = wake_at.into_iter().flatten().min();
             tokio::select! {
                 biased;
                 // The end of the process comes before new work.
@@ -140,6 +170,8 @@ impl Worker {
                 // Finishing makes room and answers those who have waited longest.
                 Some((after, result)) = self.commits.next() => self.committed(after, result).await,
                 Some(beside) = self.beside.next() => self.finished(beside).await,
+                // Before new writes: what they are compared with must be there.
+                () = self.copies.needed() => self.restore().await,
                 changed = self.online.changed() => if !self.connection_changed(changed.is_ok()) { break },
                 () = sleep_until(wake_at) => {}
                 // Orders before requests: what the cloud wants decides what edged needs.
@@ -188,6 +220,8 @@ impl Worker {
                 ));
             }
             After::Kept { key, answer, way } => {
+                // Newer than the copy, and asked for again if it is lost.
+                self.copies.set(&key, None);
                 if let Err(error) = result {
                     self.held.remove(&key);
                     // The answer is good; it will have to be asked for again after a restart.
@@ -202,6 +236,8 @@ impl Worker {
                 }
                 self.reports.forgotten(id);
             }
+            After::Restored { what } => Self::restored_one(&what, result),
+            After::Unused { key } => self.unused_removed(key, result),
         }
     }
 
@@ -216,6 +252,7 @@ impl Worker {
         let full = match plan {
             Plan::Lease => self.leases >= LEASES_MAX,
             Plan::Report(_) => self.commits.len() >= COMMITS_MAX,
+            Plan::Nobody => false,
             Plan::Held | Plan::HeldElseCloud | Plan::CloudElseHeld | Plan::Token | Plan::Cloud { .. } => {
                 self.questions >= QUESTIONS_MAX
             }
@@ -226,6 +263,10 @@ impl Worker {
         }
         match plan {
             Plan::Report(class) => self.report(class, request, way).await,
+            Plan::Nobody => {
+                let why = format!("{} cannot be asked for", request.key);
+                way.send(Err(RequestError::Refused(why)));
+            }
             Plan::Lease => {
                 self.leases += 1;
                 let asker = self.asker.clone();
@@ -251,13 +292,35 @@ impl Worker {
                 Plan::CloudElseHeld => asker.cloud_else_held(request).await,
                 Plan::Token => asker.token(request).await,
                 Plan::Cloud { keep_object } => asker.cloud_keeping(request, keep_object).await,
-                Plan::Lease | Plan::Report(_) => asker.cloud(request).await.into(),
+                Plan::Lease | Plan::Report(_) | Plan::Nobody => asker.cloud(request).await.into(),
             };
             Beside::Question(way, key, outcome)
         }));
     }
 
     async fn report(&mut self, class: ReportClass, request: Request, way: Way<Answered>) {
+        match self.reports.is_known(class, &request) {
+            Known::New => self.report_anew(class, request, way).await,
+            // It is on the disk already.
+            Known::Waits(_) if !*self.online.borrow() => way.send(Err(RequestError::Offline)),
+            Known::Waits(id) => self.reports.wait(id, way),
+            // The repetition under way is as good, but this one has to be answered too.
+            Known::Delivered if self.questions >= QUESTIONS_MAX || !self.reports.begin_repeat(&request) => {
+                self.report_anew(class, request, way).await;
+            }
+            Known::Delivered => {
+                self.questions += 1;
+                let asker = self.asker.clone();
+                self.beside.push(Box::pin(async move {
+                    let answer = asker.cloud(request.clone()).await;
+                    Beside::Repeated(request, way, answer)
+                }));
+            }
+        }
+    }
+
+    async fn report_anew(&mut self, class: ReportClass, request: Request, way: Way<Answered>) {
+        self.reports.queued(class, &request);
         let (priority, coalesce) = (class.priority(), class.coalesce(&request));
         let report = Report {
             priority,
@@ -278,6 +341,7 @@ impl Worker {
         let written = match result {
             Ok(written) => written,
             Err(error) => {
+                self.reports.not_queued(class, &request);
                 tracing::error!(%error, "report not kept");
                 way.send(Err(RequestError::Refused(error.to_string())));
                 return;
@@ -294,7 +358,19 @@ impl Worker {
             }
             None => Some(way),
         };
+        self.reports.stored(class, &request, &written);
         self.reports.kept(&written, waiter);
+    }
+
+    /// What was told again reached the cloud, or becomes a report like any other.
+    async fn repeated(&mut self, request: Request, way: Way<Answered>, answer: Answered) {
+        self.questions -= 1;
+        self.reports.end_repeat(&request);
+        if reports::is_taken(&answer) {
+            way.send(answer);
+        } else {
+            self.report_anew(ReportClass::PodStatus, request, way).await;
+        }
     }
 
     /// Reads reports when some may be sent.
@@ -320,6 +396,9 @@ impl Worker {
             }
             Beside::Question(way, key, outcome) => self.answered(way, key, outcome).await,
             Beside::Digest(done, digest) => done.send(self.held_of(digest)),
+            Beside::Restored(digest) => self.restored(digest).await,
+            Beside::Looked(found) => self.looked(found).await,
+            Beside::Repeated(request, way, answer) => self.repeated(request, way, answer).await,
             Beside::Reports(rows) => self.send_reports(rows).await,
             Beside::Sent(id, answer) => {
                 if self.reports.attempted(id, answer, Instant::now()) == Next::Forget {
@@ -367,6 +446,13 @@ impl Worker {
         if self.held.get(key).is_some_and(|held| version.is_older_than(held)) {
             return false;
         }
+        let is_known = self.held.contains_key(key);
+        if !is_known && self.held.len() >= HELD_MAX {
+            tracing::warn!(%key, HELD_MAX, "too much is held; the answer is not kept");
+            return false;
+        }
+        self.sweeper.came(key);
+        self.sweeper.something_went(Instant::now());
         self.held.insert(key.clone(), version);
         true
     }

@@ -195,3 +195,126 @@ async fn rows_that_were_read_before_a_delivery_do_not_send_it_again() {
     assert!(reports.wanted(true, now).is_some());
     assert_eq!(reports.pick(vec![row(8)]).len(), 1);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_status_that_the_cloud_has_is_told_again_without_the_outbox() {
+    let mut world = World::online().await;
+    let asked = world.ask(status("Running"));
+    let (request, way) = world.at_cloud().await;
+    way.send(reply(&request, TAKEN));
+    asked.await.unwrap().unwrap();
+    all_delivered(&world).await;
+
+    let again = world.ask(status("Running"));
+    let (request, way) = world.at_cloud().await;
+    assert_eq!(waiting(&world).await, 0, "not written");
+    // A newer one does not overtake it.
+    let newer = world.ask(status("Succeeded"));
+    let other = world.ask(ended("db"));
+    let (deleted, delete_way) = world.at_cloud().await;
+    assert_eq!(deleted.route.operation, Operation::Delete);
+    delete_way.send(reply(&deleted, "\"OK\""));
+    other.await.unwrap().unwrap();
+    way.send(reply(&request, TAKEN));
+    again.await.unwrap().unwrap();
+    let (request, way) = world.at_cloud().await;
+    assert!(request.body.content_data().contains("Succeeded"));
+    way.send(reply(&request, TAKEN));
+    newer.await.unwrap().unwrap();
+    all_delivered(&world).await;
+
+    // Told again in vain, it becomes a report like any other.
+    let lost = world.ask(status("Succeeded"));
+    world.at_cloud().await.1.send(Err(RequestError::Lost));
+    let (request, way) = world.at_cloud().await;
+    assert_eq!(waiting(&world).await, 1);
+    way.send(reply(&request, TAKEN));
+    lost.await.unwrap().unwrap();
+    all_delivered(&world).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_status_that_waits_already_is_not_written_again() {
+    let (mut world, _) = World::start(kedge_store::meta::MetaStore::memory(), false).await;
+    let first = |rows: Vec<StoredReport>| rows[0].id;
+    assert_eq!(
+        world.ask(status("Running")).await.unwrap(),
+        Err(RequestError::Offline)
+    );
+    let id = first(world.store.reports(9).await.unwrap());
+    for _ in 0..3 {
+        assert_eq!(
+            world.ask(status("Running")).await.unwrap(),
+            Err(RequestError::Offline)
+        );
+        assert_eq!(first(world.store.reports(9).await.unwrap()), id, "the same row");
+    }
+    world.online.send(true).unwrap();
+    let (request, way) = world.at_cloud().await;
+    let asked = world.ask(status("Running"));
+    tokio::task::yield_now().await;
+    way.send(reply(&request, TAKEN));
+    let answered = async {
+        // Either it waited for the report under way, or it was told again after it.
+        tokio::select! {
+            answer = asked => answer.unwrap().unwrap(),
+            (request, way) = world.at_cloud() => {
+                way.send(reply(&request, TAKEN));
+                std::future::pending().await
+            }
+        }
+    };
+    tokio::time::timeout(super::PATIENCE, answered).await.unwrap();
+}
+
+/// The life of a node at rest, on a real disk.
+#[tokio::test]
+async fn leases_and_repetitions_never_touch_the_disk() {
+    let directory = std::env::temp_dir().join(format!("kedge-metamanager-rest-{}", std::process::id()));
+    let store = kedge_store::meta::MetaStore::open(&directory.join("edgecore.db")).unwrap();
+    let (mut world, _) = World::start(store, true).await;
+    let pod = super::object("web", "u1", "7");
+    world
+        .commit(kedge_wire::ChangeVerb::Insert, "default/pod/web", &pod)
+        .await
+        .unwrap();
+    let told = world.ask(status("Running"));
+    let (request, way) = world.at_cloud().await;
+    way.send(reply(&request, TAKEN));
+    told.await.unwrap().unwrap();
+    all_delivered(&world).await;
+
+    let content = || {
+        let read = |name| std::fs::read(directory.join(name)).unwrap();
+        (read("edgecore.db.kedge"), read("edgecore.db.kedge-wal"))
+    };
+    let (before, changes) = (content(), world.store.activity().changes);
+    for beat in 0..100 {
+        let lease = ObjectKey::lease(&kedge_wire::NodeName::new("edge-1").unwrap());
+        let spec = format!(r#"{{"spec":{{"renewTime":"{beat}"}}}}"#);
+        let node_patch = kedge_wire::ObjectKey::parse("null/nodepatch/edge-1").unwrap();
+        let mut node_status = Request::update(node_patch, body(&spec));
+        node_status.route.operation = Operation::Patch;
+        let node = ObjectKey::parse("null/node/edge-1").unwrap();
+        for request in [
+            Request::update(lease.clone(), body(&spec)),
+            Request::query(lease),
+            node_status,
+            Request::update(node, body(&spec)),
+            status("Running"),
+        ] {
+            let asked = world.ask(request);
+            let (request, way) = world.at_cloud().await;
+            way.send(reply(&request, TAKEN));
+            asked.await.unwrap().unwrap();
+        }
+        // A cloud that repeats itself.
+        world
+            .commit(kedge_wire::ChangeVerb::Update, "default/pod/web", &pod)
+            .await
+            .unwrap();
+    }
+    assert!(content() == before, "not a byte in the file or its log");
+    assert_eq!(world.store.activity().changes, changes);
+    std::fs::remove_dir_all(directory).unwrap();
+}

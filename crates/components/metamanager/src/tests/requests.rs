@@ -200,6 +200,158 @@ async fn a_token_is_kept_for_most_of_its_life_and_goes_with_its_pod() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_token_is_given_to_its_own_identity_only() {
+    let mut world = World::online().await;
+    let asked = world.ask(token_request());
+    let (request, way) = world.at_cloud().await;
+    way.send(reply(&request, &token(3600)));
+    asked.await.unwrap().unwrap();
+    world.online.send(false).unwrap();
+
+    let same = [
+        r#"{"spec":{"boundObjectRef":{"uid":"pod-uid"},"expirationSeconds":3600,"audiences":[]}}"#,
+        r#"{"kind":"TokenRequest","spec":{"expirationSeconds":3600,"boundObjectRef":{"uid":"pod-uid"}},"status":{}}"#,
+    ];
+    for same in same {
+        let answer = world
+            .ask(Request::query_token("default", "robot", body(same)))
+            .await
+            .unwrap();
+        assert!(json(answer).contains("secret 3600"), "{same}");
+    }
+    let spec = |spec: &str| body(&format!(r#"{{"spec":{spec}}}"#));
+    let others = [
+        ("default", "other", token_request().body),
+        ("kube-system", "robot", token_request().body),
+        (
+            "default",
+            "robot",
+            spec(r#"{"expirationSeconds":3600,"boundObjectRef":{"uid":"next-uid"}}"#),
+        ),
+        (
+            "default",
+            "robot",
+            spec(r#"{"expirationSeconds":3600,"audiences":["vault"],"boundObjectRef":{"uid":"pod-uid"}}"#),
+        ),
+        (
+            "default",
+            "robot",
+            spec(r#"{"expirationSeconds":600,"boundObjectRef":{"uid":"pod-uid"}}"#),
+        ),
+        ("default", "robot", spec(r#"{"expirationSeconds":3600}"#)),
+    ];
+    for (namespace, account, asked) in others {
+        let request = Request::query_token(namespace, account, asked.clone());
+        let answer = world.ask(request).await.unwrap();
+        assert_eq!(
+            answer,
+            Err(RequestError::Offline),
+            "{namespace}/{account} {asked:?}"
+        );
+    }
+    let nonsense = world
+        .ask(Request::query_token("default", "robot", body("7")))
+        .await
+        .unwrap();
+    assert!(matches!(nonsense, Err(RequestError::Refused(_))), "{nonsense:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_of_another_pod_is_refused_and_not_kept() {
+    let mut world = World::online().await;
+    for (answer, why) in [
+        (
+            token(3600).replace("pod-uid", "other"),
+            "the answer is a token of another object",
+        ),
+        (
+            r#"{"spec":{},"status":{"token":""}}"#.to_owned(),
+            "the answer is not an object",
+        ),
+        (
+            r#"{"metadata":{},"status":null}"#.to_owned(),
+            "the answer holds no token",
+        ),
+        (
+            r#"{"ErrStatus":{"status":"Failure","message":"no","code":403}}"#.to_owned(),
+            "no",
+        ),
+        ("[]".to_owned(), "not an object"),
+    ] {
+        let asked = world.ask(token_request());
+        let (request, way) = world.at_cloud().await;
+        way.send(reply(&request, &answer));
+        let refused = asked.await.unwrap().unwrap_err();
+        assert!(
+            matches!(&refused, RequestError::Refused(told) if told.contains(why)),
+            "{refused:?}"
+        );
+    }
+    assert_eq!(world.store.all().await.unwrap(), []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_survives_a_restart_and_a_refused_renewal() {
+    let mut world = World::online().await;
+    let asked = world.ask(token_request());
+    let (request, way) = world.at_cloud().await;
+    way.send(reply(&request, &token(700)));
+    asked.await.unwrap().unwrap();
+    let (mut world, _) = World::start(world.end().await, true).await;
+    let asked = world.ask(token_request());
+    let (request, way) = world.at_cloud().await;
+    way.send(reply(
+        &request,
+        r#"{"ErrStatus":{"status":"Failure","message":"busy","code":500}}"#,
+    ));
+    assert!(json(asked.await.unwrap()).contains("secret 700"));
+    world.online.send(false).unwrap();
+    assert!(json(world.ask(token_request()).await.unwrap()).contains("secret 700"));
+    // Nobody answers: who holds a token that works does not wait the whole time for a question.
+    world.online.send(true).unwrap();
+    let before = tokio::time::Instant::now();
+    let asked = world.ask(token_request());
+    let (_request, _way) = world.at_cloud().await;
+    assert!(json(asked.await.unwrap()).contains("secret 700"));
+    assert!(before.elapsed() < Duration::from_secs(20));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_nobody_answers_is_refused_at_once() {
+    let world = World::online().await;
+    for text in [
+        "default/podpatch/web",
+        "null/nodepatch/edge-1",
+        "default/event/e",
+        "default/volume/v",
+    ] {
+        let refused = world.ask(Request::query(key(text))).await.unwrap();
+        assert_eq!(
+            refused,
+            Err(RequestError::Refused(format!("{text} cannot be asked for")))
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn kinds_that_only_pods_name_are_kept_and_unknown_ones_are_not() {
+    let mut world = World::online().await;
+    for (text, kept) in [
+        ("null/runtimeclass/x", true),
+        ("default/serviceaccount/x", true),
+        ("null/volumeattachment/x", true),
+        ("default/certificatesigningrequest/x", false),
+        ("default/somethingelse/x", false),
+    ] {
+        let asked = world.ask(Request::query(key(text)));
+        let (request, way) = world.at_cloud().await;
+        way.send(reply(&request, &object("x", "u", "7")));
+        assert_eq!(json(asked.await.unwrap()), object("x", "u", "7"));
+        assert_eq!(world.stored(text).await.is_some(), kept, "{text}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_expired_token_is_not_given_out() {
     let mut world = World::online().await;
     let asked = world.ask(token_request());

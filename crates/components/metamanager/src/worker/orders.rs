@@ -8,6 +8,7 @@ use kedge_link::edge::{StoreDone, StoreOrder};
 use kedge_store::meta::{DigestRow, Error as StoreError, MetaStore, Write, Written};
 use kedge_telemetry::channel::ask::{Question, Reply as Way};
 use kedge_wire::{Body, ChangeVerb, ObjectChange, ObjectKind, ToEdge};
+use tokio::time::Instant;
 
 impl Worker {
     pub(super) async fn order(&mut self, Question { question, reply }: Question<StoreOrder, StoreDone>) {
@@ -49,6 +50,7 @@ impl Worker {
     fn foresee(&mut self, change: &ObjectChange, write: &Write) {
         match write {
             Write::Put(_) => {
+                self.sweeper.came(&change.key);
                 self.held.insert(change.key.clone(), Version::of(&change.body));
             }
             Write::Delete { uid, .. } => {
@@ -82,6 +84,11 @@ impl Worker {
         let concerns_another = gone && !written.changed && self.held.contains_key(&key);
         if gone && written.changed && key.kind == ObjectKind::Pod {
             self.sweep_tokens(&body);
+            self.reports.pod_gone(&key);
+            self.sweeper.something_went(Instant::now());
+        }
+        if !concerns_another {
+            self.copies.set(&key, (!gone).then_some(&body));
         }
         if plan::is_for_edged(&key) && !concerns_another {
             let value = (!gone).then_some(body);
@@ -124,7 +131,7 @@ impl Worker {
 
 async fn sweep(store: &MetaStore, uid: &str) -> Result<(), StoreError> {
     for row in store.list(tokens::KIND).await? {
-        if tokens::is_bound_to(&row.value, uid) {
+        if tokens::bound_uid(&row.value).as_deref() == Some(uid) {
             store.delete(&row.key, None).await?;
         }
     }

@@ -8,19 +8,32 @@ use std::path::PathBuf;
 pub enum Error {
     #[error("open the metadata database {}: {cause}", path.display())]
     Open { path: PathBuf, cause: Cause },
-    /// The way out is safe: a connected cloud sends everything that the node must hold.
-    #[error(
-        "the metadata database {path} is damaged ({detail}); stop edgecore, move the file away \
-         (mv {path} {path}.damaged) and start again with the cloud connected: it sends every object anew",
-        path = path.display()
-    )]
+    /// Mended when the store is opened or used; only a file that cannot be moved aside comes out.
+    #[error("the metadata database {} is damaged ({detail})", path.display())]
     Damaged { path: PathBuf, detail: String },
     #[error(
-        "the database {path} is not an edge metadata database ({detail}); name another file in \
-         `database.dataSource` or move this one away",
-        path = path.display()
+        "the metadata database {} was written by a newer edgecore (version {version} of its tables, this one knows \
+         {known}); start that edgecore, or move the file away and start this one with the cloud connected",
+        path.display()
     )]
-    Foreign { path: PathBuf, detail: String },
+    Newer {
+        path: PathBuf,
+        version: i32,
+        known: usize,
+    },
+    /// Nothing is dropped for it: the key may be readable again.
+    #[error("the key file of the metadata database {}: {cause}", path.display())]
+    Key { path: PathBuf, cause: Cause },
+    #[error("{act} the official database {}: {cause}", path.display())]
+    Official {
+        act: &'static str,
+        path: PathBuf,
+        cause: Cause,
+    },
+    #[error("{} is no database of an official EdgeCore: it has no table `meta` with key, type and value", path.display())]
+    NotOfficial { path: PathBuf },
+    #[error("there is no metadata database {}; is `database.dataSource` right?", path.display())]
+    Absent { path: PathBuf },
     /// For example `store pod default/web: disk full`.
     #[error("{what}: {cause}")]
     Write { what: String, cause: Cause },
@@ -39,7 +52,7 @@ pub enum Cause {
     DiskFull,
     #[error("the file system is read-only")]
     ReadOnly,
-    #[error("another process holds the database")]
+    #[error("another process holds it; stop the EdgeCore that runs, then try again")]
     Busy,
     #[error("the database is damaged ({0})")]
     Damaged(String),
@@ -57,7 +70,15 @@ impl From<rusqlite::Error> for Cause {
             Some(ErrorCode::ReadOnly) => Self::ReadOnly,
             Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => Self::Busy,
             Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => Self::Damaged(error.to_string()),
-            Some(_) | None => Self::Sql(error),
+            Some(_) => Self::Sql(error),
+            // A value of another type than its column was written with.
+            None => match error {
+                error @ (rusqlite::Error::InvalidColumnType(..)
+                | rusqlite::Error::FromSqlConversionFailure(..)
+                | rusqlite::Error::IntegralValueOutOfRange(..)
+                | rusqlite::Error::Utf8Error(..)) => Self::Damaged(error.to_string()),
+                error => Self::Sql(error),
+            },
         }
     }
 }

@@ -1,33 +1,43 @@
 //! The edge's metadata: what the node holds, and what it still has to tell the cloud.
 //!
-//! **Duty.** Keep rows `(key, type, value)` in the table that KubeEdge's Go edge uses, so that an existing
-//! `edgecore.db` is opened in place, and an outbox of reports beside it. When a write is answered, it is on disk.
+//! **Duty.** Keep rows `(key, kind, value)` and an outbox of reports in a file beside the one that
+//! `database.dataSource` names, which is the official EdgeCore's: its rows are taken over, and written for the way
+//! back. When a write is answered, it is on disk. Secrets and tokens are sealed with a key from a file of its own. A
+//! damaged file is kept aside and replaced by what can be read of it.
 //!
-//! **Inputs.** [`Write`]s. **Outputs.** [`Written`] after the commit, rows, a digest of what is held.
+//! **Inputs.** [`Settings`], [`Write`]s. **Outputs.** [`Written`] after the commit, rows, a digest of what is held.
 //!
-//! **Never.** It does not decide what is stored, knows no object kinds, and holds no lock while it waits.
+//! **Never.** It does not decide what is stored, and knows of kinds only which are secret. It writes nothing by itself:
+//! when nobody changes anything, the disk rests. It holds no lock while it waits.
 //!
 //! ```text
-//!   submit(Write) --> queue --> one writer thread: drain, one transaction, fsync, answer all
-//!   get, list, digest, reports --> a second connection that reads beside it (WAL)
+//!   submit(Write) --> queue --> one thread, one connection: drain, one transaction, fsync, answer all
+//!   get, list, digest, reports --> the same queue: a read sees every write submitted before it
 //! ```
 
+mod damage;
 mod error;
 mod memory;
+mod official;
 mod outbox;
+mod rows;
+mod schema;
+mod seal;
 mod sqlite;
 #[cfg(test)]
 mod tests;
 
+pub use damage::Mended;
 pub use error::{Cause, Error};
+pub use official::{Exported, Imported};
 pub use outbox::{OutboxUse, Report, StoredReport};
 
 use serde::Deserialize;
 use std::future::Future;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 /// Caps of one store.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,12 +62,74 @@ impl Default for Limits {
     }
 }
 
-/// One row of the table `meta`.
+/// Where a store lies.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// `database.dataSource`: the database of the official EdgeCore, if there is one. Ours is `<data_source>.kedge`.
+    pub data_source: PathBuf,
+    /// The key of sealed values; made at the first start. Better not beside the database: who copies that directory
+    /// should not get both.
+    pub key_file: PathBuf,
+    pub limits: Limits,
+}
+
+impl Settings {
+    /// With the key beside the database and the usual caps.
+    pub fn at(data_source: impl Into<PathBuf>) -> Self {
+        let data_source = data_source.into();
+        Self {
+            key_file: seal::beside(&data_source, ".key"),
+            data_source,
+            limits: Limits::default(),
+        }
+    }
+
+    /// With the key in another place.
+    pub fn with_key_file(self, key_file: impl Into<PathBuf>) -> Self {
+        Self {
+            key_file: key_file.into(),
+            ..self
+        }
+    }
+
+    /// The file in which the store lies.
+    pub fn database(&self) -> PathBuf {
+        official::sibling(&self.data_source)
+    }
+}
+
+/// A store, and what happened when it was opened. All of it is in the log already.
+#[derive(Debug)]
+pub struct Opened<S = MetaStore> {
+    pub store: S,
+    /// The rows of an official EdgeCore that were taken over.
+    pub imported: Option<Imported>,
+    /// The file was damaged: objects may be missing. What runs on the node and is not held must be left alone until
+    /// the cloud has said what it wants.
+    pub mended: Option<Mended>,
+    /// Keys of values that were dropped because nothing opens them any more.
+    pub unopened: Vec<String>,
+}
+
+/// Counts since the store was opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Activity {
+    /// Transactions.
+    pub commits: u64,
+    /// Writes that changed something.
+    pub changes: u64,
+    /// Writes that went no further because a newer one of their key waited in the same transaction.
+    pub superseded: u64,
+    /// How often a damaged file was replaced.
+    pub mended: u64,
+}
+
+/// One held object.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Row {
     /// `<namespace>/<type>/<name>`.
     pub key: String,
-    /// The column `type`, for example `pod`.
+    /// The part of the key between namespace and name, for example `pod`.
     pub kind: String,
     /// The object as JSON.
     pub value: String,
@@ -134,16 +206,36 @@ enum Backend {
 }
 
 impl MetaStore {
-    /// Opens or makes the database at `path`, with file mode 0600. Blocks for the time of a check of the file.
-    pub fn open(path: &Path) -> Result<Self, Error> {
-        Self::open_with(path, Limits::default())
+    /// Opens or makes the store of a node. Blocks for the time of a check of the file.
+    pub fn open_node(settings: Settings) -> Result<Opened, Error> {
+        let Opened {
+            store,
+            imported,
+            mended,
+            unopened,
+        } = sqlite::Sqlite::open(settings)?;
+        Ok(Opened {
+            store: Self {
+                backend: Backend::Sqlite(store),
+            },
+            imported,
+            mended,
+            unopened,
+        })
+    }
+
+    /// Opens or makes the store beside `data_source` with the key there too. See [`Settings::at`].
+    pub fn open(data_source: &Path) -> Result<Self, Error> {
+        Self::open_with(data_source, Limits::default())
     }
 
     /// Like [`MetaStore::open`] with other caps.
-    pub fn open_with(path: &Path, limits: Limits) -> Result<Self, Error> {
-        Ok(Self {
-            backend: Backend::Sqlite(sqlite::Sqlite::open(path, limits)?),
-        })
+    pub fn open_with(data_source: &Path, limits: Limits) -> Result<Self, Error> {
+        let settings = Settings {
+            limits,
+            ..Settings::at(data_source)
+        };
+        Ok(Self::open_node(settings)?.store)
     }
 
     /// A store that lives as long as its last clone, without file and without thread.
@@ -225,10 +317,44 @@ impl MetaStore {
     /// How full the outbox is.
     pub async fn outbox_use(&self) -> Result<OutboxUse, Error> {
         match &self.backend {
-            Backend::Sqlite(sqlite) => sqlite.outbox_use().await,
+            Backend::Sqlite(sqlite) => Ok(sqlite.outbox_use()),
             Backend::Memory(memory) => Ok(memory.outbox_use()),
         }
     }
+
+    /// What the store has done. A store in memory does not count.
+    pub fn activity(&self) -> Activity {
+        match &self.backend {
+            Backend::Sqlite(sqlite) => sqlite.activity(),
+            Backend::Memory(_) => Activity::default(),
+        }
+    }
+
+    /// Changes each time a damaged file was replaced while the store was in use: objects may be missing since, or be
+    /// older. Nothing for a store in memory.
+    pub fn mended(&self) -> Option<watch::Receiver<u64>> {
+        match &self.backend {
+            Backend::Sqlite(sqlite) => Some(sqlite.mended()),
+            Backend::Memory(_) => None,
+        }
+    }
+}
+
+/// Takes the rows of the official database named by `data_source`, also if they were taken before. EdgeCore does this by
+/// itself when the official one has run since; this is for an operator who wants it now. EdgeCore must not run.
+pub fn import(settings: &Settings) -> Result<Imported, Error> {
+    sqlite::import(settings)
+}
+
+/// Writes what is held into the database named by `data_source`, as the official EdgeCore has it, secrets in clear: the
+/// way back. EdgeCore must not run, and if it runs again it removes the secrets from there again.
+pub fn export(settings: &Settings) -> Result<Exported, Error> {
+    sqlite::export(settings)
+}
+
+/// Seals secrets and tokens with a new key and forgets the old one. EdgeCore must not run. Returns how many there are.
+pub fn rotate_key(settings: &Settings) -> Result<usize, Error> {
+    sqlite::rotate_key(settings)
 }
 
 #[derive(Deserialize, Default)]

@@ -1,85 +1,96 @@
-//! The store on SQLite: one thread writes, one connection reads beside it.
+//! The store on SQLite: one thread owns the one connection; writes that wait together share a transaction.
 
-use super::outbox::{OutboxUse, Report, StoredReport};
-use super::{Cause, DigestRow, Error, Limits, Row, Write, Written, digest_row, error, has_uid};
-use rusqlite::{Connection, OpenFlags, OptionalExtension, Transaction, TransactionBehavior, params};
-use std::fs::{self, DirBuilder, OpenOptions, Permissions};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
-use std::path::Path;
+use super::damage::{self, Mended};
+use super::official::{self, Exported, Imported, Take};
+use super::outbox::{OutboxUse, StoredReport};
+use super::seal::Sealer;
+use super::{Activity, Cause, DigestRow, Error, Opened, Row, Settings, Write, Written, error, rows, schema};
+use rusqlite::{Connection, TransactionBehavior};
+use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
-use tokio::sync::{mpsc, oneshot};
+use std::time::{Duration, Instant};
+use tokio::sync::{mpsc, oneshot, watch};
 
-/// Writes that wait for the thread. Beyond it the submitter waits: a few commits' worth of work.
+/// Orders that wait for the thread. Beyond it the submitter waits: a few commits' worth of work.
 const QUEUE_MAX: usize = 256;
 /// Writes in one transaction; bounds how long the first of them waits for its answer.
 const BATCH_MAX: usize = 128;
-/// Another process (a backup, an administrator's `sqlite3`) may hold the file for a moment.
-const BUSY_MAX: Duration = Duration::from_secs(5);
-/// Page cache of the writer, in KiB. The whole working set of an ordinary node fits.
-const WRITER_CACHE_KIB: i64 = 2048;
-/// Page cache of the reader, in KiB. Reads are rare after the start.
-const READER_CACHE_KIB: i64 = 512;
-/// The write-ahead log is cut back to this after a checkpoint.
-const LOG_BYTES_MAX: i64 = 4 * 1024 * 1024;
-/// Only the owner may read it: it holds secrets.
-const FILE_MODE: u32 = 0o600;
-const DIRECTORY_MODE: u32 = 0o700;
-
-/// The first table is the one that the Go edge makes.
-const SCHEMA: &str = "
-    CREATE TABLE IF NOT EXISTS `meta` (
-        `key` text(256), `type` text(32), `value` text, PRIMARY KEY (`key`));
-    CREATE TABLE IF NOT EXISTS kedge_outbox (
-        id INTEGER PRIMARY KEY AUTOINCREMENT,
-        priority INTEGER NOT NULL,
-        coalesce TEXT UNIQUE,
-        value TEXT NOT NULL,
-        bytes INTEGER NOT NULL);
-    CREATE INDEX IF NOT EXISTS kedge_outbox_order ON kedge_outbox (priority DESC, id ASC);
-";
+/// A file system that damages every file would else make the store mend all the time.
+const MEND_PAUSE: Duration = Duration::from_secs(60);
 
 type Answer = oneshot::Sender<Result<Written, Error>>;
 
+/// Called a second time, as the last attempt, when the first met damage. True: it did, and has not answered.
+type Read = Box<dyn FnMut(&Database, bool) -> bool + Send>;
+
+enum Order {
+    Write(Write, Answer),
+    Read(Read),
+}
+
 #[derive(Debug, Clone)]
 pub(super) struct Sqlite {
-    queue: mpsc::Sender<(Write, Answer)>,
-    reader: Arc<Mutex<Connection>>,
-    used: Arc<Mutex<OutboxUse>>,
+    queue: mpsc::Sender<Order>,
+    shared: Arc<Mutex<Shared>>,
+    mended: watch::Receiver<u64>,
+}
+
+/// What the thread tells without being asked.
+#[derive(Debug, Clone, Copy, Default)]
+struct Shared {
+    used: OutboxUse,
+    activity: Activity,
 }
 
 impl Sqlite {
-    pub(super) fn open(path: &Path, limits: Limits) -> Result<Self, Error> {
-        secure_file(path).map_err(|error| Error::Open {
-            path: path.to_owned(),
-            cause: Cause::Io(error),
+    pub(super) fn open(settings: Settings) -> Result<Opened<Self>, Error> {
+        let mut start = Start::new(&settings)?;
+        start.take_over(if start.mended.is_some() {
+            Take::Not
+        } else {
+            Take::IfChanged
         })?;
-        let writer = open_connection(path, WRITER_CACHE_KIB)?;
-        prepare(&writer, path, &limits)?;
-        let reader = open_connection(path, READER_CACHE_KIB)?;
-        let opened = |result: rusqlite::Result<OutboxUse>| result.map_err(|error| open_error(path, error));
-        let used = opened(count_outbox(&writer, 0))?;
-        opened(reader.pragma_update(None, "query_only", true).map(|()| used))?;
+        start.finish_rotation()?;
+        let unopened = start.drop_unopened()?;
+        let Start {
+            database,
+            mended,
+            imported,
+            ..
+        } = start;
+        let used = database.on_open(|database| rows::count_outbox(&database.connection, 0))?;
+        database.on_open(|database| database.connection.execute_batch("PRAGMA shrink_memory"))?;
 
         let (queue, orders) = mpsc::channel(QUEUE_MAX);
-        let shared_use = Arc::new(Mutex::new(used));
+        let activity = Activity::default();
+        let shared = Arc::new(Mutex::new(Shared { used, activity }));
+        let (mended_tx, mended_rx) = watch::channel(0);
+        let path = database.path.clone();
         let thread = Writer {
-            connection: writer,
-            limits,
-            used,
-            shared_use: Arc::clone(&shared_use),
+            settings,
+            database: Some(database),
+            told: Shared { used, activity },
+            shared: Arc::clone(&shared),
+            mended: mended_tx,
+            mended_at: None,
         };
         std::thread::Builder::new()
             .name("meta-store".to_owned())
             .spawn(move || thread.run(orders))
             .map_err(|error| Error::Open {
-                path: path.to_owned(),
+                path,
                 cause: Cause::Io(error),
             })?;
-        Ok(Self {
-            queue,
-            reader: Arc::new(Mutex::new(reader)),
-            used: shared_use,
+        Ok(Opened {
+            store: Self {
+                queue,
+                shared,
+                mended: mended_rx,
+            },
+            imported,
+            mended,
+            unopened,
         })
     }
 
@@ -88,245 +99,293 @@ impl Sqlite {
         write: Write,
     ) -> Result<oneshot::Receiver<Result<Written, Error>>, Error> {
         let (tx, rx) = oneshot::channel();
-        let sent = self.queue.send((write, tx)).await;
-        sent.map_err(|refused| Error::Ended {
-            what: error::name_of(&refused.0.0),
-        })?;
+        let what = error::name_of(&write);
+        let sent = self.queue.send(Order::Write(write, tx)).await;
+        sent.map_err(|_| Error::Ended { what })?;
         Ok(rx)
     }
 
     pub(super) async fn get(&self, key: String) -> Result<Option<Row>, Error> {
-        self.read(error::object_name(&key), move |connection| {
-            let sql = "SELECT key, type, value FROM meta WHERE key = ?1";
-            connection
-                .prepare_cached(sql)?
-                .query_row([key], row_of)
-                .optional()
-        })
-        .await
+        let what = error::object_name(&key);
+        self.read(what, move |db| rows::get(&db.connection, &db.sealer, &key))
+            .await
     }
 
     pub(super) async fn list(&self, kind: Option<String>) -> Result<Vec<Row>, Error> {
         let what = kind.clone().unwrap_or_else(|| "all objects".to_owned());
-        self.read(what, move |connection| {
-            let sql = "SELECT key, type, value FROM meta WHERE ?1 IS NULL OR type = ?1 ORDER BY key";
-            connection
-                .prepare_cached(sql)?
-                .query_map([kind], row_of)?
-                .collect()
+        self.read(what, move |db| {
+            let rows = rows::list(&db.connection, &db.sealer, kind.as_deref())?;
+            // A long list went through the page cache and is not read again soon.
+            db.connection.execute_batch("PRAGMA shrink_memory")?;
+            Ok(rows)
         })
         .await
     }
 
     pub(super) async fn digest(&self) -> Result<Vec<DigestRow>, Error> {
-        self.read("the digest".to_owned(), |connection| {
-            let mut statement =
-                connection.prepare_cached("SELECT key, type, value FROM meta ORDER BY key")?;
-            let rows = statement.query_map([], row_of)?;
-            // One row at a time: the values together may be large.
-            rows.filter_map(|row| row.map(digest_row).transpose()).collect()
-        })
-        .await
+        self.read("the digest".to_owned(), |db| rows::digest(&db.connection))
+            .await
     }
 
     pub(super) async fn reports(&self, max: usize) -> Result<Vec<StoredReport>, Error> {
-        let max = i64::try_from(max).unwrap_or(i64::MAX);
-        self.read("the outbox".to_owned(), move |connection| {
-            let sql = "SELECT id, priority, coalesce, value FROM kedge_outbox ORDER BY priority DESC, id ASC LIMIT ?1";
-            connection.prepare_cached(sql)?.query_map([max], report_of)?.collect()
+        self.read("the outbox".to_owned(), move |db| {
+            rows::reports(&db.connection, max)
         })
         .await
     }
 
-    pub(super) async fn outbox_use(&self) -> Result<OutboxUse, Error> {
-        Ok(*self.used.lock().unwrap_or_else(PoisonError::into_inner))
+    pub(super) fn outbox_use(&self) -> OutboxUse {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner).used
     }
 
-    async fn read<T, F>(&self, what: String, query: F) -> Result<T, Error>
-    where
-        T: Send + 'static,
-        F: FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
-    {
-        let reader = Arc::clone(&self.reader);
-        let read = tokio::task::spawn_blocking(move || {
-            query(&reader.lock().unwrap_or_else(PoisonError::into_inner))
-        });
-        match read.await {
-            Ok(result) => result.map_err(|error| Error::Read {
-                what,
-                cause: error.into(),
-            }),
-            Err(_) => Err(Error::Ended {
-                what: format!("read {what}"),
-            }),
-        }
+    pub(super) fn activity(&self) -> Activity {
+        self.shared
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .activity
     }
-}
 
-fn row_of(row: &rusqlite::Row<'_>) -> rusqlite::Result<Row> {
-    // The Go table allows NULL in `type` and `value`.
-    let text = |column| {
-        row.get::<_, Option<String>>(column)
-            .map(Option::unwrap_or_default)
-    };
-    Ok(Row {
-        key: text(0)?,
-        kind: text(1)?,
-        value: text(2)?,
-    })
-}
-
-fn report_of(row: &rusqlite::Row<'_>) -> rusqlite::Result<StoredReport> {
-    let report = Report {
-        priority: row.get(1)?,
-        coalesce: row.get(2)?,
-        value: row.get(3)?,
-    };
-    Ok(StoredReport {
-        id: row.get(0)?,
-        report,
-    })
-}
-
-/// Makes the file with its mode before SQLite sees it: the log beside it takes the same mode.
-fn secure_file(path: &Path) -> std::io::Result<()> {
-    if let Some(directory) = path
-        .parent()
-        .filter(|directory| !directory.as_os_str().is_empty())
-    {
-        DirBuilder::new()
-            .recursive(true)
-            .mode(DIRECTORY_MODE)
-            .create(directory)?;
+    pub(super) fn mended(&self) -> watch::Receiver<u64> {
+        self.mended.clone()
     }
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(FILE_MODE)
-        .open(path)?;
-    if file.metadata()?.permissions().mode() & 0o777 != FILE_MODE {
-        file.set_permissions(Permissions::from_mode(FILE_MODE))?;
-        for suffix in ["-wal", "-shm"] {
-            let mut beside = path.as_os_str().to_owned();
-            beside.push(suffix);
-            match fs::set_permissions(&beside, Permissions::from_mode(FILE_MODE)) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
-                _ => {}
+
+    /// Runs a query in its place between the writes: it sees all that were submitted before it.
+    async fn read<T: Send + 'static>(
+        &self,
+        what: String,
+        mut query: impl FnMut(&Database) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T, Error> {
+        let (tx, rx) = oneshot::channel();
+        let (mut tx, name) = (Some(tx), what.clone());
+        let read = move |database: &Database, last: bool| {
+            let result = query(database).map_err(Cause::from);
+            if !last && matches!(result, Err(Cause::Damaged(_))) {
+                return true;
             }
+            let what = name.clone();
+            if let Some(tx) = tx.take() {
+                // An asker that gave up is not an error.
+                let _ = tx.send(result.map_err(|cause| Error::Read { what, cause }));
+            }
+            false
+        };
+        let ended = |what| Error::Ended {
+            what: format!("read {what}"),
+        };
+        let sent = self.queue.send(Order::Read(Box::new(read))).await;
+        if sent.is_err() {
+            return Err(ended(what));
         }
-    }
-    Ok(())
-}
-
-fn open_error(path: &Path, error: rusqlite::Error) -> Error {
-    match Cause::from(error) {
-        Cause::Damaged(detail) => Error::Damaged {
-            path: path.to_owned(),
-            detail,
-        },
-        cause => Error::Open {
-            path: path.to_owned(),
-            cause,
-        },
+        rx.await.unwrap_or_else(|_| Err(ended(what)))
     }
 }
 
-fn open_connection(path: &Path, cache_kib: i64) -> Result<Connection, Error> {
-    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let open = || {
-        let connection = Connection::open_with_flags(path, flags)?;
-        connection.busy_timeout(BUSY_MAX)?;
-        connection.pragma_update(None, "cache_size", -cache_kib)?;
-        connection.pragma_update(None, "journal_mode", "WAL")?;
-        Ok(connection)
-    };
-    open().map_err(|error| open_error(path, error))
+/// An open file and what opens its sealed values.
+struct Database {
+    path: PathBuf,
+    connection: Connection,
+    sealer: Sealer,
 }
 
-fn prepare(connection: &Connection, path: &Path, limits: &Limits) -> Result<(), Error> {
-    let settle = || {
-        connection.pragma_update(None, "synchronous", "FULL")?;
-        connection.pragma_update(None, "journal_size_limit", LOG_BYTES_MAX)?;
-        let page_bytes: u64 = connection.pragma_query_value(None, "page_size", |row| row.get(0))?;
-        let pages = i64::try_from(limits.database_bytes_max / page_bytes.max(1)).unwrap_or(i64::MAX);
-        // A statement that answers: pragma_update would refuse its row.
-        connection.query_row(&format!("PRAGMA max_page_count = {pages}"), [], |_| Ok(()))?;
-        connection.pragma_query_value(None, "quick_check", |row| row.get::<_, String>(0))
-    };
-    let check = settle().map_err(|error| open_error(path, error))?;
-    if check != "ok" {
-        return Err(Error::Damaged {
-            path: path.to_owned(),
-            detail: check,
-        });
+impl Database {
+    fn on_open<T>(&self, act: impl FnOnce(&Self) -> rusqlite::Result<T>) -> Result<T, Error> {
+        act(self).map_err(|error| schema::open_error(&self.path, error))
     }
-    connection
-        .execute_batch(SCHEMA)
-        .map_err(|error| open_error(path, error))?;
-    let columns = columns_of(connection, "meta").map_err(|error| open_error(path, error))?;
-    if ["key", "type", "value"]
-        .iter()
-        .any(|wanted| !columns.iter().any(|column| column == wanted))
-    {
-        let detail = format!("its table `meta` has the columns {}", columns.join(", "));
-        return Err(Error::Foreign {
-            path: path.to_owned(),
-            detail,
-        });
-    }
-    Ok(())
 }
 
-fn columns_of(connection: &Connection, table: &str) -> rusqlite::Result<Vec<String>> {
-    let mut statement = connection.prepare("SELECT name FROM pragma_table_info(?1)")?;
-    statement.query_map([table], |row| row.get(0))?.collect()
+/// The steps from a file, whatever its state, to a store.
+struct Start<'a> {
+    settings: &'a Settings,
+    database: Database,
+    mended: Option<Mended>,
+    imported: Option<Imported>,
 }
 
-fn count_outbox(connection: &Connection, dropped: u64) -> rusqlite::Result<OutboxUse> {
-    let sql = "SELECT count(*), coalesce(sum(bytes), 0) FROM kedge_outbox";
-    connection.query_row(sql, [], |row| {
-        Ok(OutboxUse {
-            reports: row.get(0)?,
-            bytes: row.get(1)?,
-            dropped,
+impl<'a> Start<'a> {
+    fn new(settings: &'a Settings) -> Result<Self, Error> {
+        let path = settings.database();
+        let sealer = Sealer::open(&settings.key_file)?;
+        let cut_off = damage::finish(&path).map_err(|error| Error::Open {
+            path: path.clone(),
+            cause: Cause::Io(error),
+        })?;
+        let (connection, mended) = match schema::open(&path, &settings.limits) {
+            Ok(connection) if cut_off => {
+                let mended = Mended::counted(&connection, &path);
+                let mended = mended.map_err(|error| schema::open_error(&path, error))?;
+                (connection, Some(mended))
+            }
+            Ok(connection) => (connection, None),
+            Err(Error::Damaged { detail, .. }) => {
+                let (connection, mended) = damage::mend(&path, &sealer, &settings.limits, &detail)?;
+                (connection, Some(mended))
+            }
+            Err(error) => return Err(error),
+        };
+        Ok(Self {
+            settings,
+            database: Database {
+                path,
+                connection,
+                sealer,
+            },
+            mended,
+            imported: None,
         })
+    }
+
+    fn take_over(&mut self, take: Take) -> Result<(), Error> {
+        let Database {
+            connection, sealer, ..
+        } = &mut self.database;
+        let Settings {
+            data_source, limits, ..
+        } = self.settings;
+        self.imported = official::take_over(data_source, connection, sealer, limits, take)?;
+        Ok(())
+    }
+
+    /// A rotation that a power cut ended is taken up where it was.
+    fn finish_rotation(&mut self) -> Result<usize, Error> {
+        if !self.database.sealer.has_old_keys() {
+            return Ok(0);
+        }
+        let Database {
+            connection,
+            sealer,
+            path,
+        } = &mut self.database;
+        let mut anew = || {
+            let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            let count = rows::reseal(&transaction, sealer)?;
+            transaction.commit()?;
+            // The log holds what was sealed with the old key.
+            connection.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)")?;
+            Ok(count)
+        };
+        let count = anew().map_err(|error| schema::open_error(path, error))?;
+        sealer.drop_old_keys(&self.settings.key_file)?;
+        Ok(count)
+    }
+
+    fn drop_unopened(&self) -> Result<Vec<String>, Error> {
+        let drop = |database: &Database| rows::drop_unopened(&database.connection, &database.sealer);
+        let lost = self.database.on_open(drop)?;
+        if !lost.is_empty() {
+            tracing::warn!(
+                lost = lost.len(),
+                first = lost.first(),
+                key_file = %self.settings.key_file.display(),
+                "secrets and tokens in the store were sealed with a key that is no longer there; they are dropped and \
+                 asked of the cloud again"
+            );
+        }
+        Ok(lost)
+    }
+}
+
+/// Takes the rows of the official database, whether they changed or not.
+pub(super) fn import(settings: &Settings) -> Result<Imported, Error> {
+    let mut start = Start::new(settings)?;
+    start.take_over(Take::Always)?;
+    start.imported.ok_or_else(|| Error::NotOfficial {
+        path: settings.data_source.clone(),
     })
 }
 
-/// Owns the connection that writes.
+/// Writes the official database.
+pub(super) fn export(settings: &Settings) -> Result<Exported, Error> {
+    official::require(&settings.database())?;
+    let mut start = Start::new(settings)?;
+    let reports = start
+        .database
+        .on_open(|database| rows::count_outbox(&database.connection, 0))?
+        .reports;
+    let Database {
+        connection, sealer, ..
+    } = &mut start.database;
+    official::export(&settings.data_source, connection, sealer, reports)
+}
+
+/// Seals everything with a new key. Number of values.
+pub(super) fn rotate_key(settings: &Settings) -> Result<usize, Error> {
+    official::require(&settings.database())?;
+    let mut start = Start::new(settings)?;
+    start.finish_rotation()?;
+    start.drop_unopened()?;
+    start.database.sealer.add_key(&settings.key_file)?;
+    start.finish_rotation()
+}
+
+/// Owns the connection while the store lives.
 struct Writer {
-    connection: Connection,
-    limits: Limits,
-    used: OutboxUse,
-    /// A copy of `used` after each commit, for those who ask.
-    shared_use: Arc<Mutex<OutboxUse>>,
+    settings: Settings,
+    /// Nothing only while a damaged file could not be mended.
+    database: Option<Database>,
+    told: Shared,
+    shared: Arc<Mutex<Shared>>,
+    mended: watch::Sender<u64>,
+    mended_at: Option<Instant>,
 }
 
 impl Writer {
-    fn run(mut self, mut orders: mpsc::Receiver<(Write, Answer)>) {
+    fn run(mut self, mut orders: mpsc::Receiver<Order>) {
+        let mut batch = Vec::with_capacity(BATCH_MAX);
         while let Some(first) = orders.blocking_recv() {
-            let mut batch = vec![first];
-            while batch.len() < BATCH_MAX {
-                let Ok(next) = orders.try_recv() else { break };
-                batch.push(next);
+            let mut read = self.sort(first, &mut batch);
+            while read.is_none() && batch.len() < BATCH_MAX {
+                let Ok(order) = orders.try_recv() else { break };
+                read = self.sort(order, &mut batch);
             }
-            self.commit(batch);
+            self.commit(&mut batch);
+            if let Some(read) = read {
+                self.read(read);
+            }
         }
     }
 
-    /// One transaction for all. If it fails each write gets its own, so that one bad write fails alone.
-    fn commit(&mut self, batch: Vec<(Write, Answer)>) {
+    fn sort(&self, order: Order, batch: &mut Vec<(Write, Answer)>) -> Option<Read> {
+        match order {
+            Order::Write(write, answer) => {
+                batch.push((write, answer));
+                None
+            }
+            Order::Read(read) => Some(read),
+        }
+    }
+
+    fn read(&mut self, mut read: Read) {
+        if let Some(database) = &self.database
+            && !read(database, false)
+        {
+            return;
+        }
+        self.mend("met while reading");
+        // Without a database the read is dropped, which tells the asker.
+        if let Some(database) = &self.database {
+            read(database, true);
+        }
+    }
+
+    /// Commits all together; if that fails, one by one, so that each failure is told to whom it concerns.
+    fn commit(&mut self, batch: &mut Vec<(Write, Answer)>) {
+        if batch.is_empty() {
+            return;
+        }
         let writes: Vec<&Write> = batch.iter().map(|(write, _)| write).collect();
-        if let Ok(done) = self.transact(&writes) {
-            for ((_, answer), written) in batch.into_iter().zip(done) {
+        let mut together = self.transact(&writes);
+        if is_damage(&together) {
+            self.mend("met while writing");
+            together = self.transact(&writes);
+        }
+        if let Ok(done) = together {
+            for ((_, answer), written) in batch.drain(..).zip(done) {
                 // An asker that gave up is not an error.
                 let _ = answer.send(Ok(written));
             }
             return;
         }
-        for (write, answer) in batch {
+        for (write, answer) in batch.drain(..) {
             let result = self
                 .transact(&[&write])
                 .map(|mut done| done.pop().unwrap_or_default());
@@ -340,133 +399,110 @@ impl Writer {
                 .first()
                 .map_or_else(String::new, |write| error::name_of(write))
         };
+        let Some(database) = &mut self.database else {
+            return Err(Error::Write {
+                what: name(),
+                cause: Cause::Damaged("it could not be mended".to_owned()),
+            });
+        };
         let failed = |error: rusqlite::Error| Error::Write {
             what: name(),
             cause: error.into(),
         };
-        let mut used = self.used;
+        let mut told = self.told;
         // Dropping the transaction rolls it back.
-        let transaction = self
+        let transaction = database
             .connection
             .transaction_with_behavior(TransactionBehavior::Immediate)
             .map_err(failed)?;
-        let apply = |write: &&Write| apply(&transaction, write, &mut used, &self.limits);
-        let done = writes.iter().map(apply).collect::<Result<Vec<_>, Error>>()?;
+        let mut done = Vec::with_capacity(writes.len());
+        for (write, superseded) in writes.iter().zip(superseded(writes)) {
+            if superseded {
+                told.activity.superseded += 1;
+                done.push(Written {
+                    changed: true,
+                    ..Written::default()
+                });
+                continue;
+            }
+            let limits = &self.settings.limits;
+            let written = rows::apply(&transaction, &database.sealer, write, &mut told.used, limits)?;
+            told.activity.changes += u64::from(written.changed);
+            done.push(written);
+        }
         transaction.commit().map_err(failed)?;
-        self.used = used;
-        *self.shared_use.lock().unwrap_or_else(PoisonError::into_inner) = used;
+        told.activity.commits += 1;
+        self.told = told;
+        *self.shared.lock().unwrap_or_else(PoisonError::into_inner) = told;
         Ok(done)
     }
-}
 
-fn apply(
-    db: &Transaction<'_>,
-    write: &Write,
-    used: &mut OutboxUse,
-    limits: &Limits,
-) -> Result<Written, Error> {
-    let result = match write {
-        Write::Put(row) => put(db, row).map(changed),
-        Write::Delete { key, uid } => delete(db, key, uid.as_deref()).map(changed),
-        Write::Push(report) if report.bytes() > limits.report_bytes_max => {
-            let (what, bytes) = (error::name_of(write), report.bytes());
-            return Err(Error::TooLarge {
-                what,
-                bytes,
-                max: limits.report_bytes_max,
-            });
+    /// Replaces a damaged file and goes on with what can be read of it.
+    fn mend(&mut self, detail: &str) {
+        let now = Instant::now();
+        if self.mended_at.is_some_and(|at| now - at < MEND_PAUSE) {
+            return;
         }
-        Write::Push(report) => push(db, report, used, limits),
-        Write::Forget { report } => remove_report(db, *report, used).map(changed),
-    };
-    result.map_err(|error| Error::Write {
-        what: error::name_of(write),
-        cause: error.into(),
-    })
-}
-
-fn changed(changed: bool) -> Written {
-    Written {
-        changed,
-        ..Written::default()
-    }
-}
-
-fn put(db: &Transaction<'_>, row: &Row) -> rusqlite::Result<bool> {
-    let sql = "INSERT INTO meta (key, type, value) VALUES (?1, ?2, ?3)
-        ON CONFLICT (key) DO UPDATE SET type = excluded.type, value = excluded.value
-        WHERE type IS NOT excluded.type OR value IS NOT excluded.value";
-    Ok(db
-        .prepare_cached(sql)?
-        .execute([&row.key, &row.kind, &row.value])?
-        > 0)
-}
-
-fn delete(db: &Transaction<'_>, key: &str, uid: Option<&str>) -> rusqlite::Result<bool> {
-    if let Some(uid) = uid {
-        let mut stored = db.prepare_cached("SELECT value FROM meta WHERE key = ?1")?;
-        let value: Option<String> = stored.query_row([key], |row| row.get(0)).optional()?.flatten();
-        if !value.is_some_and(|value| has_uid(&value, uid)) {
-            return Ok(false);
+        self.mended_at = Some(now);
+        // Closed first: it holds the lock.
+        self.database = None;
+        let limits = &self.settings.limits;
+        let path = self.settings.database();
+        let mend = || {
+            let sealer = Sealer::open(&self.settings.key_file)?;
+            let (connection, _) = damage::mend(&path, &sealer, limits, detail)?;
+            let used = rows::count_outbox(&connection, self.told.used.dropped)
+                .map_err(|error| schema::open_error(&path, error))?;
+            let path = path.clone();
+            Ok::<_, Error>((
+                Database {
+                    path,
+                    connection,
+                    sealer,
+                },
+                used,
+            ))
+        };
+        match mend() {
+            Ok((database, used)) => {
+                self.database = Some(database);
+                self.told.used = used;
+                self.told.activity.mended += 1;
+                *self.shared.lock().unwrap_or_else(PoisonError::into_inner) = self.told;
+                self.mended.send_modify(|times| *times += 1);
+            }
+            Err(error) => tracing::error!(%error, "the damaged store could not be mended; nothing is stored"),
         }
     }
-    Ok(db
-        .prepare_cached("DELETE FROM meta WHERE key = ?1")?
-        .execute([key])?
-        > 0)
 }
 
-fn push(
-    db: &Transaction<'_>,
-    report: &Report,
-    used: &mut OutboxUse,
-    limits: &Limits,
-) -> rusqlite::Result<Written> {
-    let mut replaced = None;
-    if let Some(key) = &report.coalesce {
-        let mut same = db.prepare_cached("SELECT id FROM kedge_outbox WHERE coalesce = ?1")?;
-        replaced = same.query_row([key], |row| row.get(0)).optional()?;
-        if let Some(old) = replaced {
-            remove_report(db, old, used)?;
+fn is_damage<T>(result: &Result<T, Error>) -> bool {
+    matches!(
+        result,
+        Err(Error::Write {
+            cause: Cause::Damaged(_),
+            ..
+        })
+    )
+}
+
+/// For each write whether the next write of its key in this batch replaces it, so that only the newest state of an
+/// object that changes a thousand times a second goes to the disk. Each is answered once that one is durable.
+fn superseded(writes: &[&Write]) -> Vec<bool> {
+    let mut next_is_put: HashMap<&str, bool> = HashMap::new();
+    let mut superseded = vec![false; writes.len()];
+    for (index, write) in writes.iter().enumerate().rev() {
+        match write {
+            Write::Put(row) => {
+                let later = next_is_put.insert(&row.key, true);
+                superseded[index] = later == Some(true);
+            }
+            // Whether it finds something depends on what was there before.
+            Write::Delete { key, .. } => {
+                next_is_put.insert(key, false);
+            }
+            Write::Push(_) | Write::Forget { .. } => {}
         }
     }
-    let sql = "INSERT INTO kedge_outbox (priority, coalesce, value, bytes) VALUES (?1, ?2, ?3, ?4)";
-    let values = params![report.priority, report.coalesce, report.value, report.bytes()];
-    let id = db.prepare_cached(sql)?.insert(values)?;
-    used.reports += 1;
-    used.bytes += report.bytes();
-    let dropped = shrink(db, used, limits)?;
-    Ok(Written {
-        changed: true,
-        report: u64::try_from(id).ok(),
-        replaced,
-        dropped,
-    })
-}
-
-/// Drops the oldest report of the lowest priority until the outbox is below its caps.
-fn shrink(db: &Transaction<'_>, used: &mut OutboxUse, limits: &Limits) -> rusqlite::Result<Vec<u64>> {
-    let mut dropped = Vec::new();
-    while used.reports > limits.reports_max || used.bytes > limits.report_bytes_max {
-        let sql = "SELECT id FROM kedge_outbox ORDER BY priority ASC, id ASC LIMIT 1";
-        let victim: Option<u64> = db
-            .prepare_cached(sql)?
-            .query_row([], |row| row.get(0))
-            .optional()?;
-        let Some(victim) = victim else { break };
-        remove_report(db, victim, used)?;
-        used.dropped += 1;
-        dropped.push(victim);
-    }
-    Ok(dropped)
-}
-
-fn remove_report(db: &Transaction<'_>, id: u64, used: &mut OutboxUse) -> rusqlite::Result<bool> {
-    let mut delete = db.prepare_cached("DELETE FROM kedge_outbox WHERE id = ?1 RETURNING bytes")?;
-    let Some(bytes) = delete.query_row([id], |row| row.get::<_, usize>(0)).optional()? else {
-        return Ok(false);
-    };
-    used.reports = used.reports.saturating_sub(1);
-    used.bytes = used.bytes.saturating_sub(bytes);
-    Ok(true)
+    superseded
 }

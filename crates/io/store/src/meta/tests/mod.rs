@@ -1,4 +1,8 @@
 mod contract;
+mod damage;
+mod disk;
 mod file;
 mod kill;
+mod official;
+mod secrets;
 mod twins;

@@ -9,13 +9,14 @@ fn object(uid: u8, version: u8) -> String {
 }
 
 fn write() -> impl Strategy<Value = Write> {
-    let key = |name: u8| format!("default/pod/p{name}");
+    // The last name is that of a secret, which the disk holds sealed.
+    let kind = |name: u8| if name == 2 { "secret" } else { "pod" };
+    let key = move |name: u8| format!("default/{}/p{name}", kind(name));
     prop_oneof![
         (0..3_u8, 0..3_u8, 0..3_u8).prop_map(move |(name, uid, version)| {
-            let kind = "pod".to_owned();
             Write::Put(Row {
                 key: key(name),
-                kind,
+                kind: kind(name).to_owned(),
                 value: object(uid, version),
             })
         }),
