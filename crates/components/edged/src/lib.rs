@@ -1,39 +1,59 @@
 //! The pods of this node, and the node itself.
 //!
-//! **Duty.** Keep the containers of this node as the desired set says ([`kedge_pods`] decides, [`kedge_runtime`] does);
-//! make their volumes; ask their probes; report pod status; register the node, keep its lease and its status; serve
-//! container logs.
+//! **Duty.** Keep the containers of this node as the desired set and the files of the node say ([`kedge_pods`] decides,
+//! [`kedge_runtime`] does); fetch their images, make their volumes, run their hooks, ask their probes; report pod status
+//! and events; register the node, keep its lease and its status; keep the node itself alive when it runs short; turn logs
+//! over; tell what a kubelet tells.
 //!
-//! **Inputs.** The objects held at the start and their later changes; whether the cloud is connected; questions for
-//! logs. **Outputs.** Runtime calls; requests to the cloud, which metamanager keeps or forwards.
+//! **Inputs.** The objects held at the start and their later changes; manifests of static pods; whether the cloud is
+//! connected; pods that are released; questions through the tunnel. **Outputs.** Runtime calls; requests to the cloud,
+//! which metamanager keeps or forwards; answers.
 //!
 //! **Never.** It does not wait for the cloud to start a pod, it does not stop containers when it ends, and nothing that
 //! one pod does can hold up another: each action runs in a task of its own and comes back as an event.
 //!
 //! ```text
-//!  desired ----> owner (kedge_pods::Pods) --- action ---> hands (a task each) ---> runtime, volumes
-//!  list, hint -->   |      ^------------- outcome -----------'
-//!                   +--> reports (newest per pod) --+
-//!  online ------> node task, lease task ------------+--> cloud (metamanager)
-//!  node_get ----> log task each                     |
-//!                   +--> events (lossy) ------------+
+//!  desired, files -> owner (kedge_pods::Pods) --- action ---> hands (a task each) ---> runtime, volumes, devices
+//!  list, hint ---->   |  ^   ^------------- outcome ---------'   '--> pulls (one task)
+//!                     |  |
+//!                     |  '-- orders -- node, eviction, image gc <-- board: pods, seen, trouble, node
+//!                     |                stats, face (tunnel, port) <-'
+//!                     +--> reports (newest per pod) ----+
+//!  online --------> node task, lease task --------------+--> cloud (metamanager)
+//!                     +--> events (lossy, counted) -----+
 //! ```
 
+mod beside;
 mod clock;
 mod cloud;
 mod config;
+mod csi;
+mod devices;
 mod events;
+mod eviction;
+mod face;
+mod gc;
 mod hands;
+mod images;
 mod logs;
 mod node;
 mod objects;
 mod owner;
 mod probe;
+mod rate;
 mod reports;
+mod static_pods;
+mod stats;
 mod termination;
 mod volumes;
 
-pub use config::{Config, Reserved};
+pub use config::{Config, Images, Node, Reserved};
+pub use events::Limits as EventLimits;
+pub use face::Settings as FaceSettings;
+pub use images::Limits as PullLimits;
+pub use logs::Rotation as LogRotation;
+pub use owner::PodRules;
+pub use static_pods::Source as StaticPods;
 
 use bytes::Bytes;
 use kedge_link::edge::RequestError;
@@ -59,6 +79,10 @@ pub struct Ports {
     pub online: latest::Receiver<bool>,
     /// Log requests; the answer streams the bytes of the HTTP body.
     pub node_get: ask::Receiver<NodeGet, LogAnswer>,
+    /// Pods whose update was held back and may begin now.
+    pub releases: queue::Receiver<kedge_pods::Release>,
+    /// What this process counts, for `/metrics`.
+    pub metrics: kedge_telemetry::metrics::Registry,
 }
 
 /// Why edged cannot start.

@@ -1,9 +1,16 @@
 //! Container logs: `/containerLogs/{namespace}/{pod}/{container}`.
 
+mod choose;
+mod files;
 mod query;
+mod rotation;
 mod stream;
 
+pub(crate) use files::Places;
+pub use rotation::Rotation;
+
 use crate::LogAnswer;
+use crate::beside::{Beside, PodView};
 use kedge_containers::{ContainerId, ContainerState, ObservedContainer, ObservedSandbox};
 use kedge_telemetry::Scope;
 use kedge_telemetry::channel::ask::Question;
@@ -21,10 +28,24 @@ const STREAMS_MAX: usize = 64;
 /// What the runtime showed last.
 pub(crate) type Seen = latest::Receiver<Arc<Vec<ObservedSandbox>>>;
 
+/// Starts to turn logs over, for a runtime that does not do it itself.
+pub(crate) fn start_rotation(beside: &Beside) {
+    match beside.runtime.log_rotation() {
+        kedge_runtime::LogRotation::ByRuntime => {}
+        kedge_runtime::LogRotation::ByAgent => {
+            let name = "edged-log-rotation";
+            beside
+                .scope
+                .spawn_until_cancelled(name, rotation::run(beside.clone()));
+        }
+    }
+}
+
 /// Serves log requests, each in its own task.
 #[derive(Debug)]
 pub(crate) struct Logs {
     seen: Seen,
+    pods: latest::Receiver<Arc<Vec<PodView>>>,
     open: Arc<AtomicUsize>,
 }
 
@@ -38,9 +59,10 @@ impl Drop for Place {
 }
 
 impl Logs {
-    pub(crate) fn new(seen: Seen) -> Self {
+    pub(crate) fn new(seen: Seen, pods: latest::Receiver<Arc<Vec<PodView>>>) -> Self {
         Self {
             seen,
+            pods,
             open: Arc::default(),
         }
     }
@@ -88,32 +110,15 @@ impl Logs {
         }
         let request = query::parse(&get.query, now)?;
         let uid = uid(namespace, pod);
+        let pods = self.pods.borrow().clone();
+        let view = pods.iter().find(|view| Some(view.pod.uid()) == uid.as_deref());
+        let view = view.ok_or_else(|| format!("pod {pod:?} does not exist"))?;
+        let id = choose::choose(view, container, request.previous)?;
         let seen = self.seen.borrow().clone();
-        let of_pod = |sandbox: &&ObservedSandbox| {
-            sandbox.pod.namespace == *namespace
-                && sandbox.pod.name == *pod
-                && uid.as_ref().is_none_or(|uid| *uid == sandbox.pod.uid)
-        };
-        let mut instances: Vec<&ObservedContainer> = seen
-            .iter()
-            .filter(of_pod)
-            .flat_map(|s| &s.containers)
-            .filter(|c| c.name == *container)
-            .collect();
-        instances.sort_by_key(|c| (c.attempt, c.created_ms));
-        let found = if request.previous {
-            instances.iter().rev().nth(1)
-        } else {
-            instances.last()
-        };
-        let found = found.ok_or_else(|| {
-            if request.previous {
-                format!("previous terminated container \"{container}\" in pod \"{pod}\" not found")
-            } else {
-                format!("container \"{container}\" in pod \"{pod}\" is waiting to start or does not exist")
-            }
-        })?;
-        Ok((request, (*found).clone()))
+        let mut containers = seen.iter().flat_map(|sandbox| &sandbox.containers);
+        let found = containers.find(|container| container.id == id);
+        let found = found.ok_or_else(|| format!("unable to retrieve container logs for {}", id.0))?;
+        Ok((request, found.clone()))
     }
 }
 

@@ -1,128 +1,153 @@
-//! Asking containers for their health.
+//! Asking containers for their health, and calling their hooks.
+//!
+//! Each question is a task of its own that ends by its timeout, so one that hangs holds up nothing but itself.
+
+mod grpc;
+mod http;
+mod tls;
 
 use kedge_api::HttpHeader;
 use kedge_pods::{ProbeResult, ProbeTarget};
+use kedge_runtime::{Error, Runtime};
+use std::sync::Arc;
 use std::time::Duration;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
 
-/// The status line and some of the body, for the message.
-const ANSWER_BYTES_MAX: usize = 1024;
-/// How much of a bad answer is shown.
-const MESSAGE_CHARS_MAX: usize = 200;
+/// Questions that are asked at one time: each pod of a full node may have two that hang. Who comes later waits for a
+/// place, and its timeout begins when it has one.
+const IN_FLIGHT_MAX: usize = 256;
+/// How long after its own timeout a command in a container is given up: the runtime may need a moment to end it.
+const EXEC_SLACK: Duration = Duration::from_secs(2);
+/// As much of a command's output as the message of a probe holds.
+const OUTPUT_BYTES_MAX: usize = 10 * 1024;
 
-/// Asks, at most `timeout`.
-pub(crate) async fn ask(target: &ProbeTarget, timeout: Duration) -> ProbeResult {
-    match tokio::time::timeout(timeout, ask_now(target)).await {
-        Ok(result) => result,
-        Err(_) => ProbeResult::Failure(format!("no answer within {}s", timeout.as_secs())),
-    }
+/// Asks in every way there is.
+#[derive(Clone)]
+pub(crate) struct Prober {
+    runtime: Arc<dyn Runtime>,
+    places: Arc<Semaphore>,
+    tls: tls::Connector,
 }
 
-async fn ask_now(target: &ProbeTarget) -> ProbeResult {
-    match target {
-        ProbeTarget::Tcp { host, port } => match TcpStream::connect((host.as_str(), *port)).await {
-            Ok(_) => ProbeResult::Success,
-            Err(error) => ProbeResult::Failure(format!("dial tcp {host}:{port}: {error}")),
-        },
-        ProbeTarget::Http { tls: true, .. } => {
-            ProbeResult::Unsupported("this version does not probe by HTTPS; use HTTP or tcpSocket".to_owned())
-        }
-        ProbeTarget::Http {
-            host,
-            port,
-            path,
-            headers,
-            tls: false,
-        } => match get(host, *port, path, headers).await {
-            Ok(answer) => judge(&answer),
-            Err(error) => ProbeResult::Failure(format!("Get \"http://{host}:{port}{path}\": {error}")),
-        },
-    }
+/// A request by HTTP.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct HttpGet<'a> {
+    pub(crate) tls: bool,
+    pub(crate) host: &'a str,
+    pub(crate) port: u16,
+    pub(crate) path: &'a str,
+    pub(crate) headers: &'a [HttpHeader],
 }
 
-/// One request with HTTP/1.1 and `Connection: close`; only the first bytes of the answer are read.
-async fn get(host: &str, port: u16, path: &str, headers: &[HttpHeader]) -> std::io::Result<Vec<u8>> {
-    let mut stream = TcpStream::connect((host, port)).await?;
-    stream
-        .write_all(request(host, port, path, headers).as_bytes())
-        .await?;
-    let mut answer = Vec::new();
-    let mut buffer = [0_u8; ANSWER_BYTES_MAX];
-    while answer.len() < ANSWER_BYTES_MAX {
-        let room = ANSWER_BYTES_MAX - answer.len();
-        match stream.read(&mut buffer[..room]).await {
-            Ok(0) => break,
-            Ok(count) => answer.extend_from_slice(&buffer[..count]),
-            // A server that closes hard after its answer has answered.
-            Err(_) if !answer.is_empty() => break,
-            Err(error) => return Err(error),
-        }
-        if answer.windows(2).any(|pair| pair == b"\r\n") {
-            break;
+impl Prober {
+    pub(crate) fn new(runtime: Arc<dyn Runtime>) -> Self {
+        Self {
+            runtime,
+            places: Arc::new(Semaphore::new(IN_FLIGHT_MAX)),
+            tls: tls::Connector::default(),
         }
     }
-    Ok(answer)
-}
 
-fn request(host: &str, port: u16, path: &str, headers: &[HttpHeader]) -> String {
-    let named = |name: &str| headers.iter().any(|h| h.name.eq_ignore_ascii_case(name));
-    let clean = |text: &str| text.replace(['\r', '\n'], " ");
-    let mut lines = vec![format!("GET {} HTTP/1.1", clean(path))];
-    if !named("host") {
-        lines.push(format!("Host: {host}:{port}"));
-    }
-    if !named("user-agent") {
-        lines.push("User-Agent: kube-probe/1.32".to_owned());
-    }
-    if !named("accept") {
-        lines.push("Accept: */*".to_owned());
-    }
-    lines.extend(
-        headers
-            .iter()
-            .map(|h| format!("{}: {}", clean(&h.name), clean(&h.value))),
-    );
-    lines.push("Connection: close".to_owned());
-    format!("{}\r\n\r\n", lines.join("\r\n"))
-}
-
-fn judge(answer: &[u8]) -> ProbeResult {
-    let text = String::from_utf8_lossy(answer);
-    let line = text.lines().next().unwrap_or_default();
-    let status: Option<u16> = line
-        .strip_prefix("HTTP/1.")
-        .and_then(|rest| rest.split(' ').nth(1))
-        .and_then(|code| code.parse().ok());
-    match status {
-        Some(200..=399) => ProbeResult::Success,
-        Some(code) => ProbeResult::Failure(format!("HTTP probe failed with statuscode: {code}")),
-        None => {
-            let shown: String = line.chars().take(MESSAGE_CHARS_MAX).collect();
-            ProbeResult::Failure(format!("the answer is not HTTP: {shown:?}"))
+    /// Asks, at most `timeout`.
+    pub(crate) async fn ask(&self, target: &ProbeTarget, timeout: Duration) -> ProbeResult {
+        let _place = self.places.acquire().await;
+        match target {
+            ProbeTarget::Exec { container, command } => self.exec(container, command, timeout).await,
+            ProbeTarget::Http {
+                host,
+                port,
+                path,
+                tls,
+                headers,
+            } => {
+                let get = HttpGet {
+                    tls: *tls,
+                    host,
+                    port: *port,
+                    path,
+                    headers,
+                };
+                self.http(get, timeout).await
+            }
+            ProbeTarget::Tcp { host, port } => tcp(host, *port, timeout).await,
+            ProbeTarget::Grpc { host, port, service } => grpc::check(host, *port, service, timeout).await,
         }
     }
+
+    async fn exec(
+        &self,
+        container: &kedge_containers::ContainerId,
+        command: &[String],
+        timeout: Duration,
+    ) -> ProbeResult {
+        let timed_out = || ProbeResult::Failure(format!("command {:?} timed out", command.join(" ")));
+        let exec = self.runtime.exec_sync(container, command, timeout);
+        // The runtime ends the command itself; a runtime that hangs is not the container's fault.
+        match tokio::time::timeout(timeout + EXEC_SLACK, exec).await {
+            Ok(Ok(output)) if output.exit_code == 0 => ProbeResult::Success,
+            Ok(Ok(output)) => {
+                let mut text = output.stdout;
+                text.extend_from_slice(&output.stderr);
+                text.truncate(OUTPUT_BYTES_MAX);
+                ProbeResult::Failure(String::from_utf8_lossy(&text).into_owned())
+            }
+            Ok(Err(Error::TimedOut { .. })) => timed_out(),
+            Ok(Err(error)) => ProbeResult::Error(crate::hands::chain(&error)),
+            Err(_) => ProbeResult::Error(format!(
+                "the runtime did not answer within {}s",
+                (timeout + EXEC_SLACK).as_secs()
+            )),
+        }
+    }
+
+    async fn http(&self, get: HttpGet<'_>, timeout: Duration) -> ProbeResult {
+        let url = http::url(&get);
+        match tokio::time::timeout(timeout, http::get(&self.tls, &get)).await {
+            Ok(Ok(answer)) => match answer.status {
+                200..=299 => ProbeResult::Success,
+                // Whoever answers there, this server is well enough to say so.
+                300..=399 => ProbeResult::Warning(format!(
+                    "Probe terminated redirects, Response body: {}",
+                    answer.body
+                )),
+                status => ProbeResult::Failure(format!("HTTP probe failed with statuscode: {status}")),
+            },
+            Ok(Err(why)) => ProbeResult::Failure(format!("Get \"{url}\": {why}")),
+            Err(_) => ProbeResult::Failure(format!(
+                "Get \"{url}\": context deadline exceeded (Client.Timeout exceeded while awaiting headers)"
+            )),
+        }
+    }
+
+    /// Calls a hook; any answer will do.
+    pub(crate) async fn call(&self, get: HttpGet<'_>) -> Result<(), String> {
+        let url = http::url(&get);
+        let plain = HttpGet { tls: false, ..get };
+        let mut answer = http::get(&self.tls, &get).await;
+        // A server without TLS under an HTTPS hook: a kubelet calls it as it can be called.
+        if get.tls && answer.is_err() {
+            answer = http::get(&self.tls, &plain).await;
+        }
+        answer.map(drop).map_err(|why| format!("Get \"{url}\": {why}"))
+    }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn answers() {
-        assert_eq!(judge(b"HTTP/1.1 200 OK\r\n"), ProbeResult::Success);
-        assert_eq!(judge(b"HTTP/1.0 301 Moved\r\n"), ProbeResult::Success);
-        assert!(matches!(judge(b"HTTP/1.1 503 No\r\n"), ProbeResult::Failure(m) if m.contains("503")));
-        assert!(matches!(judge(b"SSH-2.0"), ProbeResult::Failure(_)));
-        assert!(matches!(judge(b""), ProbeResult::Failure(_)));
+/// Opens a connection and closes it.
+async fn tcp(host: &str, port: u16, timeout: Duration) -> ProbeResult {
+    let at = http::authority(host, port);
+    match tokio::time::timeout(timeout, TcpStream::connect((host, port))).await {
+        Ok(Ok(_)) => ProbeResult::Success,
+        Ok(Err(error)) => ProbeResult::Failure(format!("dial tcp {at}: {}", http::connect_words(&error))),
+        Err(_) => ProbeResult::Failure(format!("dial tcp {at}: i/o timeout")),
     }
+}
 
-    #[test]
-    fn a_header_cannot_smuggle_lines() {
-        let header = HttpHeader {
-            name: "X".into(),
-            value: "1\r\nEvil: 2".into(),
-        };
-        assert!(!request("h", 1, "/", &[header]).contains("\nEvil"));
-    }
+/// Opens a connection, for a hook.
+pub(crate) async fn connect(host: &str, port: u16) -> Result<(), String> {
+    let at = http::authority(host, port);
+    let connected = TcpStream::connect((host, port)).await;
+    connected
+        .map(drop)
+        .map_err(|error| format!("dial tcp {at}: {}", http::connect_words(&error)))
 }

@@ -68,9 +68,7 @@ impl Reports {
         }
         slot.deleted = false;
         let key = ObjectKey::namespaced(ObjectKind::Pod, namespace, name);
-        // As official edges write it, which leave out what kind of object this is.
-        let options = json!({ "gracePeriodSeconds": 0, "preconditions": { "uid": uid } });
-        let body = Body::from_value(&options).expect("a JSON value is always JSON");
+        let body = deletion(&uid);
         Some(Letter {
             uid,
             operation: Operation::Delete,
@@ -88,6 +86,13 @@ impl Reports {
             }
         }
     }
+}
+
+/// The options of a deletion at once, of this object and no other of its name. As official edges write them, which leave
+/// out what kind of object this is.
+pub(crate) fn deletion(uid: &str) -> Body {
+    let options = json!({ "gracePeriodSeconds": 0, "preconditions": { "uid": uid } });
+    Body::from_value(&options).expect("a JSON value is always JSON")
 }
 
 #[cfg(test)]

@@ -1,29 +1,58 @@
-//! A pod's volumes below `<root_dir>/pods/<uid>/volumes`.
+//! A pod's volumes below `<root_dir>/pods/<uid>`, exactly where a kubelet has them.
 //!
-//! Files with the content of config maps, secrets and tokens are written with the modes that the pod asks for, inside
-//! `pods/`, which only the owner of this process may enter; containers see them by their own mount. They are on the
-//! disk of the node and not in memory, so that a pod starts after a power cut without the cloud.
+//! **On the disk or in memory.** Secrets, tokens and projected volumes stand on a tmpfs, so that they never lie on the
+//! disk in clear. After a reboot they are made again from the store, which keeps them encrypted; so a pod starts after a
+//! power cut without the cloud. Config maps and empty directories are on the disk. Without the right to mount (hollow
+//! nodes) all of them are plain directories.
+//!
+//! **What is left behind.** Nothing is remembered about mounts: the kernel's own list and the notes beside CSI volumes
+//! are read, so a process that was killed takes away what its former life made. Data of persistent volumes is never
+//! deleted: what is not mounted by us is only removed when it is empty.
 
 mod atomic;
+mod claims;
 mod content;
+mod directory;
+mod error;
+mod host_path;
+mod make;
+mod mount_points;
+mod paths;
+mod remote;
+mod remove;
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+pub(crate) mod tests;
 mod token;
 
+pub(crate) use claims::fetch;
 pub(crate) use content::Sources;
+pub(crate) use paths::{CSI, Paths, is_plain_name};
 
 use crate::cloud::Cloud;
-use kedge_api::{HostPathType, Pod, Volume};
-use kedge_pods::translate::{Inputs, MountSource, pod_dir};
-use kedge_pods::{Config, Refusal};
+use crate::csi::Csi;
+use error::{Error, blocking};
+use kedge_api::{Node, Pod};
+use kedge_pods::Refusal;
+use kedge_pods::translate::{Inputs, MountSource};
+use kedge_telemetry::Scope;
+use kedge_telemetry::channel::latest;
 use kedge_wire::Time;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, PermissionsExt as _};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 /// Reason of a pod whose volume cannot be made.
 const MOUNT_ERROR: &str = "FailedMount";
-/// A volume that lacks something is tried again after this time.
-const RETRY: std::time::Duration = std::time::Duration::from_secs(60);
+/// Reason of a pod whose volume cannot be taken away.
+const UNMOUNT_ERROR: &str = "FailedUnMount";
+
+/// The kernel answers at once unless a file server is away.
+const UNMOUNT_MAX: Duration = Duration::from_secs(60);
 
 /// Creates a directory that others cannot enter; an existing one is left as it is.
 pub(crate) fn make_private_dir(path: &Path) -> io::Result<()> {
@@ -33,269 +62,229 @@ pub(crate) fn make_private_dir(path: &Path) -> io::Result<()> {
         .create(path)
 }
 
+/// How volumes are made on this node.
+#[derive(Debug, Clone)]
+pub(crate) struct Settings {
+    pub(crate) root_dir: PathBuf,
+    pub(crate) node_name: String,
+    /// Mount, and serve CSI drivers. Else every volume is a plain directory.
+    pub(crate) mounts: bool,
+}
+
 /// The volumes of a pod, and when a token in them must be renewed.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Prepared {
     pub(crate) refresh_at: Option<Time>,
 }
 
-/// Makes all volumes or brings them up to date.
-pub(crate) async fn prepare(
-    inputs: &Inputs<'_>,
-    sources: &Sources,
-    cloud: &Cloud,
-    now: Time,
-) -> Result<Prepared, Refusal> {
-    let mut prepared = Prepared::default();
-    for volume in &inputs.pod.spec.volumes {
-        let refresh = prepare_one(inputs, volume, sources, cloud, now).await?;
-        prepared.refresh_at = [prepared.refresh_at, refresh].into_iter().flatten().min();
-    }
-    Ok(prepared)
+/// The volumes of this node. Cheap to clone: all clones are the same.
+#[derive(Debug, Clone)]
+pub(crate) struct Volumes {
+    inner: Arc<Inner>,
 }
 
-async fn prepare_one(
-    inputs: &Inputs<'_>,
-    volume: &Volume,
-    sources: &Sources,
-    cloud: &Cloud,
-    now: Time,
-) -> Result<Option<Time>, Refusal> {
-    if let Some(source) = &volume.host_path {
-        check_host_path(Path::new(&source.path), source.type_).map_err(|why| refuse(volume, &why))?;
-        return Ok(None);
-    }
-    let Some(dir) = directory(inputs.config, inputs.pod, volume) else {
-        let kind = volume
-            .other
-            .keys()
-            .next()
-            .map_or("without a source", String::as_str);
-        return Err(refuse(
-            volume,
-            &format!("volumes of kind {kind} are not supported by this version"),
-        ));
-    };
-    let fs_group = inputs
-        .pod
-        .spec
-        .security_context
-        .as_ref()
-        .and_then(|context| context.fs_group);
-    let fs_group = fs_group.and_then(|group| u32::try_from(group).ok());
-    if volume.empty_dir.is_some() {
-        make_empty_dir(&dir, fs_group)
-            .map_err(|error| refuse(volume, &format!("{}: {error}", dir.display())))?;
-        return Ok(None);
-    }
-    let (wanted, refresh_at) = match content::files(inputs, volume, sources, cloud, &dir, now).await {
-        Ok(files) => files,
-        // What stands keeps its content: a pod that ran must start again without the cloud.
-        Err(refusal) if dir.join(atomic::DATA).exists() => {
-            tracing::warn!(
-                volume = volume.name,
-                reason = refusal.message,
-                "volume keeps its old content"
-            );
-            return Ok(Some(now + RETRY));
-        }
-        Err(refusal) => return Err(refusal),
-    };
-    let name = volume.name.clone();
-    let write = move || atomic::write(&dir, &wanted, fs_group);
-    match tokio::task::spawn_blocking(write).await {
-        Ok(Ok(())) => Ok(refresh_at),
-        Ok(Err(error)) => Err(Refusal::new(MOUNT_ERROR, format!("volume {name}: {error}"))),
-        Err(_) => Err(Refusal::new(
-            MOUNT_ERROR,
-            format!("volume {name}: the writer was stopped"),
-        )),
-    }
+#[derive(Debug)]
+struct Inner {
+    paths: Paths,
+    mounts: bool,
+    cloud: Cloud,
+    csi: Csi,
+    /// What was made, by UID. Filled by [`Volumes::prepare`], without which no container starts.
+    standing: Mutex<BTreeMap<String, Standing>>,
+    removing: RemovingSet,
 }
 
-fn refuse(volume: &Volume, why: &str) -> Refusal {
-    Refusal::new(MOUNT_ERROR, format!("volume {}: {why}", volume.name))
+/// The volumes of one pod, by the names that the pod gives them.
+#[derive(Debug, Clone, Default)]
+struct Standing {
+    sources: BTreeMap<String, MountSource>,
+    /// What they are called below the pod's directory.
+    names: BTreeMap<String, String>,
+    /// Groups that users of persistent volumes get.
+    groups: Vec<u32>,
 }
 
-/// Where the volumes of a pod are, for mounting.
-pub(crate) fn mount_sources(config: &Config, pod: &Pod) -> BTreeMap<String, MountSource> {
-    let source = |volume: &Volume| -> Option<MountSource> {
-        if let Some(source) = &volume.host_path {
-            return Some(MountSource::Path {
-                path: PathBuf::from(&source.path),
-                read_only: false,
-            });
+impl Volumes {
+    pub(crate) fn new(settings: Settings, cloud: Cloud) -> Self {
+        let paths = Paths::new(&settings.root_dir);
+        let inner = Inner {
+            csi: Csi::new(paths.clone(), settings.node_name, cloud.clone()),
+            paths,
+            mounts: settings.mounts && kedge_host::is_root(),
+            cloud,
+            standing: Mutex::default(),
+            removing: RemovingSet::default(),
+        };
+        Self {
+            inner: Arc::new(inner),
         }
-        if in_memory(pod, volume) {
-            return Some(MountSource::Tmpfs);
+    }
+
+    /// Serves CSI drivers from now on. A node without mounts has none.
+    pub(crate) fn start(
+        &self,
+        online: latest::Receiver<bool>,
+        node: latest::Receiver<Option<Arc<Node>>>,
+        scope: &Scope,
+    ) {
+        if self.inner.mounts {
+            self.inner.csi.start(online, node, scope);
         }
-        let read_only = volume.empty_dir.is_none();
-        Some(MountSource::Path {
-            path: directory(config, pod, volume)?,
-            read_only,
+    }
+
+    /// Volumes that the cloud must not detach, for the node's status.
+    pub(crate) fn in_use(&self) -> latest::Receiver<Arc<BTreeSet<String>>> {
+        self.inner.csi.in_use()
+    }
+
+    /// Makes all volumes or brings them up to date. Writes nothing where nothing has changed.
+    pub(crate) async fn prepare(
+        &self,
+        inputs: &Inputs<'_>,
+        sources: &Sources,
+        now: Time,
+    ) -> Result<Prepared, Refusal> {
+        let pod = inputs.pod;
+        if !is_plain_name(pod.uid()) {
+            let message = format!("{:?} is no UID that a directory can have", pod.uid());
+            return Err(Refusal::new(MOUNT_ERROR, message));
+        }
+        // Known from now on, so that nobody takes its directory for one that is left over.
+        self.inner.standing().entry(pod.uid().to_owned()).or_default();
+        let mut prepared = Prepared::default();
+        let mut standing = Standing::default();
+        for volume in &pod.spec.volumes {
+            let making = make::Making {
+                volumes: &self.inner,
+                inputs,
+                sources,
+                now,
+            };
+            let made = making.make(volume).await.map_err(|(name, error)| {
+                let why = error.sentence();
+                let message = format!("MountVolume.SetUp failed for volume \"{name}\" : {why}");
+                Refusal::new(MOUNT_ERROR, message)
+            })?;
+            prepared.refresh_at = [prepared.refresh_at, made.refresh_at].into_iter().flatten().min();
+            standing.sources.insert(volume.name.clone(), made.source);
+            standing.names.insert(volume.name.clone(), made.name);
+            standing.groups.extend(made.group);
+        }
+        self.inner.standing().insert(pod.uid().to_owned(), standing);
+        Ok(prepared)
+    }
+
+    /// Where the volumes of a pod are, for mounting; empty before [`Volumes::prepare`].
+    pub(crate) fn mount_sources(&self, pod: &Pod) -> BTreeMap<String, MountSource> {
+        let standing = self.inner.standing();
+        standing
+            .get(pod.uid())
+            .map(|standing| standing.sources.clone())
+            .unwrap_or_default()
+    }
+
+    /// Unmounts and removes everything of a pod, also what a former life of this process made.
+    pub(crate) async fn remove(&self, uid: &str) -> Result<(), Refusal> {
+        if !is_plain_name(uid) {
+            return Ok(());
+        }
+        let removed = self.inner.remove(uid).await;
+        self.inner.standing().remove(uid);
+        removed.map_err(|error| {
+            let why = error.sentence();
+            Refusal::new(
+                UNMOUNT_ERROR,
+                format!("UnmountVolume.TearDown failed for pod {uid}: {why}"),
+            )
         })
-    };
-    pod.spec
-        .volumes
-        .iter()
-        .filter_map(|volume| Some((volume.name.clone(), source(volume)?)))
-        .collect()
-}
-
-/// An `emptyDir` in memory belongs to one container; one that several share is on the disk, where they can.
-fn in_memory(pod: &Pod, volume: &Volume) -> bool {
-    let memory = volume
-        .empty_dir
-        .as_ref()
-        .is_some_and(|source| source.medium.as_deref() == Some("Memory"));
-    let containers = pod.spec.init_containers.iter().chain(&pod.spec.containers);
-    let mounts = containers
-        .flat_map(|c| &c.volume_mounts)
-        .filter(|mount| mount.name == volume.name);
-    let plain = |mount: &kedge_api::VolumeMount| mount.sub_path.is_none() && mount.sub_path_expr.is_none();
-    memory && mounts.clone().count() <= 1 && mounts.clone().all(plain)
-}
-
-/// The directory of a volume that has one of its own.
-fn directory(config: &Config, pod: &Pod, volume: &Volume) -> Option<PathBuf> {
-    let kind = if volume.empty_dir.is_some() {
-        "kubernetes.io~empty-dir"
-    } else if volume.config_map.is_some() {
-        "kubernetes.io~configmap"
-    } else if volume.secret.is_some() {
-        "kubernetes.io~secret"
-    } else if volume.projected.is_some() {
-        "kubernetes.io~projected"
-    } else if volume.downward_api.is_some() {
-        "kubernetes.io~downward-api"
-    } else {
-        return None;
-    };
-    Some(pod_dir(config, pod).join("volumes").join(kind).join(&volume.name))
-}
-
-fn make_empty_dir(dir: &Path, fs_group: Option<u32>) -> io::Result<()> {
-    let made = !dir.exists();
-    std::fs::create_dir_all(dir)?;
-    if made {
-        let mode = if fs_group.is_some() { 0o2777 } else { 0o777 };
-        give_to_group(dir, fs_group)?;
-        std::fs::set_permissions(dir, std::fs::Permissions::from_mode(mode))?;
     }
-    Ok(())
-}
 
-/// Without root (the hollow runtime) no container runs as another group, so nothing is lost when it is refused.
-fn give_to_group(path: &Path, group: Option<u32>) -> io::Result<()> {
-    match std::os::unix::fs::chown(path, None, group) {
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied && !kedge_host::is_root() => Ok(()),
-        result => result,
+    /// The pods that have a directory here and are not in `wanted`. Call it when everything that is wanted is known.
+    pub(crate) fn orphans(&self, wanted: &BTreeSet<String>) -> Vec<String> {
+        let dirs = remove::pod_dirs(&self.inner.paths).into_iter();
+        let uids = dirs.filter_map(|dir| dir.file_name()?.to_str().map(str::to_owned));
+        uids.filter(|uid| is_plain_name(uid) && !wanted.contains(uid))
+            .collect()
     }
-}
 
-/// What the pod says must be at a path of the node.
-fn check_host_path(path: &Path, want: HostPathType) -> Result<(), String> {
-    let shown = path.display();
-    let create = |result: io::Result<()>| result.map_err(|error| format!("create {shown}: {error}"));
-    match want {
-        // What is not there becomes a directory, as every container runtime makes it.
-        HostPathType::Unchecked if path.exists() => return Ok(()),
-        HostPathType::Unchecked | HostPathType::DirectoryOrCreate if !path.exists() => {
-            return create(
-                std::fs::DirBuilder::new()
-                    .recursive(true)
-                    .mode(0o755)
-                    .create(path),
-            );
+    /// Removes the directories of pods that ended while this process was away, and unstages what no pod uses.
+    pub(crate) async fn remove_orphans(&self, uids: Vec<String>) {
+        for uid in uids {
+            if self.inner.standing().contains_key(&uid) {
+                continue;
+            }
+            match self.inner.remove(&uid).await {
+                Ok(()) => tracing::info!(uid, "directory of an unknown pod removed"),
+                Err(error) => {
+                    tracing::warn!(
+                        uid,
+                        error = error.sentence(),
+                        "directory of an unknown pod is left"
+                    )
+                }
+            }
         }
-        HostPathType::FileOrCreate if !path.exists() => {
-            return create(std::fs::File::create_new(path).map(drop));
+        if self.inner.mounts {
+            self.inner.csi.unstage_unused().await;
         }
-        HostPathType::Unchecked
-        | HostPathType::DirectoryOrCreate
-        | HostPathType::Directory
-        | HostPathType::FileOrCreate
-        | HostPathType::File
-        | HostPathType::Socket
-        | HostPathType::CharDevice
-        | HostPathType::BlockDevice => {}
-    }
-    let kind = std::fs::metadata(path)
-        .map_err(|error| format!("{shown}: {error}"))?
-        .file_type();
-    let (fits, name) = match want {
-        HostPathType::Unchecked => (true, "anything"),
-        HostPathType::DirectoryOrCreate | HostPathType::Directory => (kind.is_dir(), "a directory"),
-        HostPathType::FileOrCreate | HostPathType::File => (kind.is_file(), "a file"),
-        HostPathType::Socket => (kind.is_socket(), "a socket"),
-        HostPathType::CharDevice => (kind.is_char_device(), "a character device"),
-        HostPathType::BlockDevice => (kind.is_block_device(), "a block device"),
-    };
-    if fits {
-        Ok(())
-    } else {
-        Err(format!("{shown} is not {name}"))
     }
 }
 
-/// Removes everything of a pod. Nothing below is a mount of this process: tmpfs volumes belong to the runtime.
-pub(crate) fn remove(config: &Config, pod: &Pod) -> io::Result<()> {
-    let uid = pod.uid();
-    if uid.is_empty() || uid.contains('/') || uid.starts_with('.') {
-        return Ok(());
-    }
-    match std::fs::remove_dir_all(pod_dir(config, pod)) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        Ok(()) | Err(_) => Ok(()),
+/// The UIDs whose directories are being removed.
+type RemovingSet = Arc<Mutex<BTreeSet<String>>>;
+
+/// A removal under way. A file server that is away can hold up the kernel for ever, and each attempt a thread with it.
+struct Removing {
+    uids: RemovingSet,
+    uid: String,
+}
+
+impl Removing {
+    /// `None` when one is under way.
+    fn begin(uids: &RemovingSet, uid: &str) -> Option<Self> {
+        let added = uids
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(uid.to_owned());
+        added.then(|| Self {
+            uids: Arc::clone(uids),
+            uid: uid.to_owned(),
+        })
     }
 }
 
-/// Makes the paths behind mounts that do not exist yet (sub paths, termination logs), and makes sure that a sub path
-/// does not lead out of its volume by a symbolic link.
-pub(crate) fn make_mount_points(
-    pod_dir: &Path,
-    mounts: &[kedge_containers::Mount],
-    termination_log: &Path,
-) -> Result<(), Refusal> {
-    let fail = |path: &Path, why: String| {
-        Refusal::new(
-            crate::objects::CONFIG_ERROR,
-            format!("prepare mount {}: {why}", path.display()),
-        )
-    };
-    for mount in mounts {
-        let Some(path) = &mount.host_path else { continue };
-        if path == termination_log {
-            make_file(path).map_err(|error| fail(path, error.to_string()))?;
-            continue;
-        }
-        if !path.starts_with(pod_dir) {
-            continue;
-        }
-        if !path.exists() {
-            std::fs::create_dir_all(path).map_err(|error| fail(path, error.to_string()))?;
-        }
-        let real = path
-            .canonicalize()
-            .map_err(|error| fail(path, error.to_string()))?;
-        let home = pod_dir
-            .canonicalize()
-            .map_err(|error| fail(path, error.to_string()))?;
-        if !real.starts_with(home.join("volumes")) {
-            return Err(fail(
-                path,
-                "a symbolic link leads out of the pod's volumes".to_owned(),
+impl Drop for Removing {
+    fn drop(&mut self) {
+        let mut uids = self.uids.lock().unwrap_or_else(PoisonError::into_inner);
+        uids.remove(&self.uid);
+    }
+}
+
+impl Inner {
+    fn standing(&self) -> MutexGuard<'_, BTreeMap<String, Standing>> {
+        // Each change is one insertion or removal, so a panic elsewhere leaves nothing half done.
+        self.standing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn remove(&self, uid: &str) -> Result<(), Error> {
+        let Some(place) = Removing::begin(&self.removing, uid) else {
+            return Err(Error::Unfit(
+                "an earlier removal still waits for a server that does not answer".to_owned(),
             ));
+        };
+        self.csi.unpublish_pod(uid).await?;
+        let (paths, uid, mounts) = (self.paths.clone(), uid.to_owned(), self.mounts);
+        let work = blocking(move || {
+            // Held by the work itself: it goes on when nobody waits for it any more.
+            let _place = place;
+            remove::pod(&paths, &uid, mounts)
+        });
+        match tokio::time::timeout(UNMOUNT_MAX, work).await {
+            Ok(removed) => removed,
+            Err(_) => Err(Error::Unfit(format!(
+                "unmounting took longer than {} s",
+                UNMOUNT_MAX.as_secs()
+            ))),
         }
     }
-    Ok(())
-}
-
-/// A file that any user of the container may write.
-fn make_file(path: &Path) -> io::Result<()> {
-    if let Some(parent) = path.parent() {
-        std::fs::create_dir_all(parent)?;
-    }
-    std::fs::OpenOptions::new().create(true).append(true).open(path)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666))
 }

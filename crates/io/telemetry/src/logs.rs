@@ -1,7 +1,10 @@
 //! Log output: one line an event, fields instead of prose.
 
-use tracing_subscriber::EnvFilter;
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::writer::BoxMakeWriter;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,19 +17,18 @@ pub enum Format {
 /// and handles.
 const QUIET: &str = "kube_client=off";
 
-/// Installs the subscriber for this process, writing to `writer`. `filter` has the syntax of `tracing`'s EnvFilter,
-/// for example `info,kedge_link=debug`; a filter that cannot be read falls back to `info` and says so.
+/// Installs the subscriber for this process, writing to `writer`. `filter` is a level, or levels by module, for example
+/// `info,kedge_link=debug`; a filter that cannot be read falls back to `info` and says so.
 pub fn install(filter: &str, format: Format, writer: BoxMakeWriter) {
-    let (parsed, complaint) = match EnvFilter::try_new(format!("{QUIET},{filter}")) {
-        Ok(parsed) => (parsed, None),
-        Err(error) => (EnvFilter::new("info"), Some(error)),
+    let (targets, complaint) = match format!("{QUIET},{filter}").parse::<Targets>() {
+        Ok(targets) => (targets, None),
+        Err(error) => (Targets::new().with_default(LevelFilter::INFO), Some(error)),
     };
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(parsed)
-        .with_writer(writer);
+    let lines = tracing_subscriber::fmt::layer().with_writer(writer);
+    let registry = tracing_subscriber::registry().with(targets);
     let installed = match format {
-        Format::Text => builder.with_ansi(false).try_init(),
-        Format::Json => builder.json().try_init(),
+        Format::Text => registry.with(lines.with_ansi(false)).try_init(),
+        Format::Json => registry.with(lines.json()).try_init(),
     };
     if installed.is_err() {
         tracing::debug!("a log subscriber was installed before; it stays");

@@ -3,39 +3,28 @@
 
 use crate::Scope;
 use crate::health::Health;
+use crate::http::{Answer, Get, Limits, Server};
 use crate::metrics::Registry;
-use bytes::Bytes;
-use http_body_util::Full;
-use hyper::body::Incoming;
-use hyper::header::CONTENT_TYPE;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper::{Method, Request, Response, StatusCode};
-use hyper_util::rt::{TokioIo, TokioTimer};
-use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 
-/// A scraper, a kubelet and some people; more wait in the backlog.
-const CONNECTIONS_MAX: usize = 16;
-const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
-/// One connection, kept alive over several scrapes or not, is not kept longer than this.
-const CONNECTION_MAX: Duration = Duration::from_secs(120);
-const HEAD_BYTES_MAX: usize = 16 * 1024;
-/// Wait after a failed accept, so that the loop does not spin.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+const LIMITS: Limits = Limits {
+    // A scraper, a kubelet and some people.
+    connections: 16,
+    head: Duration::from_secs(10),
+    stall: Duration::from_secs(30),
+    // One connection, kept alive over several scrapes or not, is not kept longer than this.
+    connection: Duration::from_secs(120),
+};
 /// What Prometheus asks for.
 const METRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// A monitor server that listens.
 #[derive(Debug)]
 pub struct Monitor {
-    listener: TcpListener,
-    address: SocketAddr,
+    server: Server,
     desk: Arc<Desk>,
 }
 
@@ -48,104 +37,50 @@ struct Desk {
 impl Monitor {
     /// Listens; port 0 lets the system choose.
     pub async fn bind(address: SocketAddr, health: Health, metrics: Registry) -> io::Result<Self> {
-        let listener = TcpListener::bind(address).await?;
         Ok(Self {
-            address: listener.local_addr()?,
-            listener,
+            server: Server::bind(address, LIMITS).await?,
             desk: Arc::new(Desk { health, metrics }),
         })
     }
 
     pub fn local_address(&self) -> SocketAddr {
-        self.address
+        self.server.local_address()
     }
 
     /// Answers until the scope ends.
     pub async fn run(self, scope: Scope) {
-        let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-        loop {
-            let permit = Arc::clone(&connections)
-                .acquire_owned()
-                .await
-                .expect("nobody closes this semaphore");
-            let accepted = tokio::select! {
-                biased;
-                () = scope.cancelled() => return,
-                accepted = self.listener.accept() => accepted,
-            };
-            let (tcp, peer) = match accepted {
-                Ok(accepted) => accepted,
-                Err(error) => {
-                    tracing::warn!(%error, "monitor connection not accepted");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                    continue;
-                }
-            };
-            let desk = Arc::clone(&self.desk);
-            scope.spawn_until_cancelled("monitor connection", async move {
-                let _permit = permit;
-                if let Err(error) = serve(tcp, desk).await {
-                    tracing::debug!(%peer, %error, "monitor connection ended");
-                }
-            });
-        }
+        let desk = self.desk;
+        let answer = move |get: Get| {
+            let answer = desk.answer(&get);
+            async move { answer }
+        };
+        self.server.run("monitor connection", scope, answer).await;
     }
 }
 
-async fn serve(tcp: TcpStream, desk: Arc<Desk>) -> Result<(), hyper::Error> {
-    let service = service_fn(move |request| {
-        let answer = desk.answer(&request);
-        async move { Ok::<_, Infallible>(answer) }
-    });
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT)
-        .max_buf_size(HEAD_BYTES_MAX)
-        .serve_connection(TokioIo::new(tcp), service);
-    tokio::time::timeout(CONNECTION_MAX, connection)
-        .await
-        .unwrap_or(Ok(()))
-}
-
 impl Desk {
-    fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
-        if request.method() != Method::GET && request.method() != Method::HEAD {
-            return text(StatusCode::METHOD_NOT_ALLOWED, "only GET is served here\n".into());
-        }
-        match request.uri().path() {
+    fn answer(&self, get: &Get) -> Answer {
+        match get.path.as_str() {
             // Whoever can answer is alive.
-            "/healthz" | "/livez" => text(StatusCode::OK, "ok".into()),
+            "/healthz" | "/livez" => Answer::text(200, "ok"),
             "/readyz" => {
-                let status = match self.health.is_ready() {
-                    true => StatusCode::OK,
-                    false => StatusCode::SERVICE_UNAVAILABLE,
-                };
-                text(status, self.health.to_string())
+                let status = if self.health.is_ready() { 200 } else { 503 };
+                Answer::text(status, self.health.to_string())
             }
-            "/metrics" => {
-                let mut answer = text(StatusCode::OK, self.metrics.text());
-                let kind = hyper::header::HeaderValue::from_static(METRICS_TYPE);
-                answer.headers_mut().insert(CONTENT_TYPE, kind);
-                answer
-            }
-            path => text(
-                StatusCode::NOT_FOUND,
+            "/metrics" => Answer::whole(200, METRICS_TYPE, self.metrics.text()),
+            path => Answer::text(
+                404,
                 format!("there is no {path} here; there are /healthz, /livez, /readyz and /metrics\n"),
             ),
         }
     }
 }
 
-fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
-    let mut answer = Response::new(Full::new(Bytes::from(body)));
-    *answer.status_mut() = status;
-    answer
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
 
     async fn ask(address: SocketAddr, line: &str) -> String {
         let mut tcp = TcpStream::connect(address).await.unwrap();

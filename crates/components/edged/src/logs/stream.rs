@@ -31,6 +31,7 @@ pub(super) async fn run(query: &Query, container: &ObservedContainer, seen: Seen
         return;
     };
     let mut tail = query.tail_lines.map(Tail::new);
+    let mut next = None;
     loop {
         // Asked before reading: what was written before the end is then read below.
         let alive = is_alive(&seen, &container.id);
@@ -57,8 +58,14 @@ pub(super) async fn run(query: &Query, container: &ObservedContainer, seen: Seen
         {
             return;
         }
-        if let Some(next) = rotated(&file, &container.log_path).await {
-            file = next;
+        // A new file stands under the name only when nothing is written to the old one any more; what came to that one
+        // since it was read above is read first.
+        if let Some(new) = next.take() {
+            file = new;
+            continue;
+        }
+        next = rotated(&file, &container.log_path).await;
+        if next.is_some() {
             continue;
         }
         if !query.follow || !alive {
@@ -100,7 +107,6 @@ async fn rotated(file: &File, path: &Path) -> Option<File> {
     if mine.ino() == named.ino() && mine.dev() == named.dev() {
         return None;
     }
-    // What was added to the old file between the last read and the move is at most one line; the new one begins.
     File::open(path).await.ok()
 }
 

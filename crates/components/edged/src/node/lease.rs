@@ -1,6 +1,7 @@
 //! The node's lease: the one sign of life that the cloud believes.
 
-use super::{NodeTasks, RETRY_MIN, wait_online};
+use super::{RETRY_MIN, wait_offline, wait_online};
+use crate::beside::Beside;
 use crate::cloud::Error;
 use kedge_api::{Lease, LeaseSpec, MicroTime, ObjectMeta, OwnerReference};
 use kedge_telemetry::channel::latest;
@@ -13,34 +14,39 @@ const NAMESPACE: &str = "kube-node-lease";
 const ATTEMPTS_MAX: u32 = 5;
 
 /// Renews the lease as long as the process lives.
-pub(super) async fn run(mut tasks: NodeTasks, mut registered: latest::Receiver<Option<String>>) {
+pub(super) async fn run(mut beside: Beside, mut registered: latest::Receiver<Option<String>>) {
+    let interval = beside.config.node.lease_interval;
     let mut held: Option<Value> = None;
     loop {
         if registered.wait_for(Option::is_some).await.is_err()
-            || wait_online(&mut tasks.online).await.is_none()
+            || wait_online(&mut beside.online).await.is_none()
         {
             return;
         }
         let uid = registered.borrow().clone().unwrap_or_default();
-        let renewed = renew(&tasks, &mut held, &uid).await;
-        let wait = match renewed {
-            Ok(()) => tasks.config.lease_interval,
+        let wait = match renew(&beside, &mut held, &uid).await {
+            Ok(()) => interval,
             // Offline is told by `online`; until then a short wait is enough.
             Err(error) => {
                 if !error.is_absence() {
                     tracing::warn!(%error, "lease not renewed, will be tried again");
                 }
-                tasks.config.lease_interval / 10
+                interval / 10
             }
         };
-        tokio::time::sleep(wait).await;
+        tokio::select! {
+            biased;
+            // When the link comes back the lease is due at once.
+            down = wait_offline(&mut beside.online) => down,
+            () = tokio::time::sleep(wait) => {}
+        }
     }
 }
 
-async fn renew(tasks: &NodeTasks, held: &mut Option<Value>, node_uid: &str) -> Result<(), Error> {
+async fn renew(beside: &Beside, held: &mut Option<Value>, node_uid: &str) -> Result<(), Error> {
     let mut delay: Duration = RETRY_MIN;
     for attempt in 1..=ATTEMPTS_MAX {
-        match renew_once(tasks, held, node_uid).await {
+        match renew_once(beside, held, node_uid).await {
             Ok(lease) => {
                 *held = Some(lease);
                 return Ok(());
@@ -55,11 +61,11 @@ async fn renew(tasks: &NodeTasks, held: &mut Option<Value>, node_uid: &str) -> R
     Ok(())
 }
 
-async fn renew_once(tasks: &NodeTasks, held: &Option<Value>, node_uid: &str) -> Result<Value, Error> {
-    let key = ObjectKey::namespaced(ObjectKind::Lease, NAMESPACE, tasks.config.node_name.as_str());
+async fn renew_once(beside: &Beside, held: &Option<Value>, node_uid: &str) -> Result<Value, Error> {
+    let key = ObjectKey::namespaced(ObjectKind::Lease, NAMESPACE, beside.config.node_name.as_str());
     let known = match held {
         Some(lease) => Some(lease.clone()),
-        None => match tasks
+        None => match beside
             .cloud
             .object::<Value>(Operation::Query, key.clone(), Body::null())
             .await
@@ -71,19 +77,19 @@ async fn renew_once(tasks: &NodeTasks, held: &Option<Value>, node_uid: &str) -> 
         },
     };
     let (operation, lease) = match known {
-        Some(lease) => (Operation::Update, touched(tasks, lease)),
-        None => (Operation::Insert, fresh(tasks, node_uid)),
+        Some(lease) => (Operation::Update, touched(beside, lease)),
+        None => (Operation::Insert, fresh(beside, node_uid)),
     };
     let body = Body::from_value(&lease).map_err(|error| Error::Unreadable(error.to_string()))?;
-    tasks.cloud.object(operation, key, body).await
+    beside.cloud.object(operation, key, body).await
 }
 
 /// The lease as it is, with a new time. What else is in it stays.
-fn touched(tasks: &NodeTasks, mut lease: Value) -> Value {
+fn touched(beside: &Beside, mut lease: Value) -> Value {
     let spec = json!({
-        "holderIdentity": tasks.config.node_name.as_str(),
-        "leaseDurationSeconds": tasks.config.lease_duration.as_secs(),
-        "renewTime": MicroTime::from_ms(tasks.now().as_ms()),
+        "holderIdentity": beside.config.node_name.as_str(),
+        "leaseDurationSeconds": beside.config.node.lease_duration.as_secs(),
+        "renewTime": MicroTime::from_ms(beside.clock.wall().as_ms()),
     });
     if let Some(map) = lease.as_object_mut() {
         map.insert("apiVersion".to_owned(), json!("coordination.k8s.io/v1"));
@@ -93,8 +99,8 @@ fn touched(tasks: &NodeTasks, mut lease: Value) -> Value {
     lease
 }
 
-fn fresh(tasks: &NodeTasks, node_uid: &str) -> Value {
-    let name = tasks.config.node_name.to_string();
+fn fresh(beside: &Beside, node_uid: &str) -> Value {
+    let name = beside.config.node_name.to_string();
     let owner = OwnerReference {
         api_version: "v1".to_owned(),
         kind: "Node".to_owned(),
@@ -117,8 +123,8 @@ fn fresh(tasks: &NodeTasks, node_uid: &str) -> Value {
         },
         spec: LeaseSpec {
             holder_identity: Some(name),
-            lease_duration_seconds: i32::try_from(tasks.config.lease_duration.as_secs()).ok(),
-            renew_time: Some(MicroTime::from_ms(tasks.now().as_ms())),
+            lease_duration_seconds: i32::try_from(beside.config.node.lease_duration.as_secs()).ok(),
+            renew_time: Some(MicroTime::from_ms(beside.clock.wall().as_ms())),
         },
     };
     json!(lease)

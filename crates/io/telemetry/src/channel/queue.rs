@@ -1,6 +1,7 @@
 //! Work with back-pressure.
 
 use super::{Closed, Depth};
+use std::task::{Context, Poll};
 use tokio::sync::mpsc;
 
 /// Makes a queue that holds at most `size` items.
@@ -70,6 +71,11 @@ impl<T> Receiver<T> {
     /// The next item; `None` when every sender is gone and the queue is empty. Cancel safe.
     pub async fn recv(&mut self) -> Option<T> {
         self.rx.recv().await
+    }
+
+    /// As [`Self::recv`], for a future written by hand.
+    pub fn poll_recv(&mut self, context: &mut Context<'_>) -> Poll<Option<T>> {
+        self.rx.poll_recv(context)
     }
 
     /// The next item if one waits.
