@@ -135,10 +135,29 @@ pub struct EdgeOptions<'a> {
     pub token: &'a str,
     /// As `modules.edgeHub.websocket.server` has it.
     pub servers: String,
-    /// `embedded` or `hollow`.
+    /// As `containerRuntimeEndpoint` has it: `kedge://embedded`, `kedge://hollow` or a socket of the CRI.
     pub runtime: &'a str,
-    /// Bridge, control group and subnet, for real containers.
+    /// Bridge, control group and subnet, for real containers of the built-in runtime.
     pub network: Option<(&'a str, &'a str)>,
+    /// Where the local pages of the node are served; 0 for none.
+    pub local_port: u16,
+    /// Lines for `tailoredKubeletConfig`, without indentation.
+    pub kubelet: &'a [&'a str],
+}
+
+impl<'a> EdgeOptions<'a> {
+    /// An edge with defaults for everything but these.
+    pub fn new(node: &'a str, token: &'a str, cloud: CloudPorts, runtime: &'a str) -> Self {
+        Self {
+            node,
+            token,
+            servers: format!("127.0.0.1:{}", cloud.link),
+            runtime,
+            network: None,
+            local_port: 0,
+            kubelet: &[],
+        }
+    }
 }
 
 /// An official `edgecore.yaml` of an edge that keeps everything below `dir`.
@@ -149,6 +168,8 @@ pub fn edgecore_yaml(dir: &Path, cloud: CloudPorts, edge: &EdgeOptions<'_>) -> S
         servers,
         runtime,
         network,
+        local_port,
+        kubelet,
     } = edge;
     let dir = dir.display();
     let mut yaml = format!(
@@ -168,19 +189,31 @@ modules:
   edged:
     hostnameOverride: {node}
     rootDirectory: {dir}/kubelet
+    reportEvent: true
     tailoredKubeletConfig:
-      containerRuntimeEndpoint: kedge://{runtime}
+      containerRuntimeEndpoint: {runtime}
       podLogsDir: {dir}/logs
+      staticPodPath: {dir}/manifests
+      readOnlyPort: {local_port}
+      # The disk of a test machine may be nearly full.
+      evictionHard: {{memory.available: 1Mi, nodefs.available: 0%, nodefs.inodesFree: 0%, imagefs.available: 0%, imagefs.inodesFree: 0%}}
+      imageGCHighThresholdPercent: 100
 ",
         https = cloud.https,
         tunnel = cloud.tunnel,
     );
+    for line in *kubelet {
+        let _ = writeln!(yaml, "      {line}");
+    }
     let _ = match network {
         Some((bridge, cidr)) => writeln!(
             yaml,
-            "      podCIDR: {cidr}\nkedge: {{runtimeDirectory: {dir}/runtime, bridge: {bridge}, cgroupRoot: /{bridge}}}"
+            "      podCIDR: {cidr}\nkedge: {{runtimeDirectory: {dir}/runtime, bridge: {bridge}, cgroupRoot: /{bridge}, devicePlugins: {dir}/device-plugins}}"
         ),
-        None => writeln!(yaml, "kedge: {{runtimeDirectory: {dir}/runtime}}"),
+        None => writeln!(
+            yaml,
+            "kedge: {{runtimeDirectory: {dir}/runtime, devicePlugins: {dir}/device-plugins}}"
+        ),
     };
     yaml
 }

@@ -247,6 +247,8 @@ impl Drop for Kedge {
             eprintln!("kedge down: {}", String::from_utf8_lossy(&output.stderr));
         }
         if std::env::var_os("KEDGE_E2E_KEEP").is_none() {
+            // Volumes in memory of pods that a test left running.
+            let _ = kedge_host::mounts::detach_below(&self.data_dir);
             let _ = std::fs::remove_dir_all(&self.data_dir);
         }
     }

@@ -3,12 +3,14 @@
 //! Every [`Kedge`] has a data directory and ports of its own, and takes its process, containers and network down when
 //! it is dropped. Only processes that a test started are ended, by pid.
 
+pub mod containerd;
 pub mod daemons;
 pub mod images;
 mod kedge;
 mod kubectl;
 pub mod pods;
 pub mod proc;
+pub mod site;
 pub mod stats;
 
 pub use kedge::{Kedge, Options, binary, free_ports};

@@ -6,6 +6,15 @@ use std::path::Path;
 
 /// A deployment of pods that do nothing.
 pub fn sleepers(replicas: u32) -> String {
+    sleepers_with(replicas, "{}")
+}
+
+/// The same on one node.
+pub fn sleepers_on(node: &str, replicas: u32) -> String {
+    sleepers_with(replicas, &format!("{{kubernetes.io/hostname: {node}}}"))
+}
+
+fn sleepers_with(replicas: u32, node_selector: &str) -> String {
     format!(
         "apiVersion: apps/v1
 kind: Deployment
@@ -16,6 +25,7 @@ spec:
   template:
     metadata: {{labels: {{app: sleeper}}}}
     spec:
+      nodeSelector: {node_selector}
       terminationGracePeriodSeconds: 0
       automountServiceAccountToken: false
       containers:

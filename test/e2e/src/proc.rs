@@ -1,6 +1,40 @@
 //! What /proc says about processes.
 
 use std::fs;
+use std::time::Duration;
+
+/// Ticks a second in which the kernel counts CPU time for `/proc`, the same on every architecture.
+const TICKS_PER_SECOND: u64 = 100;
+
+/// What a process costs while nothing happens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rest {
+    pub rss_bytes: u64,
+    pub anonymous_bytes: u64,
+    /// User and system time since its start.
+    pub cpu: Duration,
+    /// Bytes that it has sent to block devices since its start.
+    pub written_bytes: u64,
+}
+
+impl Rest {
+    /// What is so now.
+    pub fn of(pid: u32) -> Option<Self> {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // The second field is the name, which may hold anything; behind it the state is the third.
+        let mut fields = stat.rsplit(')').next()?.split_whitespace().skip(11);
+        let mut ticks = || fields.next()?.parse::<u64>().ok();
+        let ticks = ticks()? + ticks()?;
+        let io = fs::read_to_string(format!("/proc/{pid}/io")).ok()?;
+        let written = io.lines().find_map(|line| line.strip_prefix("write_bytes: "));
+        Some(Self {
+            rss_bytes: rss_bytes(pid)?,
+            anonymous_bytes: anonymous_bytes(pid)?,
+            cpu: Duration::from_millis(ticks * 1000 / TICKS_PER_SECOND),
+            written_bytes: written?.trim().parse().ok()?,
+        })
+    }
+}
 
 /// Resident memory of a process in bytes.
 pub fn rss_bytes(pid: u32) -> Option<u64> {

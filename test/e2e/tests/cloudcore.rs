@@ -65,11 +65,8 @@ fn device(
     let dir = kedge.data_dir.join(folder);
     std::fs::create_dir_all(&dir).unwrap();
     let options = EdgeOptions {
-        node,
-        token,
         servers,
-        runtime: "hollow",
-        network: None,
+        ..EdgeOptions::new(node, token, cloud, "kedge://hollow")
     };
     let yaml = dir.join("edgecore.yaml");
     std::fs::write(&yaml, edgecore_yaml(&dir, cloud, &options)).unwrap();

@@ -51,7 +51,7 @@ impl World {
     async fn edge(&self, name: &str) -> Edge {
         let scope = Scope::new();
         let config = edge_config(&self.dir.join(name), name, &self.cloud);
-        let runtime = kedge_edgecore::runtime::open(&config.edged).await.unwrap();
+        let runtime = kedge_edgecore::runtime::open(&config).await.unwrap();
         let plug = Plug::new();
         let running = kedge_edgecore::wiring::start(config, runtime, plug.clone(), &scope)
             .await
@@ -267,7 +267,7 @@ async fn an_edge_that_restarts_without_a_cloud_runs_its_pods() {
     // No cloud listens any more; the runtime is new and empty, as after a power cut.
     let scope = Scope::new();
     let config = edge_config(&dir.join("edge-a"), "edge-a", &cloud);
-    let runtime = kedge_edgecore::runtime::open(&config.edged).await.unwrap();
+    let runtime = kedge_edgecore::runtime::open(&config).await.unwrap();
     let running = kedge_edgecore::wiring::start(config, runtime.clone(), Plug::new(), &scope)
         .await
         .unwrap();

@@ -4,11 +4,9 @@
 // A test fails where it stands.
 #![allow(clippy::unwrap_used)]
 
-use kedge_e2e::daemons::{
-    CloudPorts, Daemon, EdgeOptions, cloud_ready, cloudcore_yaml, edgecore_yaml, node_is, shared_token,
-};
-use kedge_e2e::{Kedge, Options, images, wait_for};
-use std::path::{Path, PathBuf};
+use kedge_e2e::site::{EdgePlan, Site};
+use kedge_e2e::{Kedge, images, wait_for};
+use std::path::Path;
 use std::process::Command;
 
 /// `edgecore` leaves its bridge and its control group to the next start; after the test there is none.
@@ -57,45 +55,21 @@ fn container(kedge: &Kedge) -> String {
 
 #[test]
 fn a_cloud_and_an_edge_that_die_and_come_back() {
-    // Its embedded API stands for "your cluster"; its own node takes no part.
-    let kedge = Kedge::up(
-        "cluster",
-        Options {
-            hollow: true,
-            ..Options::default()
-        },
-    );
-    let dir: PathBuf = kedge.data_dir.join("gate-7");
-    std::fs::create_dir(&dir).unwrap();
     let _leavings = Leavings("kedge-gate7");
-    let ports = CloudPorts::free();
-    let (cloud_yaml, edge_yaml) = (dir.join("cloudcore.yaml"), dir.join("edgecore.yaml"));
-    let (cloud_log, edge_log) = (dir.join("cloudcore.log"), dir.join("edgecore.log"));
-    std::fs::write(
-        &cloud_yaml,
-        cloudcore_yaml(&kedge.kubeconfig(), ports, &["127.0.0.1"], ""),
-    )
-    .unwrap();
-    let cloud = Daemon::start("cloudcore", &cloud_yaml, &cloud_log);
-    cloud_ready(ports);
-    let edge = EdgeOptions {
+    let mut site = Site::start(EdgePlan {
         node: "gate-7",
-        token: &shared_token(&kedge),
-        servers: format!("127.0.0.1:{}", ports.link),
-        runtime: "embedded",
+        runtime: "kedge://embedded",
         network: Some(("kedge-gate7", "10.233.7.0/24")),
-    };
-    std::fs::write(&edge_yaml, edgecore_yaml(&dir, ports, &edge)).unwrap();
-    let edge = Daemon::start("edgecore", &edge_yaml, &edge_log);
-    node_is(&kedge, "gate-7", " Ready ");
+        kubelet: &[],
+    });
 
     // The image comes while the edge runs.
-    let archive = dir.join("busybox.tar");
+    let archive = site.dir.join("busybox.tar");
     images::write_busybox(&archive);
-    images::import_into(&dir.join("runtime"), &archive);
-    kedge.apply(POD).ok();
+    images::import_into(&site.dir.join("runtime"), &archive);
+    site.cluster.apply(POD).ok();
     let before = wait_for("the pod running", || {
-        let seen = container(&kedge);
+        let seen = container(&site.cluster);
         if seen.starts_with("Running kedge://") {
             Ok(seen)
         } else {
@@ -104,33 +78,36 @@ fn a_cloud_and_an_edge_that_die_and_come_back() {
     });
 
     // Both die; the container does not notice. The edge comes back first, alone.
-    cloud.kill();
-    edge.kill();
-    let edge = Daemon::start("edgecore", &edge_yaml, &edge_log);
-    let cloud = Daemon::start("cloudcore", &cloud_yaml, &cloud_log);
-    node_is(&kedge, "gate-7", " Ready ");
-    kedge.kubectl(&["label", "pod", "sensor", "seen=after"]).ok();
+    site.kill_cloud();
+    site.kill_edge();
+    site.start_edge();
+    site.start_cloud();
+    site.wait_ready();
+    site.cluster
+        .kubectl(&["label", "pod", "sensor", "seen=after"])
+        .ok();
     assert_eq!(
-        container(&kedge),
+        container(&site.cluster),
         before,
         "the same container, restarted not once"
     );
 
     // A delete while the cloud is away reaches the edge when it is back.
-    cloud.kill();
-    kedge.kubectl(&["delete", "pod", "sensor", "--wait=false"]).ok();
-    let cloud = Daemon::start("cloudcore", &cloud_yaml, &cloud_log);
+    site.kill_cloud();
+    site.cluster
+        .kubectl(&["delete", "pod", "sensor", "--wait=false"])
+        .ok();
+    site.start_cloud();
     wait_for("the pod gone", || {
-        let pods = kedge.kubectl(&["get", "pods", "-o", "name"]).ok();
+        let pods = site.cluster.kubectl(&["get", "pods", "-o", "name"]).ok();
         if pods.is_empty() { Ok(()) } else { Err(pods) }
     });
     wait_for("no supervisors", || {
-        let left = kedge_e2e::proc::find(&["oci-helper", &dir.to_string_lossy()]);
+        let left = kedge_e2e::proc::find(&["oci-helper", &site.dir.to_string_lossy()]);
         if left.is_empty() {
             Ok(())
         } else {
             Err(format!("{left:?}"))
         }
     });
-    drop((edge, cloud));
 }

@@ -50,6 +50,7 @@ fn edge(directory: &Directory, device: &str, node: &str, cloud: &Running, token:
         node: NodeName::new(node).unwrap(),
         http_server: format!("https://{}", cloud.https),
         token: Some(token.to_owned()),
+        token_file: None,
         files: IdentityFiles::in_directories(&home.join("ca"), &home.join("certs")),
     }
 }

@@ -59,6 +59,8 @@ pub(crate) enum Image {
         /// The archive, a tar file.
         file: PathBuf,
     },
+    /// Fetch an image from its registry.
+    Pull(Pull),
     /// List the images on this node.
     Ls,
     /// Remove an image that no container uses.
@@ -66,4 +68,22 @@ pub(crate) enum Image {
         /// Name or id.
         image: String,
     },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Pull {
+    /// For example `nginx:1.29` or `registry.example:5000/gate@sha256:…`.
+    pub(crate) image: String,
+    /// Speak to the registry without TLS.
+    #[arg(long)]
+    pub(crate) plain_http: bool,
+    /// A file with more authorities in PEM.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) authority: Vec<PathBuf>,
+    /// Who asks.
+    #[arg(long, value_name = "NAME", requires = "password_file")]
+    pub(crate) username: Option<String>,
+    /// A file that holds the password, for example /dev/stdin.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) password_file: Option<PathBuf>,
 }

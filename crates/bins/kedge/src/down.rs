@@ -5,6 +5,7 @@ use crate::edge_file;
 use crate::progress::Progress;
 use anyhow::{Context, Result, bail};
 use kedge_config::ContainerRuntime;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// The drain of `kedge up` has three parts of ten seconds at most.
@@ -30,14 +31,17 @@ pub(crate) async fn down(dir: &DataDir, json: bool) -> Result<()> {
     let config = edge_file::read(&file)?;
     match config.edged.container_runtime {
         ContainerRuntime::Embedded => {
-            let runtime = kedge_edgecore::runtime::open_embedded(&config.edged).await?;
+            let runtime = kedge_edgecore::runtime::open_embedded(&config).await?;
             runtime.purge().await.context("stop the containers")?;
+            // Secrets and other volumes in memory: mounted, they would keep the data directory from being removed.
+            kedge_host::mounts::detach_below(Path::new(&config.edged.root_directory))
+                .context("unmount the volumes of pods")?;
             progress.step(
                 "containers stopped",
                 "sandboxes, bridge and control groups are gone; data and images stay",
             );
         }
-        ContainerRuntime::Hollow => {}
+        ContainerRuntime::Cri { .. } | ContainerRuntime::Hollow => {}
     }
     Ok(())
 }

@@ -68,10 +68,19 @@ modules:
       containerRuntimeEndpoint: kedge://{runtime}
       podLogsDir: {edge_dir}/logs
       podCIDR: {pod_cidr}
+      staticPodPath: {edge_dir}/manifests
+      serializeImagePulls: false
+      maxParallelImagePulls: 3
+      # This machine has other work too: pods go when it is nearly full, and images that were imported stay.
+      evictionHard: {{memory.available: 100Mi, nodefs.available: 1Gi, nodefs.inodesFree: 1%, imagefs.available: 1Gi, imagefs.inodesFree: 1%}}
+      imageGCHighThresholdPercent: 100
+      # 10350 may be another node's on this machine; the tunnel answers the same.
+      readOnlyPort: 0
 kedge:
   runtimeDirectory: {runtime_dir}
   bridge: {bridge}
   cgroupRoot: {cgroup_root}
+  devicePlugins: ''
 ",
         edge_dir = dir.edge().display(),
         runtime_dir = dir.runtime().display(),
@@ -143,7 +152,7 @@ mod tests {
         assert_eq!(warnings, []);
         assert_eq!(config.edged.node_name, "gate-7");
         assert_eq!(config.edged.container_runtime, ContainerRuntime::Hollow);
-        assert_eq!(config.hub.server, "127.0.0.1:20000");
+        assert_eq!(config.hub.servers, ["127.0.0.1:20000"]);
         assert_eq!(config.stream.server, "127.0.0.1:20004");
         assert_eq!(
             config.edged.bridge.len(),

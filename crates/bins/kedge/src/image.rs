@@ -1,17 +1,24 @@
-//! `kedge image import|ls|rm`: the images of the built-in runtime, whether `kedge up` runs or not.
+//! `kedge image pull|import|ls|rm`: the images of the built-in runtime, whether `kedge up` runs or not.
 
-use crate::cli::Image;
+use crate::cli::{Image, Pull};
 use crate::data_dir::DataDir;
 use anyhow::{Context, Result, bail};
+use kedge_containers::{Credentials, Reference};
+use kedge_registry::{Config, Progress};
 use kedge_runtime::embedded::Images;
 use serde_json::json;
 use std::path::Path;
+use std::time::Duration;
+
+/// How often a pull tells how far it is.
+const TELL_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Runs one image command.
 pub(crate) async fn image(dir: &DataDir, command: &Image, json: bool) -> Result<()> {
     let images = open(dir)?;
     match command {
         Image::Import { file } => import(&images, file, json).await,
+        Image::Pull(wanted) => pull(&images, wanted, json).await,
         Image::Ls => list(&images, json).await,
         Image::Rm { image } => {
             images.remove(image).await?;
@@ -61,6 +68,73 @@ async fn import(images: &Images, file: &Path, json: bool) -> Result<()> {
         }
     }
     Ok(())
+}
+
+async fn pull(images: &Images, wanted: &Pull, json: bool) -> Result<()> {
+    let reference: Reference = wanted
+        .image
+        .parse()
+        .with_context(|| format!("{:?} is no name of an image", wanted.image))?;
+    let registry = reference.registry().to_owned();
+    let config = Config {
+        plain_http: if wanted.plain_http {
+            vec![registry]
+        } else {
+            Vec::new()
+        },
+        authorities: wanted.authority.clone(),
+        ..Config::new(kedge_host::architecture())
+    };
+    let credentials = credentials(wanted)?;
+    let progress = Progress::default();
+    let work = images.pull(config, &wanted.image, &credentials, &progress);
+    let mut work = std::pin::pin!(work);
+    let mut tell = tokio::time::interval(TELL_INTERVAL);
+    let image = loop {
+        tokio::select! {
+            biased;
+            // The end is told at once, whatever else is due.
+            pulled = &mut work => break pulled?,
+            _ = tell.tick() => show(&reference, &progress, json),
+        }
+    };
+    if json {
+        println!(
+            "{}",
+            json!({"pulled": reference.to_string(), "id": image.id, "size_bytes": image.size_bytes})
+        );
+    } else {
+        println!("pulled {reference} ({} KiB)", image.size_bytes / 1024);
+    }
+    Ok(())
+}
+
+fn credentials(wanted: &Pull) -> Result<Vec<Credentials>> {
+    let (Some(username), Some(file)) = (&wanted.username, &wanted.password_file) else {
+        return Ok(Vec::new());
+    };
+    let password = std::fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?;
+    Ok(vec![Credentials {
+        username: username.clone(),
+        password: password.trim_end_matches(['\r', '\n']).to_owned(),
+        ..Credentials::default()
+    }])
+}
+
+fn show(reference: &Reference, progress: &Progress, json: bool) {
+    let (done, total) = (progress.done_bytes(), progress.total_bytes());
+    // Nothing is known before the manifest.
+    if total == 0 {
+        return;
+    }
+    if json {
+        println!(
+            "{}",
+            json!({"pulling": reference.to_string(), "done_bytes": done, "total_bytes": total})
+        );
+    } else {
+        println!("pulling {reference}: {} of {} KiB", done / 1024, total / 1024);
+    }
 }
 
 async fn list(images: &Images, json: bool) -> Result<()> {

@@ -107,10 +107,7 @@ async fn start(
     progress.step("CloudCore", &format!("link {link}, certificates {}", cloud.https));
 
     edge_config.hub.token = cloud.token;
-    let (runtime, plug) = (
-        kedge_edgecore::runtime::open(&edge_config.edged).await?,
-        Plug::new(),
-    );
+    let (runtime, plug) = (kedge_edgecore::runtime::open(&edge_config).await?, Plug::new());
     let version = runtime.version().await?;
     progress.step(
         "container runtime",

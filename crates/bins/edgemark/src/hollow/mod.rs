@@ -24,7 +24,8 @@ use kedge_runtime::Runtime;
 use kedge_runtime::hollow::Hollow;
 use kedge_store::meta::MetaStore;
 use kedge_telemetry::Scope;
-use kedge_telemetry::channel::{ask, keyed, latest};
+use kedge_telemetry::channel::{ask, keyed, latest, queue};
+use kedge_telemetry::metrics::Registry;
 use kedge_transport::Plug;
 use kedge_wire::NodeName;
 use std::path::PathBuf;
@@ -37,6 +38,8 @@ use tokio::time::Instant;
 const ORDERS_WAITING_MAX: usize = 64;
 /// Requests on their way to the cloud; as in EdgeCore.
 const REQUESTS_WAITING_MAX: usize = 128;
+/// Nobody holds back the pods of a hollow edge.
+const RELEASES_WAITING_MAX: usize = 1;
 /// Nobody asks a hollow edge for logs.
 const GETS_WAITING_MAX: usize = 1;
 /// The machine below all hollow nodes is one and does not change: the status is looked at as often as it must be sent.
@@ -126,15 +129,18 @@ impl HollowEdge {
         let (tap_cloud, cloud_rx) = ask::channel("tapped cloud requests", REQUESTS_WAITING_MAX);
         let (requests_tx, requests_rx) = ask::channel("edged requests", REQUESTS_WAITING_MAX);
         let (_nobody_asks, gets_rx) = ask::channel("node gets", GETS_WAITING_MAX);
+        let (_nobody_releases, releases_rx) = queue::channel("releases", RELEASES_WAITING_MAX);
         let (objects_tx, objects_rx) = keyed::channel("desired objects");
         let (online_tx, online_rx) = latest::channel(false);
-        let (identity_tx, _) = latest::channel(identity.clone());
+        let (identity_tx, _) = latest::channel(None);
 
         let edged_ports = kedge_edged::Ports {
             desired: objects_rx,
             cloud: requests_tx,
             online: online_rx.clone(),
             node_get: gets_rx,
+            releases: releases_rx,
+            metrics: Registry::new(),
         };
         let runtime: Arc<dyn Runtime> = Arc::clone(&self.runtime) as Arc<dyn Runtime>;
         let edged = Edged::new(edged_config(setting, node), runtime, held, edged_ports)?;
@@ -174,7 +180,7 @@ impl HollowEdge {
         };
         let hub = EdgeHub::new(
             hub_config(setting, certificate, seed),
-            identity,
+            Some(identity),
             dialer,
             hub_ports,
         )?;
@@ -244,6 +250,7 @@ fn certificate_config(setting: &Setting, node: &NodeName) -> CertificateConfig {
         node: node.clone(),
         http_server: setting.https.clone(),
         token: Some(setting.token.clone()),
+        token_file: None,
         files: IdentityFiles::in_directories(&directory, &directory),
     }
 }
@@ -251,9 +258,12 @@ fn certificate_config(setting: &Setting, node: &NodeName) -> CertificateConfig {
 fn edged_config(setting: &Setting, node: NodeName) -> kedge_edged::Config {
     kedge_edged::Config {
         log_dir: setting.scratch.join("logs"),
-        labels: [(NODE_LABEL.to_owned(), "hollow".to_owned())].into(),
-        status_check_interval: STATUS_INTERVAL,
-        status_report_interval: STATUS_INTERVAL,
+        node: kedge_edged::Node {
+            labels: [(NODE_LABEL.to_owned(), "hollow".to_owned())].into(),
+            status_check_interval: STATUS_INTERVAL,
+            status_report_interval: STATUS_INTERVAL,
+            ..kedge_edged::Node::default()
+        },
         // Pods are told apart by their UIDs, so all edges share one directory.
         ..kedge_edged::Config::new(node, setting.scratch.clone())
     }
@@ -265,6 +275,7 @@ fn hub_config(setting: &Setting, certificate: CertificateConfig, seed: u64) -> k
         transport: setting.transport,
         servers: setting.hubs.clone(),
         handshake_timeout: ATTEMPT_MAX,
+        read_deadline: HEARTBEAT,
         project_id: PROJECT.to_owned(),
         heartbeat: HEARTBEAT,
         rates: Rates::default(),

@@ -145,7 +145,7 @@ pub(super) fn certificate_trouble(error: &CertificateError) -> &'static str {
     match error {
         CertificateError::Address { .. } => "certificate: bad address",
         CertificateError::NoToken { .. } => "certificate: no token",
-        CertificateError::Token(_) => "certificate: token",
+        CertificateError::Token(_) | CertificateError::TokenFile { .. } => "certificate: token",
         CertificateError::Unreachable { source, .. } => match dial_trouble(source) {
             "dial: nobody listens" => "certificate: nobody listens",
             "dial: closed by the other side" => "certificate: closed by the other side",
@@ -161,6 +161,7 @@ pub(super) fn certificate_trouble(error: &CertificateError) -> &'static str {
         CertificateError::TooLong { .. } => "certificate: answer too long",
         CertificateError::Clock { .. } => "certificate: clock",
         CertificateError::Refused { .. } => "certificate: refused",
+        CertificateError::Unknown { .. } => "certificate: unknown authority",
         CertificateError::Untrusted(_) => "certificate: untrusted authority",
         CertificateError::OtherNode { .. } | CertificateError::WrongCertificate { .. } => {
             "certificate: of another node"

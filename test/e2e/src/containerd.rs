@@ -1,0 +1,94 @@
+//! A containerd for the edge of a [`Site`](crate::site::Site), with the image of the tests.
+
+use crate::images;
+use std::path::PathBuf;
+
+/// It ends with the test, with everything that ran on it.
+#[derive(Debug)]
+pub struct Containerd {
+    tokio: tokio::runtime::Runtime,
+    /// `None` while it is taken down.
+    inner: Option<kedge_containerd::Containerd>,
+    dir: PathBuf,
+}
+
+impl Containerd {
+    /// Starts it in a directory of its own.
+    ///
+    /// # Panics
+    /// When it does not come up; the packages are those that `.ci/run` installs.
+    pub fn start(name: &str) -> Self {
+        let dir = std::env::temp_dir().join(format!("kedge-e2e-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).expect("a folder for temporary files");
+        let tokio = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .expect("a runtime can be built");
+        let inner = tokio.block_on(kedge_containerd::Containerd::start(&dir));
+        let inner = inner.expect("containerd starts");
+        let archive = dir.join("busybox.tar");
+        images::write_busybox(&archive);
+        inner.import(&archive).expect("containerd takes the image");
+        Self {
+            tokio,
+            inner: Some(inner),
+            dir,
+        }
+    }
+
+    fn inner(&self) -> &kedge_containerd::Containerd {
+        self.inner.as_ref().expect("it is there until it is dropped")
+    }
+
+    fn inner_mut(&mut self) -> &mut kedge_containerd::Containerd {
+        self.inner.as_mut().expect("it is there until it is dropped")
+    }
+
+    /// For `containerRuntimeEndpoint`.
+    pub fn endpoint(&self) -> String {
+        self.inner().endpoint()
+    }
+
+    /// For `cgroupRoot`.
+    pub fn cgroup_root(&self) -> String {
+        self.inner().cgroup_root()
+    }
+
+    /// SIGKILL; the pods' shims stay.
+    ///
+    /// # Panics
+    /// When it does not run.
+    pub fn kill(&mut self) {
+        self.inner_mut().kill();
+    }
+
+    /// # Panics
+    /// When it does not come up again.
+    pub fn start_again(&mut self) {
+        let Self { tokio, inner, .. } = self;
+        let inner = inner.as_mut().expect("it is there until it is dropped");
+        tokio
+            .block_on(inner.start_again())
+            .expect("containerd starts again");
+    }
+
+    /// The ids of a pod's containers, its sandbox included.
+    ///
+    /// # Panics
+    /// When containerd does not answer.
+    pub fn containers_of(&self, pod: &str) -> Vec<String> {
+        let filter = format!("labels.\"io.kubernetes.pod.name\"=={pod}");
+        let listed = self.inner().ctr(&["containers", "list", "--quiet", &filter]);
+        let listed = listed.expect("containerd answers");
+        listed.lines().map(str::to_owned).collect()
+    }
+}
+
+impl Drop for Containerd {
+    fn drop(&mut self) {
+        if let Some(inner) = self.inner.take() {
+            self.tokio.block_on(inner.end());
+        }
+        let _ = std::fs::remove_dir_all(&self.dir);
+    }
+}
