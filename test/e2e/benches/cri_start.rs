@@ -35,7 +35,7 @@ async fn main() {
         plain_ms.push(ctr_run(&containerd, &format!("plain{run}")));
         pod_ms.push(pod(&runtime, &directory.0, &format!("one{run}")).await);
     }
-    println!("cri_start: {RUNS} runs, busybox on a containerd of its own");
+    println!("cri_start: {RUNS} runs, a pause container on a containerd of its own");
     stats::print("ctr run --detach", "ms", &plain_ms);
     stats::print("one pod, ordered to running", "ms", &pod_ms);
 

@@ -310,11 +310,15 @@ async fn runs_pods(cloud: &mut OfficialCloud, recording: &Recording, runtime: &H
             heard.route.resource == patches && status_of(heard, &uid).pointer(pointer) == Some(&value)
         }
     };
+    let (web, uid) = (
+        WEB.replace("/pod/", "/podpatch/"),
+        content(&first(WEB))["metadata"]["uid"].clone(),
+    );
     cloud
-        .hears(
-            "that init runs",
-            says(WEB, "/initContainerStatuses/0/started", true.into()),
-        )
+        .hears("that init runs", |heard| {
+            let state = "/initContainerStatuses/0/state/running";
+            heard.route.resource == web && status_of(heard, &uid).pointer(state).is_some()
+        })
         .await;
     // Hollow containers end when they are told to.
     let sandboxes = runtime.list().await.unwrap();

@@ -1,8 +1,9 @@
 //! What people type, and what they read when it does not work.
 
-use crate::{node, runtime, wiring};
+use crate::database::{self, DatabaseAct};
+use crate::{node, runtime, settings, wiring};
 use anyhow::{Context, Result, anyhow};
-use clap::{ArgAction, Args, Parser};
+use clap::{ArgAction, Args, Parser, Subcommand};
 use kedge_config::{EdgeCore, EdgeFacts, LogFormat, Warning};
 use kedge_host::Root;
 use kedge_telemetry::channel::latest;
@@ -15,15 +16,21 @@ use std::sync::Arc;
 const CONFIG_FILE: &str = "/etc/kubeedge/config/edgecore.yaml";
 /// The release of KubeEdge that this EdgeCore stands for.
 const KUBEEDGE_VERSION: &str = "v1.23.1";
+/// What went well is said on standard output.
+const DATABASE_LOG: &str = "warn";
 /// EdgeCore waits most of the time; two threads keep one busy task from holding up the other parts.
 const WORKER_THREADS: usize = 2;
 
 /// Runs pods on an edge node, with or without the cloud.
 #[derive(Debug, Parser)]
-#[command(name = "edgecore", disable_version_flag = true)]
+#[command(
+    name = "edgecore",
+    disable_version_flag = true,
+    disable_help_subcommand = true
+)]
 pub struct Cli {
     /// The configuration file.
-    #[arg(long, value_name = "FILE", default_value = CONFIG_FILE)]
+    #[arg(long, value_name = "FILE", default_value = CONFIG_FILE, global = true)]
     config: PathBuf,
 
     /// Print every key of the configuration with its default, and exit.
@@ -49,6 +56,17 @@ pub struct Cli {
 
     #[command(flatten)]
     official_logs: OfficialLogs,
+
+    /// Without one EdgeCore runs.
+    #[command(subcommand)]
+    act: Option<Act>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Act {
+    /// What the node holds: take it over, hand it back, seal it anew
+    #[command(subcommand, disable_help_subcommand = true)]
+    Database(DatabaseAct),
 }
 
 /// Flags of the official binary's logger. They are taken, so that a unit file need not change.
@@ -97,7 +115,17 @@ pub fn run(cli: &Cli) -> Result<()> {
     if cli.minconfig {
         return print(&EdgeCore::minimal_yaml(&facts()?));
     }
-    start(cli)
+    match &cli.act {
+        Some(Act::Database(act)) => of_database(cli, *act),
+        None => start(cli),
+    }
+}
+
+fn of_database(cli: &Cli, act: DatabaseAct) -> Result<()> {
+    let (config, _) = read(&cli.config)?;
+    logs::install(DATABASE_LOG, logs::Format::Text, logs::stderr());
+    let told = database::run(act, &settings::store(&config))?;
+    print(&format!("{told}\n"))
 }
 
 /// An error with its causes, each said once: some libraries repeat the cause in their own words.

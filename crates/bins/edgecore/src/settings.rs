@@ -324,6 +324,7 @@ pub fn stream(config: &EdgeCore, node: NodeName) -> Result<kedge_edgestream::Con
         node,
         internal_ip,
         server: config.stream.server.clone(),
+        handshake_timeout: config.stream.handshake_timeout,
         seed: process_seed(),
     })
 }

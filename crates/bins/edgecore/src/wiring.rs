@@ -11,7 +11,7 @@
 use crate::settings;
 use anyhow::{Context, Result};
 use kedge_config::EdgeCore;
-use kedge_edged::Edged;
+use kedge_edged::{Edged, Initial};
 use kedge_edgehub::{EdgeHub, Network};
 use kedge_edgestream::EdgeStream;
 use kedge_metamanager::MetaManager;
@@ -52,11 +52,15 @@ pub async fn start(
     scope: &Scope,
 ) -> Result<Running> {
     let node = NodeName::new(config.edged.node_name.clone()).context("modules.edged.hostnameOverride")?;
-    let store = MetaStore::open_node(settings::store(&config))?.store;
+    let opened = MetaStore::open_node(settings::store(&config))?;
+    // Damage may have taken pods that run.
+    let complete = opened.mended.is_none();
+    let store = opened.store;
+    let held_anew = store.mended();
     let meta_config = kedge_metamanager::Config {
         query_timeout: config.remote_query_timeout,
     };
-    let (metamanager, held) = MetaManager::open(store, meta_config).await?;
+    let (metamanager, objects) = MetaManager::open(store, meta_config).await?;
 
     let (orders_tx, orders_rx) = ask::channel("store orders", ORDERS_WAITING_MAX);
     let (cloud_tx, cloud_rx) = ask::channel("cloud requests", REQUESTS_WAITING_MAX);
@@ -74,7 +78,8 @@ pub async fn start(
         releases: releases_rx,
         metrics: Registry::new(),
     };
-    let edged = Edged::new(settings::edged(&config, &node)?, runtime, held, edged_ports)?;
+    let initial = Initial { objects, complete };
+    let edged = Edged::new(settings::edged(&config, &node)?, runtime, initial, edged_ports)?;
     scope.spawn_vital("edged", edged.run(scope.clone()));
     let meta_ports = kedge_metamanager::Ports {
         orders: orders_rx,
@@ -91,6 +96,7 @@ pub async fn start(
         store: orders_tx,
         requests: cloud_rx,
         online: online_tx,
+        held_anew,
         identity: identity_tx,
     };
     let hub = EdgeHub::new(

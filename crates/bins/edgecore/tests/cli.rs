@@ -89,20 +89,23 @@ fn help_and_versions() {
     check(
         &["--help"],
         expect![[r#"
-        $ edgecore --help
-        Runs pods on an edge node, with or without the cloud
+            $ edgecore --help
+            Runs pods on an edge node, with or without the cloud
 
-        Usage: edgecore [OPTIONS]
+            Usage: edgecore [OPTIONS] [COMMAND]
 
-        Options:
-              --config <FILE>           The configuration file [default: /etc/kubeedge/config/edgecore.yaml]
-              --defaultconfig[=<true>]  Print every key of the configuration with its default, and exit
-              --minconfig[=<true>]      Print the keys to begin with, and exit
-              --version[=<raw>]         Print the version, and exit; `--version=raw` prints all there is to say [possible values: true, false, raw]
-          -v, --v <LEVEL>               How much the log says; from 4 on it says all that kedge.logFilter would
-          -h, --help                    Print help
-        [0]
-    "#]],
+            Commands:
+              database  What the node holds: take it over, hand it back, seal it anew
+
+            Options:
+                  --config <FILE>           The configuration file [default: /etc/kubeedge/config/edgecore.yaml]
+                  --defaultconfig[=<true>]  Print every key of the configuration with its default, and exit
+                  --minconfig[=<true>]      Print the keys to begin with, and exit
+                  --version[=<raw>]         Print the version, and exit; `--version=raw` prints all there is to say [possible values: true, false, raw]
+              -v, --v <LEVEL>               How much the log says; from 4 on it says all that kedge.logFilter would
+              -h, --help                    Print help
+            [0]
+        "#]],
     );
     check(
         &["--version"],
@@ -159,7 +162,18 @@ impl Drop for Running {
 /// manager, feeds its watchdog, and ends when it is asked to.
 #[test]
 fn it_starts_with_nothing_and_tells_the_service_manager() {
-    let directory = Directory::new("start");
+    starts_and_ends("TERM");
+}
+
+#[test]
+fn it_drains_for_the_other_signals_that_end_a_process() {
+    for signal in ["INT", "QUIT"] {
+        starts_and_ends(signal);
+    }
+}
+
+fn starts_and_ends(signal: &str) {
+    let directory = Directory::new(signal);
     let dir = directory.0.display();
     let file = directory.file(
         "edgecore.yaml",
@@ -215,7 +229,8 @@ kedge: {{runtimeDirectory: {dir}/runtime}}
     assert_eq!(heard(), "WATCHDOG=1");
     assert_eq!(heard(), "WATCHDOG=1");
     let pid = running.0.id().to_string();
-    assert!(Command::new("kill").arg(pid).status().unwrap().success());
+    let sent = Command::new("kill").args(["-s", signal, &pid]).status();
+    assert!(sent.unwrap().success());
     let last = loop {
         let words = heard();
         if words != "WATCHDOG=1" {

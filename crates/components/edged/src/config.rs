@@ -31,8 +31,6 @@ pub struct Config {
     /// Where static pods come from; `None`: there are none.
     pub static_pods: Option<StaticPods>,
     pub pods: PodRules,
-    /// Mount what pods' volumes need, and serve CSI drivers; without it every volume is a plain directory.
-    pub mounts: bool,
     pub node: Node,
     pub cluster_dns: Vec<String>,
     pub cluster_domain: String,
@@ -142,7 +140,6 @@ impl Config {
             image_pulls: PullLimits::default(),
             static_pods: None,
             pods: PodRules::default(),
-            mounts: false,
             node: Node::default(),
             cluster_dns: Vec::new(),
             cluster_domain: String::new(),

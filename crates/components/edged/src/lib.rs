@@ -85,6 +85,15 @@ pub struct Ports {
     pub metrics: kedge_telemetry::metrics::Registry,
 }
 
+/// What the node held when it was started.
+#[derive(Debug, Default)]
+pub struct Initial {
+    pub objects: Vec<(ObjectKey, Body)>,
+    /// Nothing that the cloud placed here is missing. Else containers of pods that are not held are left alone until the
+    /// cloud has been there and has said what it wants, as on a node that never held anything.
+    pub complete: bool,
+}
+
 /// Why edged cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -103,7 +112,7 @@ pub struct Edged {
     config: Config,
     facts: kedge_host::Facts,
     runtime: Arc<dyn Runtime>,
-    initial: Vec<(ObjectKey, Body)>,
+    initial: Initial,
     ports: Ports,
 }
 
@@ -120,7 +129,7 @@ impl Edged {
     pub fn new(
         config: Config,
         runtime: Arc<dyn Runtime>,
-        initial: Vec<(ObjectKey, Body)>,
+        initial: Initial,
         ports: Ports,
     ) -> Result<Self, Error> {
         let facts = kedge_host::facts().map_err(Error::Facts)?;

@@ -17,7 +17,6 @@ mod tell;
 pub use setup::PodRules;
 pub(crate) use setup::run;
 
-use crate::LogAnswer;
 use crate::beside::{Board, Order};
 use crate::cloud::Error;
 use crate::face::ProbeCounts;
@@ -25,6 +24,7 @@ use crate::hands::Hands;
 use crate::logs::Logs;
 use crate::objects::Held;
 use crate::reports::Reports;
+use crate::{Initial, LogAnswer};
 use desired::Changes;
 use kedge_api::Pod;
 use kedge_pods::{ObservationId, Outcome, PodKey, Pods, ProbeId, ProbeResult, Release};
@@ -40,8 +40,8 @@ use tokio::sync::Notify;
 
 /// Outcomes that wait for the owner. It never waits for a hand, so this only evens out bursts.
 const RESULTS_MAX: usize = 64;
-/// A node that has never held anything gets this long after its first connection before containers of unknown pods are
-/// taken for orphans: the desired set is on its way.
+/// A node that has never held anything, or has lost some of it, gets this long after its first connection before
+/// containers of unknown pods are taken for orphans: the desired set is on its way.
 const FIRST_SET_WAIT: Duration = Duration::from_secs(60);
 
 /// A smaller difference between the clocks is no step but the one running a little faster than the other.
@@ -107,7 +107,7 @@ struct Owner {
     probes: ProbeCounts,
     /// Actions under way.
     under_way: usize,
-    /// When the desired set of a new node counts as complete.
+    /// When the desired set counts as complete; nothing before the first connection of a node that does not hold all.
     complete_at: Option<Time>,
     /// The files of this node have been looked at, where there are any.
     files_known: bool,
@@ -118,12 +118,13 @@ struct Owner {
 }
 
 impl Owner {
-    async fn run(mut self, initial: Vec<(ObjectKey, Body)>, mut inputs: Inputs) {
-        let known = !initial.is_empty();
+    async fn run(mut self, initial: Initial, mut inputs: Inputs) {
+        let Initial { objects, complete } = initial;
+        let known = complete && !objects.is_empty();
         if inputs.files.is_none() {
             self.static_pods(Vec::new());
         }
-        for (key, body) in initial {
+        for (key, body) in objects {
             self.desired(key, Some(body));
         }
         let mut was_online = *inputs.online.borrow_and_update();

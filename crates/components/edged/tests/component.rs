@@ -8,7 +8,7 @@ use kedge_containers::RuntimeStatus;
 use kedge_wire::tunnel::NodeGet;
 use kedge_wire::{ObjectKind, Operation};
 use serde_json::{Value, json};
-use site::{Node, PATIENCE, Start, deleted, named, plain, pod, wait};
+use site::{Node, PATIENCE, Start, deleted, is_running, named, plain, pod, wait};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -105,6 +105,56 @@ async fn a_restart_adopts_running_containers() {
     assert_eq!(after.len(), 1);
     assert_eq!((&after[0].id, after[0].attempt), (&before.id, 0));
     again.stop().await;
+}
+
+/// Of two pods that run the store has lost one: it goes on, however long the cloud stays away, and beyond the first
+/// connection until the cloud has sent what it wants.
+#[tokio::test(start_paused = true)]
+async fn after_damage_to_the_store_what_runs_and_is_not_held_goes_on_until_the_cloud_has_spoken() {
+    const DAY: Duration = Duration::from_secs(24 * 3600);
+    let (kept, lost, unwanted) = (
+        pod("u1", plain()),
+        named("db", "u2", plain()),
+        named("old", "u3", plain()),
+    );
+    let node = Start::with(&[kept.clone(), lost.clone(), unwanted]).node();
+    for name in ["web", "db", "old"] {
+        node.wait_status(name, &["\"phase\":\"Running\""]).await;
+    }
+    let mut before = running(&node).await;
+    node.stop().await;
+
+    let again = Start {
+        runtime: Arc::clone(&node.runtime),
+        root: Arc::clone(&node.root),
+        online: false,
+        complete: false,
+        ..Start::with(&[kept])
+    }
+    .node();
+    tokio::time::sleep(DAY).await;
+    assert_eq!(running(&again).await, before);
+    again.online.send_replace(true);
+    again.wait_status("web", &["\"phase\":\"Running\""]).await;
+    assert_eq!(running(&again).await, before);
+    again.set(ObjectKind::Pod, &lost);
+    again
+        .wait_status("db", &["\"phase\":\"Running\"", "\"restartCount\":0"])
+        .await;
+    // What the cloud has not named by now is an orphan.
+    let gone = async || (running(&again).await.len() == 2).then_some(());
+    wait("the unwanted pod ends", gone).await;
+    let after = running(&again).await;
+    before.retain(|id| after.contains(id));
+    assert_eq!(before, after);
+    again.stop().await;
+}
+
+async fn running(node: &Node) -> Vec<String> {
+    let all = node.containers().await.into_iter().filter(is_running);
+    let mut ids: Vec<String> = all.map(|container| container.id.0).collect();
+    ids.sort();
+    ids
 }
 
 #[tokio::test(start_paused = true)]

@@ -11,6 +11,7 @@ use futures_util::future::BoxFuture;
 use kedge_link::edge::{CloudRequest, EdgeLink, Event, RequestError, RequestId};
 use kedge_link::{Held, OFFER_HEADER, OFFER_VERSION, Peer};
 use kedge_telemetry::channel::ask::{Question, Reply as Way};
+use kedge_telemetry::channel::latest;
 use kedge_telemetry::{Scope, clock};
 use kedge_transport::{Close, CloseCode, DialError, Framing, Target, TlsTrouble};
 use kedge_wire::{Reply, Time, ToEdge};
@@ -155,6 +156,7 @@ impl EdgeHub {
                 },
                 () = sleep_until(wake_at) => self.link.handle_timeout(self.time.now()),
                 identity = &mut self.next_identity => self.identified(identity, &scope),
+                () = changed(&mut self.ports.held_anew) => self.held_anew(&scope),
             }
         }
         self.drain(&scope).await;
@@ -392,6 +394,19 @@ impl EdgeHub {
         };
     }
 
+    /// What the cloud was told is held is no longer true.
+    fn held_anew(&mut self, scope: &Scope) {
+        match self.phase {
+            Phase::Online { .. } | Phase::Opening { .. } => {
+                tracing::info!("connecting anew to tell the cloud what this node holds");
+                let (code, reason) = (CloseCode::Away, "what the node holds has changed".to_owned());
+                self.disconnect(Some(Close { code, reason }), scope);
+            }
+            // It is told when a connection stands.
+            Phase::Unknown | Phase::Resting { .. } | Phase::Dialling { .. } => {}
+        }
+    }
+
     /// There is an identity to use from now on.
     fn identified(&mut self, identity: Identity, scope: &Scope) {
         let tls = match identity.client_config() {
@@ -498,6 +513,16 @@ impl Clock {
     fn instant(&self, time: Time) -> Instant {
         self.start + time.since(Time::from_ms(self.start_ms))
     }
+}
+
+/// Completes at each change; never where there are none. Cancel safe.
+async fn changed(what: &mut Option<latest::Receiver<u64>>) {
+    if let Some(receiver) = what
+        && receiver.changed().await.is_ok()
+    {
+        return;
+    }
+    std::future::pending().await
 }
 
 async fn sleep_until(moment: Option<Instant>) {

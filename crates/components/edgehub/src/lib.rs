@@ -77,6 +77,9 @@ pub struct Ports {
     pub requests: ask::Receiver<CloudRequest, Result<Reply, RequestError>>,
     /// Whether the cloud is connected and the session is open.
     pub online: latest::Sender<bool>,
+    /// Changes when the node no longer holds what the cloud was told of; then a new session begins, which says it anew.
+    /// Nothing where that cannot happen.
+    pub held_anew: Option<latest::Receiver<u64>>,
     /// The identity in use, for others who dial with it; `None` until there is one.
     pub identity: latest::Sender<Option<Identity>>,
 }

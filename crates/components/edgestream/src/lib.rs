@@ -33,6 +33,7 @@ use kedge_transport::{Plug, Target, dial};
 use kedge_wire::NodeName;
 use kedge_wire::tunnel::NodeGet;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::time::Instant;
 
 /// What edged answers: the bytes as they come, or why there are none.
@@ -46,6 +47,8 @@ pub struct Config {
     pub internal_ip: String,
     /// `edgeStream.server`, `host:port`.
     pub server: String,
+    /// `edgeStream.handshakeTimeout`: how long one attempt may take.
+    pub handshake_timeout: Duration,
     /// Spreads delays; any number that differs between nodes.
     pub seed: u64,
 }
@@ -124,8 +127,11 @@ impl EdgeStream {
         let identity = identity.ok_or_else(|| "this node has no certificate".to_owned())?;
         let tls = identity.client_config().map_err(|error| error.to_string())?;
         let target = Target::tunnel(&self.config.server, &self.config.node, &self.config.internal_ip);
-        dial(&target, Arc::new(tls), &self.ports.plug)
-            .await
-            .map_err(|error| error.to_string())
+        let after = self.config.handshake_timeout;
+        let attempt = dial(&target, Arc::new(tls), &self.ports.plug);
+        match tokio::time::timeout(after, attempt).await {
+            Ok(connected) => connected.map_err(|error| error.to_string()),
+            Err(_elapsed) => Err(format!("dial {}: no tunnel within {after:?}", target.address)),
+        }
     }
 }

@@ -52,6 +52,7 @@ impl World {
             node: NodeName::new("edge-1").unwrap(),
             internal_ip: "10.1.2.3".to_owned(),
             server: listener.local_address().to_string(),
+            handshake_timeout: PATIENCE,
             seed: 0,
         };
         // It waits until the node has joined.

@@ -42,6 +42,9 @@ pub(crate) struct World {
     /// Containers that do not end when they are asked to, until [`World::stops_end`].
     pub(crate) stubborn: bool,
     stopping: Vec<(String, Vec<Stop>)>,
+    /// Containers that are created but do not run yet, until [`World::starts_end`].
+    pub(crate) slow: bool,
+    starting: Vec<(String, String)>,
     /// Mirrors that the cloud made.
     pub(crate) mirrors: Vec<Arc<Pod>>,
     serial: u32,
@@ -67,6 +70,8 @@ impl World {
             reports: BTreeMap::new(),
             stubborn: false,
             stopping: Vec::new(),
+            slow: false,
+            starting: Vec::new(),
             mirrors: Vec::new(),
             serial: 0,
             log: Vec::new(),
@@ -81,6 +86,7 @@ impl World {
         self.pods.handle_static(Vec::new(), self.now);
         self.last.clear();
         self.stopping.clear();
+        self.starting.clear();
     }
 
     pub(crate) fn want(&mut self, pod: Pod) {
@@ -116,6 +122,21 @@ impl World {
             }
             self.pods
                 .handle_outcome(&uid, Outcome::ContainersStopped(Ok(())), self.now);
+        }
+        self.run();
+    }
+
+    /// Containers that were created run now.
+    pub(crate) fn starts_end(&mut self) {
+        let started_ms = self.now.as_ms();
+        for (uid, name) in std::mem::take(&mut self.starting) {
+            let sandboxes = self.sandboxes.iter_mut().filter(|s| s.pod.uid == uid);
+            sandboxes
+                .flat_map(|s| &mut s.containers)
+                .filter(|c| c.name == name && c.state == ContainerState::Created)
+                .for_each(|c| c.state = ContainerState::Running { started_ms });
+            let outcome = Outcome::Container { name, result: Ok(()) };
+            self.pods.handle_outcome(&uid, outcome, self.now);
         }
         self.run();
     }
@@ -287,8 +308,13 @@ impl World {
                 let into = target
                     .map(|target| format!(" into {}", target.0))
                     .unwrap_or_default();
+                let line = format!("start {container}#{attempt}{into}");
+                if self.slow && result.is_ok() {
+                    self.starting.push((pod.uid().to_owned(), container));
+                    return (line, None);
+                }
                 (
-                    format!("start {container}#{attempt}{into}"),
+                    line,
                     Outcome::Container {
                         name: container,
                         result,
@@ -396,6 +422,8 @@ impl World {
         };
         if dead {
             end(&mut made, now, 137);
+        } else if self.slow {
+            made.state = ContainerState::Created;
         }
         self.sandboxes
             .iter_mut()

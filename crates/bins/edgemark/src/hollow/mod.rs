@@ -16,7 +16,7 @@ mod tap;
 pub use tally::{Tally, wall_us};
 
 use dialer::{Gate, GatedDialer};
-use kedge_edged::Edged;
+use kedge_edged::{Edged, Initial};
 use kedge_edgehub::{CertificateConfig, EdgeHub, Identity, Network, Rates, Transport};
 use kedge_metamanager::MetaManager;
 use kedge_pki::{IdentityFiles, UnixTime};
@@ -143,7 +143,11 @@ impl HollowEdge {
             metrics: Registry::new(),
         };
         let runtime: Arc<dyn Runtime> = Arc::clone(&self.runtime) as Arc<dyn Runtime>;
-        let edged = Edged::new(edged_config(setting, node), runtime, held, edged_ports)?;
+        let initial = Initial {
+            objects: held,
+            complete: true,
+        };
+        let edged = Edged::new(edged_config(setting, node), runtime, initial, edged_ports)?;
         self.scope.spawn_vital("edged", edged.run(self.scope.clone()));
         let meta_ports = kedge_metamanager::Ports {
             orders: orders_rx,
@@ -169,6 +173,8 @@ impl HollowEdge {
             store: orders_tx,
             requests: cloud_rx,
             online: online_tx,
+            // A store in memory is never damaged.
+            held_anew: None,
             identity: identity_tx,
         };
         let dialer = GatedDialer {

@@ -348,8 +348,8 @@ fn refused(path: &str) -> Option<Answer> {
     let first = path.trim_start_matches('/').split('/').next().unwrap_or_default();
     let why = match first {
         "exec" | "attach" | "run" | "cri" => {
-            "commands are not run from this port, which asks nobody who they are: \
-             use kubectl exec or attach, which come through the tunnel of CloudStream"
+            "commands are not run from this port, which asks nobody who they are; \
+             the tunnel of CloudStream is the way for them, and this version does not carry them yet"
         }
         "portForward" => {
             "ports are not forwarded from this port, which asks nobody who they are: \

@@ -16,7 +16,7 @@ use crate::probe::Prober;
 use crate::reports::Reports;
 use crate::stats::Stats;
 use crate::volumes::{self, Volumes};
-use crate::{Ports, face, node, static_pods};
+use crate::{Initial, Ports, face, node, static_pods};
 use kedge_containers::DnsConfig;
 use kedge_host::Facts;
 use kedge_host::cgroups::Layout;
@@ -24,7 +24,6 @@ use kedge_pods::Pods;
 use kedge_runtime::Runtime;
 use kedge_telemetry::Scope;
 use kedge_telemetry::channel::{ask, latest, queue};
-use kedge_wire::{Body, ObjectKey};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -74,7 +73,7 @@ pub(crate) async fn run(
     config: Config,
     facts: Facts,
     runtime: Arc<dyn Runtime>,
-    initial: Vec<(ObjectKey, Body)>,
+    initial: Initial,
     ports: Ports,
     scope: Scope,
 ) {

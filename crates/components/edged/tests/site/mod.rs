@@ -7,7 +7,7 @@ mod troubled;
 pub use troubled::{Pull, Troubled};
 
 use kedge_containers::{ContainerState, ObservedContainer};
-use kedge_edged::{Config, Edged, Ports};
+use kedge_edged::{Config, Edged, Initial, Ports};
 use kedge_link::edge::RequestError;
 use kedge_runtime::Runtime;
 use kedge_telemetry::Scope;
@@ -84,6 +84,8 @@ pub struct Start {
     pub cloud: Cloud,
     pub online: bool,
     pub initial: Vec<(ObjectKey, Body)>,
+    /// The store has lost nothing.
+    pub complete: bool,
     pub configure: fn(&mut Config),
 }
 
@@ -95,6 +97,7 @@ impl Default for Start {
             cloud: Cloud::default(),
             online: true,
             initial: Vec::new(),
+            complete: true,
             configure: |_| {},
         }
     }
@@ -137,7 +140,11 @@ impl Start {
             metrics: kedge_telemetry::metrics::Registry::default(),
         };
         let runtime = Arc::clone(&self.runtime) as Arc<dyn Runtime>;
-        let edged = Edged::new(config, runtime, self.initial, ports).unwrap();
+        let initial = Initial {
+            objects: self.initial,
+            complete: self.complete,
+        };
+        let edged = Edged::new(config, runtime, initial, ports).unwrap();
         scope.spawn("edged", edged.run(scope.clone()));
         Node {
             runtime: self.runtime,

@@ -151,6 +151,7 @@ impl World {
             store: store_out,
             requests,
             online: online_out,
+            held_anew: None,
             identity: identity_out,
         };
         let hub = EdgeHub::new(config, None, hands, ports).unwrap();

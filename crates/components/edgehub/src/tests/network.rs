@@ -86,6 +86,7 @@ impl World {
             store,
             requests: requests_in,
             online: online_out,
+            held_anew: None,
             identity: identity_out,
         };
         let network = Network::default();

@@ -58,6 +58,7 @@ struct World {
     store: ask::Receiver<StoreOrder, StoreDone>,
     requests: ask::Sender<CloudRequest, Result<Reply, RequestError>>,
     online: latest::Receiver<bool>,
+    held_anew: latest::Sender<u64>,
     scope: Scope,
 }
 
@@ -103,10 +104,12 @@ impl World {
         let (requests, requests_in) = ask::channel("requests", 16);
         let (online_out, online) = latest::channel(false);
         let (identity_out, _) = latest::channel(None);
+        let (held_anew, held_anew_in) = latest::channel(0);
         let ports = Ports {
             store: store_out,
             requests: requests_in,
             online: online_out,
+            held_anew: Some(held_anew_in),
             identity: identity_out,
         };
         let hub = EdgeHub::new(
@@ -126,6 +129,7 @@ impl World {
             store,
             requests,
             online,
+            held_anew,
             scope,
         }
     }
@@ -362,6 +366,28 @@ async fn between_our_own_ends_the_heartbeat_is_a_ping_that_must_be_answered() {
     assert!(ended.to_string().contains("an answer is due"), "{ended}");
     assert!(start.elapsed() < HEARTBEAT * 4, "{:?}", start.elapsed());
     world.connect().await;
+}
+
+/// A store that was damaged and mended while the session was open: the cloud must not go on from the old digest.
+#[tokio::test(start_paused = true)]
+async fn what_is_held_is_told_anew_when_it_has_changed_behind_the_back_of_the_cloud() {
+    let mut world = World::with(Transport::WebSocket, &["cloud:10000"], Framing::Kedge);
+    let mut far = world.connect().await;
+    let start = Instant::now();
+    world.held_anew.send_replace(1);
+    let ended = loop {
+        match far.receiver.recv().await {
+            Ok(_) => {}
+            Err(ended) => break ended,
+        }
+    };
+    assert!(
+        matches!(&ended, RecvError::Closed(close) if close.reason == "what the node holds has changed"),
+        "{ended}"
+    );
+    world.connect().await;
+    assert!(start.elapsed() < HEARTBEAT, "{:?}", start.elapsed());
+    assert!(world.scope.drain(PATIENCE).await.left.is_empty());
 }
 
 #[tokio::test(start_paused = true)]

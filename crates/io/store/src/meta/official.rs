@@ -314,9 +314,13 @@ fn is_in_use(path: &Path) -> bool {
     let Ok(path) = path.canonicalize() else {
         return false;
     };
-    let own = std::process::id().to_string();
     let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-    let others = processes.filter(|process| process.file_name().to_str() != Some(&own));
+    let others = processes.filter(|process| {
+        let name = process.file_name();
+        // `self` and `thread-self` lead to this process under another name.
+        let id = name.to_str().and_then(|name| name.parse::<u32>().ok());
+        id.is_some_and(|id| id != std::process::id())
+    });
     let mut edges = others.filter(|process| {
         let name = std::fs::read_to_string(process.path().join("comm"));
         name.is_ok_and(|name| name.trim() == OFFICIAL_PROCESS)

@@ -170,7 +170,8 @@ fn last_state(
     };
     let of_latest = latest.and_then(|c| instances::terminated(c, facts.prefix));
     let last = if state.waiting.is_some() {
-        of_latest.or_else(past)
+        // One that is created but does not run yet has no end of its own; the one before it has.
+        of_latest.or_else(previous).or_else(past)
     } else if state.terminated.is_some() {
         previous()
     } else {

@@ -160,6 +160,34 @@ fn a_pod_with_everything_in_it() {
 }
 
 #[test]
+fn a_restart_that_takes_its_time_keeps_the_end_before_it() {
+    let mut world = World::new();
+    world.want(web("u1"));
+    world.slow = true;
+    world.exit("c", 3);
+    world.look_now();
+    world.look_now();
+    world.log.push("-- c runs".to_owned());
+    world.starts_end();
+    check(
+        &world,
+        &expect![[r#"
+        0s volumes web
+        0s report web: Pending [c ContainerCreating]
+        0s sandbox web#0
+        0s start c#0
+        0s report web: Running ready [c running]
+        -- c exits with 3
+        0s start c#1
+        0s report web: Running [c exited 3]
+        0s report web: Running [c ContainerCreating x1 (was exited 3)]
+        -- c runs
+        0s report web: Running ready [c running x1 (was exited 3)]
+    "#]],
+    );
+}
+
+#[test]
 fn after_a_silence_everything_is_told_again() {
     let mut world = World::new();
     world.want(web("u1"));

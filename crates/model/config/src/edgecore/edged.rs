@@ -129,6 +129,7 @@ pub enum ContainerRuntime {
 const CONTAINERD: &str = "unix:///run/containerd/containerd.sock";
 /// Of the name of a network interface in Linux.
 const INTERFACE_BYTES_MAX: usize = 15;
+const KEEPS_ONE: &str = "of a container that is started again the one before is kept for its log, and no older one, as the defaults say";
 /// More pods than any node runs.
 const PODS_MAX: u64 = 10_000;
 
@@ -369,11 +370,21 @@ fn cluster_dns(r: &mut Reader) -> Vec<String> {
 
 fn container_gc(r: &mut Reader) -> ContainerGc {
     let count = |number: Option<u64>| number.map(|number| u32::try_from(number).unwrap_or(u32::MAX));
-    ContainerGc {
+    let gc = ContainerGc {
         age_min: r.go_duration("modules.edged.minimumGCAge", Duration::ZERO),
         per_pod_max: count(r.limit("modules.edged.maxPerPodContainerCount", 1)),
         total_max: count(r.limit("modules.edged.maxContainerCount", -1)),
+    };
+    for (key, chosen) in [
+        ("minimumGCAge", !gc.age_min.is_zero()),
+        ("maxPerPodContainerCount", gc.per_pod_max != Some(1)),
+        ("maxContainerCount", gc.total_max.is_some()),
+    ] {
+        if chosen {
+            r.without_effect(&format!("modules.edged.{key}"), KEEPS_ONE);
+        }
     }
+    gc
 }
 
 fn container_runtime(r: &mut Reader) -> ContainerRuntime {

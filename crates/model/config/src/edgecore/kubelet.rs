@@ -178,9 +178,17 @@ pub struct Shutdown {
 
 pub(super) const NOT_PINNED: &str =
     "containers are not bound to CPUs or memory banks by this version; requests, limits and reserves count";
+const NO_SHUTDOWN: &str =
+    "the shutdown of the node is not held up; containers end as the system ends processes";
+const NO_MOVES: &str = "processes of the system are not moved between control groups, nor looked for in them";
+const NO_SWAP: &str = "swap is not divided among containers by this version";
+const KERNEL: &str = "parameters of the kernel are neither checked nor changed at the start";
+const NO_STREAMS: &str = "exec, attach and port forwarding are not part of this version";
 const INSIDE: &str = "they tune parts that are built differently";
 const NETWORK: &str = "the network of pods is the affair of the container runtime";
 const GATES: &str = "gates of Kubernetes switch code that is not here";
+/// A kubelet's own.
+const STREAMS_IDLE: Duration = Duration::from_secs(4 * 3600);
 /// 32 bits with a sign, as every count in the official file.
 const COUNT_MAX: u64 = i32::MAX as u64;
 /// The longest that is waited for anything.
@@ -308,29 +316,50 @@ pub(super) fn cgroups(r: &mut Reader) -> Cgroups {
     if !system.is_empty() && root.is_empty() {
         r.mistake(&at("systemCgroups"), "needs cgroupRoot");
     }
-    let swap = [
-        ("", Swap::None),
-        ("NoSwap", Swap::None),
-        ("LimitedSwap", Swap::Limited),
-    ];
     let oom_kill = at("singleProcessOOMKill");
     let oom_kill_said = r.has(&oom_kill);
     let single_process_oom_kill = r.flag(&oom_kill, false);
     let period = Duration::from_millis(1)..=Duration::from_secs(1);
     pinning(r);
+    let kubelet = r.text(&at("kubeletCgroups"), "");
+    let runtime = r.text("modules.edged.runtimeCgroups", "");
+    for (path, group) in [
+        (at("kubeletCgroups"), &kubelet),
+        (at("systemCgroups"), &system),
+        ("modules.edged.runtimeCgroups".to_owned(), &runtime),
+    ] {
+        if !group.is_empty() {
+            r.without_effect(&path, NO_MOVES);
+        }
+    }
     Cgroups {
         driver,
         root,
         per_qos: r.flag(&at("cgroupsPerQOS"), true),
-        kubelet: r.text(&at("kubeletCgroups"), ""),
+        kubelet,
         system,
-        runtime: r.text("modules.edged.runtimeCgroups", ""),
+        runtime,
         cpu_cfs_quota: r.flag(&at("cpuCFSQuota"), true),
         cpu_cfs_quota_period: r.go_duration_in(&at("cpuCFSQuotaPeriod"), Duration::from_millis(100), period),
         memory_throttling_factor: r.fraction(&at("memoryThrottlingFactor"), 0.9),
-        swap: r.word(&at("memorySwap.swapBehavior"), &swap),
+        swap: swap(r),
         single_process_oom_kill: oom_kill_said.then_some(single_process_oom_kill),
     }
+}
+
+fn swap(r: &mut Reader) -> Swap {
+    let path = at("memorySwap.swapBehavior");
+    let words = [
+        ("", Swap::None),
+        ("NoSwap", Swap::None),
+        ("LimitedSwap", Swap::Limited),
+    ];
+    let swap = r.word(&path, &words);
+    match swap {
+        Swap::None => {}
+        Swap::Limited => r.without_effect(&path, NO_SWAP),
+    }
+    swap
 }
 
 /// Checked, and answered with a word where it would change something in a kubelet.
@@ -490,10 +519,14 @@ pub(super) fn security(r: &mut Reader) -> Security {
         r.flag(&at("seccompDefault"), false),
         r.flag("modules.edged.seccompDefault", false),
     );
+    let protect_kernel_defaults = r.flag(&at("protectKernelDefaults"), false);
+    if protect_kernel_defaults {
+        r.without_effect(&at("protectKernelDefaults"), KERNEL);
+    }
     Security {
         seccomp_default: inner || outer,
         allowed_unsafe_sysctls,
-        protect_kernel_defaults: r.flag(&at("protectKernelDefaults"), false),
+        protect_kernel_defaults,
     }
 }
 
@@ -506,13 +539,15 @@ pub(super) fn static_pods(r: &mut Reader) -> StaticPods {
 
 pub(super) fn server(r: &mut Reader) -> LocalServer {
     let port = r.number(&at("readOnlyPort"), 10350, 0, u64::from(u16::MAX));
+    let idle_path = at("streamingConnectionIdleTimeout");
+    let idle = r.go_duration(&idle_path, STREAMS_IDLE);
+    if idle != STREAMS_IDLE {
+        r.without_effect(&idle_path, NO_STREAMS);
+    }
     LocalServer {
         address: r.ip(&at("address"), IpAddr::V4(Ipv4Addr::LOCALHOST)),
         port: u16::try_from(port).ok().filter(|port| *port > 0),
-        streaming_idle_timeout: r.go_duration(
-            &at("streamingConnectionIdleTimeout"),
-            Duration::from_secs(4 * 3600),
-        ),
+        streaming_idle_timeout: idle,
         debugging_handlers: r.flag(&at("enableDebuggingHandlers"), true),
     }
 }
@@ -549,6 +584,15 @@ pub(super) fn shutdown(r: &mut Reader) -> Shutdown {
             &at("shutdownGracePeriodByPodPriority"),
             "excludes shutdownGracePeriod and shutdownGracePeriodCriticalPods",
         );
+    }
+    for (key, set) in [
+        ("shutdownGracePeriod", !whole.is_zero()),
+        ("shutdownGracePeriodCriticalPods", !critical.is_zero()),
+        ("shutdownGracePeriodByPodPriority", !by_priority.is_empty()),
+    ] {
+        if set {
+            r.without_effect(&at(key), NO_SHUTDOWN);
+        }
     }
     Shutdown {
         grace: whole,
