@@ -72,6 +72,30 @@ impl Containerd {
             .expect("containerd starts again");
     }
 
+    /// A plain container that sleeps, from an image that is there.
+    ///
+    /// # Panics
+    /// When containerd does not run it.
+    pub fn run(&self, name: &str) {
+        let program = ["/bin/sleep", "1000000"];
+        let run = ["run", "--detach", images::BUSYBOX, name];
+        let ran = self.inner().ctr(&[&run[..], &program].concat());
+        ran.expect("ctr run");
+    }
+
+    /// Ends what [`Containerd::run`] began.
+    ///
+    /// # Panics
+    /// When containerd does not end it.
+    pub fn end_run(&self, name: &str) {
+        for command in [
+            &["task", "delete", "--force", name][..],
+            &["container", "delete", name],
+        ] {
+            self.inner().ctr(command).expect("ctr delete");
+        }
+    }
+
     /// The ids of a pod's containers, its sandbox included.
     ///
     /// # Panics

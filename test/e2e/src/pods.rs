@@ -36,6 +36,22 @@ spec:
     )
 }
 
+/// A pod on one node that does nothing.
+pub fn lone(name: &str, node: &str) -> String {
+    format!(
+        "apiVersion: v1
+kind: Pod
+metadata: {{name: {name}}}
+spec:
+  nodeSelector: {{kubernetes.io/hostname: {node}}}
+  terminationGracePeriodSeconds: 0
+  automountServiceAccountToken: false
+  containers:
+    - {{name: main, image: {BUSYBOX}, command: [/bin/sleep, '1000000']}}
+"
+    )
+}
+
 /// `count` pods, each of which appends a line to a file of its own in `marks` as its first act.
 pub fn markers(count: usize, marks: &Path) -> String {
     let mut yaml = String::new();

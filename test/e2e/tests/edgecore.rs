@@ -6,7 +6,7 @@
 
 use kedge_e2e::containerd::Containerd;
 use kedge_e2e::site::{EdgePlan, Site};
-use kedge_e2e::{daemons, images, wait_for};
+use kedge_e2e::{daemons, images, pods, wait_for};
 use serde_json::Value;
 use std::fs;
 use std::path::Path;
@@ -197,28 +197,11 @@ fn a_pod_with_everything() {
     });
 }
 
-const SLEEPER: &str = "
-apiVersion: v1
-kind: Pod
-metadata: {name: {name}}
-spec:
-  nodeSelector: {kubernetes.io/hostname: {node}}
-  terminationGracePeriodSeconds: 0
-  automountServiceAccountToken: false
-  containers:
-    - {name: main, image: {image}, command: [/bin/sh, -c, 'while :; do sleep 1000; done']}
-";
-
-fn sleeper(name: &str, node: &str) -> String {
-    let text = SLEEPER.replace("{name}", name).replace("{node}", node);
-    text.replace("{image}", images::BUSYBOX)
-}
-
 #[test]
 fn everything_around_a_pod_dies() {
     let mut containerd = Containerd::start("die");
     let mut site = site(&containerd, "south");
-    site.cluster.apply(&sleeper("stays", "south")).ok();
+    site.cluster.apply(&pods::lone("stays", "south")).ok();
     let before = instances(&wait_ready(&site, "stays"));
 
     // EdgeCore.
@@ -235,12 +218,12 @@ fn everything_around_a_pod_dies() {
     assert_eq!(instances(&wait_ready(&site, "stays")), before);
 
     // The cloud, then EdgeCore without a cloud. Meanwhile a static pod comes, and another pod is deleted above.
-    site.cluster.apply(&sleeper("goes", "south")).ok();
+    site.cluster.apply(&pods::lone("goes", "south")).ok();
     wait_ready(&site, "goes");
     site.kill_cloud();
     site.kill_edge();
     site.start_edge();
-    let fixed = sleeper("fixed", "south");
+    let fixed = pods::lone("fixed", "south");
     fs::write(site.manifests().join("fixed.yaml"), &fixed).unwrap();
     wait_for("the static pod without a cloud", || {
         let running = containerd.containers_of("fixed-south");
@@ -405,13 +388,13 @@ fn troubles_read_as_a_kubelet_tells_them() {
 fn the_pages_of_the_node() {
     let containerd = Containerd::start("pages");
     let site = site(&containerd, "west");
-    site.cluster.apply(&sleeper("seen", "west")).ok();
+    site.cluster.apply(&pods::lone("seen", "west")).ok();
     wait_ready(&site, "seen");
     let page = |path: &str| daemons::get(site.local_port, path).unwrap();
     assert_eq!(page("/healthz"), (200, "ok".to_owned()));
-    let (_, pods) = page("/pods");
-    let pods: Value = serde_json::from_str(&pods).unwrap();
-    assert_eq!(pods["items"][0]["metadata"]["name"], "seen");
+    let (_, listed) = page("/pods");
+    let listed: Value = serde_json::from_str(&listed).unwrap();
+    assert_eq!(listed["items"][0]["metadata"]["name"], "seen");
     let summary = wait_for("a summary with the pod", || {
         let (_, text) = page("/stats/summary");
         let summary: Value = serde_json::from_str(&text).unwrap_or_default();

@@ -1,8 +1,9 @@
-//! Every refusal is one clear sentence with the way out, and an exit code that is not 0.
+//! Every refusal is one clear sentence with the way out: an exit code that is not 0, or a line in the log of what runs on.
 
 // A test fails where it stands.
 #![allow(clippy::unwrap_used)]
 
+use kedge_e2e::daemons::Daemon;
 use kedge_e2e::{Kedge, Options, binary, free_ports, images, wait_for};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -181,7 +182,7 @@ fn join_tokens_that_are_wrong() {
     ]);
     let token = images::base64_decode(&token.ok());
     let folder = Folder::new("join");
-    let edgecore = |name: &str, token: &str| {
+    let config = |name: &str, token: &str| {
         let yaml = format!(
             "apiVersion: edgecore.config.kubeedge.io/v1alpha2\nkind: EdgeCore\n\
              database: {{dataSource: {dir}/edgecore.db}}\n\
@@ -189,33 +190,48 @@ fn join_tokens_that_are_wrong() {
              \x20   websocket: {{server: '127.0.0.1:{hub}'}}\n\
              \x20   tlsCaFile: {dir}/ca.crt\n    tlsCertFile: {dir}/{name}.crt\n    tlsPrivateKeyFile: {dir}/{name}.key\n\
              \x20 edged:\n    hostnameOverride: {name}\n    rootDirectory: {dir}/kubelet\n\
-             \x20   tailoredKubeletConfig: {{containerRuntimeEndpoint: 'kedge://hollow', podLogsDir: {dir}/logs}}\n",
+             \x20   tailoredKubeletConfig: {{containerRuntimeEndpoint: 'kedge://hollow', podLogsDir: {dir}/logs, \
+             readOnlyPort: 0, staticPodPath: {dir}/manifests}}\n",
             dir = folder.0.display(),
             https = kedge.hub_port + 2,
             hub = kedge.hub_port,
         );
         let file = folder.0.join(format!("{name}.yaml"));
         std::fs::write(&file, yaml).unwrap();
-        let mut command = Command::new(binary("edgecore"));
-        command.arg("--config").arg(file);
-        command
+        file
+    };
+    let start = |name: &str, token: &str| {
+        Daemon::start(
+            "edgecore",
+            &config(name, token),
+            &folder.0.join(format!("{name}.log")),
+        )
+    };
+    // An edge without a certificate runs its pods, says what is wrong, and tries again.
+    let complains = |name: &str, token: &str, words: &[&str]| {
+        let edge = start(name, token);
+        wait_for(&format!("{words:?} in the log of {name}"), || {
+            let log = edge.log();
+            let told = |line: &str| words.iter().all(|word| line.contains(word));
+            if log.lines().any(told) { Ok(()) } else { Err(log) }
+        });
+        edge.kill();
     };
 
-    let told = refusal(&mut edgecore("nonsense", "nonsense"));
-    assert!(told.contains("token"), "{told}");
-
+    complains("nonsense", "nonsense", &["no certificate", "token"]);
     let mut parts: Vec<&str> = token.split('.').collect();
     let zeros = "0".repeat(64);
     parts[0] = &zeros;
-    let told = refusal(&mut edgecore("other-ca", &parts.join(".")));
-    assert!(told.contains("token") && told.contains("authority"), "{told}");
-
+    complains(
+        "other-ca",
+        &parts.join("."),
+        &["no certificate", "token", "authority"],
+    );
     let forged = format!("{}x", &token[..token.len() - 1]);
-    let told = refusal(&mut edgecore("forged", &forged));
-    assert!(told.contains("token"), "{told}");
+    complains("forged", &forged, &["no certificate", "token"]);
 
     // And the right one joins: a second edge, a process of its own, beside the one inside kedge.
-    let mut child = edgecore("second-edge", &token).spawn().unwrap();
+    let edge = start("second-edge", &token);
     wait_for("the second node", || {
         let nodes = kedge.kubectl(&["get", "nodes"]).ok();
         let ready = nodes
@@ -223,8 +239,7 @@ fn join_tokens_that_are_wrong() {
             .any(|line| line.starts_with("second-edge") && line.contains(" Ready "));
         if ready { Ok(()) } else { Err(nodes) }
     });
-    child.kill().unwrap();
-    child.wait().unwrap();
+    edge.kill();
 }
 
 /// A file system of its own, small enough to be filled.

@@ -1,6 +1,6 @@
-//! EdgeCores: the official one on containerd, and ours on the hollow runtime.
+//! EdgeCores on containerd, of either make on one configuration; and ours on the hollow runtime.
 
-use crate::cloud::HubPorts;
+use crate::cloud::{HubPorts, Maker};
 use crate::containerd::{Containerd, PAUSE};
 use crate::lab::{Lab, free_ports};
 use crate::official::Official;
@@ -9,7 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// The official EdgeCore.
+/// A node that the official EdgeCore has set up.
 #[derive(Debug)]
 pub struct OfficialEdge {
     dir: PathBuf,
@@ -43,9 +43,36 @@ impl OfficialEdge {
     }
 
     pub fn start(&mut self) {
-        let mut command = Command::new(&self.program);
-        command.arg("--config").arg(self.dir.join("edgecore.yaml"));
+        self.start_made_by(Maker::Official);
+    }
+
+    /// The operator changes the program and nothing else.
+    pub fn start_made_by(&mut self, maker: Maker) {
+        let program = match maker {
+            Maker::Official => self.program.clone(),
+            Maker::Ours => kedge_e2e::binary("edgecore"),
+        };
+        let mut command = Command::new(program);
+        command.arg("--config").arg(self.config());
         self.process = Some(Process::start(&mut command, &self.dir.join("log")).telling());
+    }
+
+    /// Hands the metadata back to the official EdgeCore, with the command that the manual names.
+    ///
+    /// # Panics
+    /// When the command fails.
+    pub fn export(&self) {
+        let output = Command::new(kedge_e2e::binary("edgecore"))
+            .args(["database", "export", "--config"])
+            .arg(self.config())
+            .output()
+            .expect("edgecore starts");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{said}");
+    }
+
+    fn config(&self) -> PathBuf {
+        self.dir.join("edgecore.yaml")
     }
 
     /// SIGKILL, as a power cut would; its containers go on.
