@@ -3,8 +3,9 @@
 use crate::tokens::{one_time, shared};
 use crate::{connect, material, wiring};
 use anyhow::{Context, Result, anyhow, bail};
-use clap::{ArgAction, Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
 use kedge_config::{CloudCore, CloudFacts, LogFormat, Warning};
+use kedge_flags::{OfficialLogs, raw_version, version};
 use kedge_pki::UnixTime;
 use kedge_telemetry::channel::ask;
 use kedge_telemetry::{Scope, logs, signals};
@@ -14,8 +15,6 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 const CONFIG_FILE: &str = "/etc/kubeedge/config/cloudcore.yaml";
-/// The release of KubeEdge that this CloudCore stands for.
-const KUBEEDGE_VERSION: &str = "v1.23.1";
 /// How long sessions may take to say good-bye.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -78,39 +77,6 @@ struct TokenArgs {
     config: PathBuf,
 }
 
-/// Flags of the official binary's logger. They are taken, so that a unit file or a chart need not change.
-#[derive(Debug, Args)]
-struct OfficialLogs {
-    /// How much the log says; from 4 on it says all that kedge.logFilter would.
-    #[arg(short, long = "v", value_name = "LEVEL")]
-    verbosity: Option<u8>,
-
-    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, action = ArgAction::Append,
-        aliases = ["alsologtostderr", "add-dir-header", "add_dir_header", "one-output", "one_output", "skip-headers",
-            "skip_headers", "skip-log-headers", "skip_log_headers"])]
-    logtostderr: Vec<String>,
-
-    #[arg(long, hide = true, value_name = "VALUE", action = ArgAction::Append,
-        aliases = ["log-dir", "log_dir", "log-file", "log_file", "log-file-max-size", "log_file_max_size",
-            "log-backtrace-at", "log_backtrace_at", "log-flush-frequency", "log_flush_frequency", "stderrthreshold"])]
-    vmodule: Vec<String>,
-}
-
-impl OfficialLogs {
-    /// The filter that stands for `-v`, if it asks for more than the file.
-    fn filter(&self) -> Option<&'static str> {
-        match self.verbosity {
-            None | Some(0..=3) => None,
-            Some(4..=5) => Some("debug"),
-            Some(_) => Some("trace"),
-        }
-    }
-
-    fn without_effect(&self) -> bool {
-        !self.logtostderr.is_empty() || !self.vmodule.is_empty()
-    }
-}
-
 /// Does what the command line says. What it prints goes to standard output; what fails is the error.
 pub fn run(cli: &Cli) -> Result<()> {
     match cli.version.as_deref() {
@@ -128,35 +94,6 @@ pub fn run(cli: &Cli) -> Result<()> {
         Some(Command::Token(args)) => token(args),
         None => start(cli),
     }
-}
-
-/// An error with its causes, each said once: some libraries repeat the cause in their own words.
-pub fn told(error: &anyhow::Error) -> String {
-    let mut whole = String::new();
-    for cause in error.chain() {
-        let cause = cause.to_string();
-        if whole.is_empty() {
-            whole = cause;
-        } else if !whole.contains(&cause) {
-            whole = format!("{whole}: {cause}");
-        }
-    }
-    whole
-}
-
-/// `KubeEdge v1.23.1-kedge.0.1.0`: what scripts that ask the official binary look for stands first.
-fn version() -> String {
-    format!("KubeEdge {KUBEEDGE_VERSION}-kedge.{}", env!("CARGO_PKG_VERSION"))
-}
-
-fn raw_version() -> String {
-    format!(
-        "gitVersion: {KUBEEDGE_VERSION}-kedge.{}\nkubeedge: {KUBEEDGE_VERSION}\nkedge: {}\nplatform: {}/{}\n",
-        env!("CARGO_PKG_VERSION"),
-        env!("CARGO_PKG_VERSION"),
-        std::env::consts::OS,
-        std::env::consts::ARCH
-    )
 }
 
 fn print(text: &str) -> Result<()> {

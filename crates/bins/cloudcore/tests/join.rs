@@ -3,9 +3,9 @@
 
 mod support;
 
+use kedge_cloudcore::material;
 use kedge_cloudcore::tokens::one_time;
 use kedge_cloudcore::wiring::{self, Running};
-use kedge_cloudcore::{cli, material};
 use kedge_config::cloudcore::CertificateFiles;
 use kedge_config::{CloudCore, CloudFacts};
 use kedge_edgehub::CertificateConfig;
@@ -41,7 +41,7 @@ async fn replica(world: &World, scope: &Scope) -> Running {
 async fn start(config: CloudCore, world: &World, scope: &Scope) -> Running {
     let (_, nobody_asks) = ask::channel("node gets", 1);
     let started = wiring::start(config, world.cluster.clone(), nobody_asks, scope).await;
-    started.unwrap_or_else(|error| panic!("{}", cli::told(&error)))
+    started.unwrap_or_else(|error| panic!("{}", kedge_flags::told(error.chain())))
 }
 
 fn edge(directory: &Directory, device: &str, node: &str, cloud: &Running, token: &str) -> CertificateConfig {
@@ -58,7 +58,7 @@ fn edge(directory: &Directory, device: &str, node: &str, cloud: &Running, token:
 async fn join(edge: &CertificateConfig) -> String {
     match kedge_edgehub::bootstrap(edge, UnixTime::now()).await {
         Ok(identity) => identity.certificate().info().common_name.clone(),
-        Err(error) => cli::told(&error.into()),
+        Err(error) => kedge_flags::told(anyhow::Error::from(error).chain()),
     }
 }
 

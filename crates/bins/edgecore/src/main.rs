@@ -1,7 +1,8 @@
 //! `edgecore`: EdgeCore alone, for KubeEdge's or kedge's CloudCore.
 
 use clap::Parser;
-use kedge_edgecore::cli::{Cli, run, told};
+use kedge_edgecore::cli::{Cli, run};
+use kedge_flags::told;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -11,7 +12,7 @@ fn main() -> ExitCode {
     match run(&Cli::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("edgecore: {}", told(&error));
+            eprintln!("edgecore: {}", told(error.chain()));
             ExitCode::FAILURE
         }
     }

@@ -8,7 +8,7 @@
 use crate::events::Events;
 use kedge_api::Pod;
 use kedge_config::yaml;
-use kedge_host::Watch;
+use kedge_host::{Changes, Watch};
 use kedge_telemetry::Scope;
 use kedge_telemetry::channel::latest;
 use serde_json::Value;
@@ -90,7 +90,7 @@ impl Follower {
         loop {
             // Watched before it is read, so that nothing is missed between the two; and anew each time, because another
             // directory may stand under the name by now. There may be nothing to watch yet.
-            let watch = Watch::open(self.directory()).ok();
+            let watch = Watch::open(self.directory(), Changes::Any).ok();
             let pods = self.look();
             tx.send_if_modified(|known| {
                 let differs = known.as_ref() != Some(&pods);
@@ -173,7 +173,7 @@ impl Follower {
 /// Completes when something happens there; never, where nothing can be watched.
 async fn changed(watch: Option<Watch>) {
     let changed = match watch {
-        Some(mut watch) => watch.changed().await,
+        Some(watch) => watch.changed().await,
         None => std::future::pending().await,
     };
     if let Err(error) = changed {

@@ -39,4 +39,4 @@ pub use error::Error;
 pub use facts::{Facts, addresses, architecture, boot_id, facts, facts_of, is_root};
 pub use root::Root;
 pub use usage::{DiskUsage, Usage, disk_usage, usage, usage_of};
-pub use watch::Watch;
+pub use watch::{Changes, Watch};

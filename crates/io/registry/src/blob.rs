@@ -6,6 +6,7 @@ use crate::http::{Answer, Asked};
 use crate::{Error, Progress};
 use http::StatusCode;
 use http::header::{CONTENT_RANGE, RANGE};
+use kedge_containers::print_digest;
 use sha2::{Digest as _, Sha256};
 use std::path::{Path, PathBuf};
 use tokio::fs::{self, File};
@@ -103,7 +104,7 @@ impl Blobs {
         partial: &Path,
         part: Part,
     ) -> Result<(), Error> {
-        let digest = digest_text(part.hash);
+        let digest = print_digest(&part.hash.finalize());
         if digest != blob.digest {
             // Going on with it can never make it right.
             let removed = fs::remove_file(partial).await;
@@ -223,14 +224,7 @@ fn continues(answer: &Answer, at: u64) -> bool {
 }
 
 pub(crate) fn digest_of(bytes: &[u8]) -> String {
-    let mut hash = Sha256::new();
-    hash.update(bytes);
-    digest_text(hash)
-}
-
-fn digest_text(hash: Sha256) -> String {
-    let hex: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-    format!("sha256:{hex}")
+    print_digest(&Sha256::digest(bytes))
 }
 
 pub(crate) fn file_error(act: &'static str, path: &Path, source: std::io::Error) -> Error {

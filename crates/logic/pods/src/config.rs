@@ -39,8 +39,6 @@ pub struct Config {
     pub memory_capacity_bytes: i64,
     /// The lowest OOM score that the runtime can give; `None` is the kernel's own limit.
     pub oom_score_min: Option<i32>,
-    /// Which handler of the runtime serves a runtime class; a class that is not in it is the name of a handler.
-    pub runtime_handlers: BTreeMap<String, String>,
     /// A container without a seccomp profile gets the runtime's own one.
     pub seccomp_default: bool,
     /// Do not limit CPU time by quotas.

@@ -18,7 +18,7 @@ pub use expand::expand;
 pub use fields::{field, resource_field};
 pub use hosts::hosts_file;
 pub(crate) use sandbox::protocol;
-pub use sandbox::{handler, sandbox};
+pub use sandbox::sandbox;
 
 use crate::Config;
 use kedge_api::{ConfigMap, Container, Pod, Secret};

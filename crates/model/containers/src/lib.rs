@@ -8,7 +8,7 @@
 
 mod reference;
 
-pub use reference::{BadReference, Reference, is_digest};
+pub use reference::{BadReference, Reference, is_digest, print_digest};
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;

@@ -140,6 +140,16 @@ fn is_tag(text: &str) -> bool {
         && !text.starts_with(['.', '-'])
 }
 
+/// A digest as references and manifests write it, of the 32 bytes of a SHA-256.
+pub fn print_digest(hash: &[u8]) -> String {
+    use std::fmt::Write as _;
+    hash.iter().fold("sha256:".to_owned(), |mut text, byte| {
+        // A string takes everything.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
 /// `sha256:` and 64 lower case hexadecimal digits: the only algorithm in use.
 pub fn is_digest(text: &str) -> bool {
     text.strip_prefix("sha256:")
@@ -176,6 +186,15 @@ mod tests {
         let both = format!("x:1@{digest}").parse::<Reference>().unwrap();
         assert_eq!((both.registry(), both.path()), ("docker.io", "library/x"));
         assert_eq!(both.tagged().as_deref(), Some("docker.io/library/x:1"));
+    }
+
+    #[test]
+    fn a_printed_digest_is_one() {
+        let digest = print_digest(&[0xa1; 32]);
+        assert!(
+            is_digest(&digest) && digest.starts_with("sha256:a1a1"),
+            "{digest}"
+        );
     }
 
     #[test]

@@ -6,7 +6,7 @@ use super::driver::{Driver, DriverInfo};
 use crate::volumes::make_private_dir;
 use kedge_grpc::plugin_registration::registration_client::RegistrationClient;
 use kedge_grpc::plugin_registration::{InfoRequest, PluginInfo, RegistrationStatus};
-use kedge_host::Watch;
+use kedge_host::{Changes, Watch};
 use kedge_sockets::{Address, Channel, origin};
 use kedge_telemetry::Scope;
 use kedge_telemetry::channel::latest;
@@ -125,7 +125,7 @@ pub(crate) async fn run(dir: PathBuf, drivers: Drivers, scope: Scope) {
                 attempt
             });
         }
-        match &mut watch {
+        match &watch {
             Some(opened) => {
                 if let Err(error) = opened.changed().await {
                     tracing::warn!(%error, "the registry of plug-ins cannot be watched any more");
@@ -145,7 +145,7 @@ fn open(dir: &Path) -> Option<Watch> {
         tracing::warn!(dir = %dir.display(), %error, "the registry of plug-ins cannot be made");
         return None;
     }
-    match Watch::open(dir) {
+    match Watch::open(dir, Changes::Any) {
         Ok(watch) => Some(watch),
         Err(error) => {
             tracing::warn!(%error, "the registry of plug-ins is read every {UNWATCHED_INTERVAL:?} instead");

@@ -299,8 +299,6 @@ fn pods_config(beside: &Beside, prefix: &str) -> kedge_pods::Config {
         allocatable: node::allocatable(config, facts),
         memory_capacity_bytes: i64::try_from(facts.memory_bytes).unwrap_or(i64::MAX),
         oom_score_min: rules.oom_score_min,
-        // The cloud gives no runtime classes; a class has the name of its handler.
-        runtime_handlers: BTreeMap::new(),
         seccomp_default: rules.seccomp_default,
         cpu_quota_off: rules.cpu_quota_off,
         cpu_period_us: rules

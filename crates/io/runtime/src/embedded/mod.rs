@@ -30,7 +30,6 @@ mod sandboxes;
 mod spec;
 mod stats;
 mod users;
-mod watch;
 
 use crate::image::pull::Puller;
 use crate::image::store::{ImageStore, layer_name};
@@ -43,7 +42,7 @@ use kedge_containers::{
     CgroupDriver, ContainerConfig, ContainerId, Credentials, ExecOutput, Image, ImageUsage, ObservedSandbox,
     Resources, RuntimeStatus, RuntimeVersion, SandboxConfig, SandboxId, SandboxStats,
 };
-use kedge_host::cgroups;
+use kedge_host::{Changes, Watch, cgroups};
 use kedge_registry::Progress;
 use launch::Launcher;
 use layout::Layout;
@@ -51,7 +50,6 @@ use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use watch::Watch;
 
 /// Files above this size are rotated.
 pub const LOG_BYTES_MAX_DEFAULT: u64 = 10 * 1024 * 1024;
@@ -224,7 +222,8 @@ impl Inner {
             _alone: alone,
             images: ImageStore::open(layout.images())?,
             puller: Puller::open(config.registries, layout.pulls())?,
-            watch: Watch::open(&layout.states())?,
+            watch: Watch::open(&layout.states(), Changes::MovedIn)
+                .map_err(|error| Error::failed("watch", "the states of containers", error))?,
             addresses: Mutex::new(addresses),
             launcher,
             cgroups,
@@ -426,7 +425,10 @@ impl Runtime for Embedded {
     }
 
     async fn changed(&self) {
-        self.inner.watch.changed().await;
+        // A watch that is of no use any more gives no hint: what changes is found by looking.
+        if self.inner.watch.changed().await.is_err() {
+            std::future::pending().await
+        }
     }
 }
 

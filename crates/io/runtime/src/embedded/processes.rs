@@ -2,13 +2,13 @@
 
 use super::Inner;
 use super::records::{Phase, StateRecord};
-use super::watch::readable;
 use crate::Error;
 use kedge_containers::ContainerId;
 use kedge_host::process::{Identity, ProcessHandle, signal_named};
 use rustix::process::Signal;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 /// A process that was killed ends as soon as it runs; one that hangs in the kernel does not, and is reported.
@@ -116,6 +116,15 @@ fn watched(id: &str, process: &Identity) -> Result<Option<Watched>, Error> {
         .and_then(readable)
         .map_err(|error| failed(id, error))?;
     Ok(Some(Watched { handle, end }))
+}
+
+/// Lets tokio wait until a descriptor can be read. Must be called within a tokio runtime.
+fn readable(fd: OwnedFd) -> std::io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an owned descriptor is open, stays open and stays the same until it is dropped, and it is owned by the
+    // AsyncFd from here on.
+    #[allow(unsafe_code)]
+    let registered = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) };
+    registered.map_err(std::io::Error::from)
 }
 
 /// Whether the process ended within `limit`.

@@ -30,9 +30,5 @@ pub fn references_in(archive: &Path) -> Result<Vec<String>, Error> {
 
 /// `sha256:…` of some bytes.
 pub(crate) fn digest_of(bytes: &[u8]) -> String {
-    format!("sha256:{}", hex(&Sha256::digest(bytes)))
-}
-
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    kedge_containers::print_digest(&Sha256::digest(bytes))
 }

@@ -10,10 +10,10 @@
 //!
 //! Reading needs no lock: the index is always whole. Containers are made while another image is being unpacked.
 
+use super::Reference;
 use super::archive::{Archive, ArchivedImage, ArchivedLayer, Packing, read_some};
 use super::document::Execution;
 use super::layer::{self, LayerError};
-use super::{Reference, hex};
 use crate::lock::{FileLock, Sharing};
 use crate::{Error, durable};
 use kedge_containers::Image;
@@ -448,7 +448,7 @@ impl<R> Hashing<R> {
     }
 
     fn digest(self) -> String {
-        format!("sha256:{}", hex(&self.hash.finalize()))
+        kedge_containers::print_digest(&self.hash.finalize())
     }
 }
 
