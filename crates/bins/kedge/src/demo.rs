@@ -9,6 +9,7 @@ use kedge_runtime::image::{Blueprint, FileInImage, build_archive};
 use kedge_transport::Plug;
 use kedge_wire::Body;
 use serde_json::{Value, json};
+use std::ops::ControlFlow::{self, Break, Continue};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -64,7 +65,12 @@ pub(crate) async fn play(stage: &Stage, progress: &mut Progress) -> Result<()> {
     progress.step("pod running", &before.name);
     let first = until("the pod's first log lines", || async {
         let lines = log(&stage.cluster, &before.name).await?;
-        Ok((lines.len() >= LINES_SHOWN || (stage.hollow && !lines.is_empty())).then_some(lines))
+        let enough = lines.len() >= LINES_SHOWN || (stage.hollow && !lines.is_empty());
+        Ok(if enough {
+            Break(lines)
+        } else {
+            Continue(format!("{} lines so far", lines.len()))
+        })
     })
     .await?;
     for line in first.iter().rev().take(LINES_SHOWN).rev() {
@@ -105,12 +111,11 @@ pub(crate) async fn play(stage: &Stage, progress: &mut Progress) -> Result<()> {
     let readings = until("the log of the time without cloud", || async {
         let lines = log(&stage.cluster, &before.name).await?;
         let complete = lines.last().is_some_and(|line| line.time_ms > inserted) || stage.hollow;
-        Ok(complete.then(|| {
-            lines
-                .iter()
-                .filter(|line| (pulled..inserted).contains(&line.time_ms))
-                .count()
-        }))
+        if !complete {
+            return Ok(Continue("no line since the plug was back".to_owned()));
+        }
+        let unplugged = |line: &&Line| (pulled..inserted).contains(&line.time_ms);
+        Ok(Break(lines.iter().filter(unplugged).count()))
     })
     .await?;
     progress.step(
@@ -165,9 +170,41 @@ async fn running(cluster: &Cluster, count: usize) -> Result<Vec<Seen>> {
         let list: Value = cluster.get(PODS).await?.parse()?;
         let pods = list["items"].as_array().cloned().unwrap_or_default();
         let seen: Vec<Seen> = pods.iter().filter(|pod| is_running(pod)).map(seen).collect();
-        Ok((pods.len() == count && seen.len() == count).then_some(seen))
+        if pods.len() == count && seen.len() == count {
+            return Ok(Break(seen));
+        }
+        let mut why = format!("{} of {count} run", seen.len());
+        for pod in pods.iter().filter(|pod| !is_running(pod)) {
+            why += &format!("; {}", waits_for(pod));
+        }
+        Ok(Continue(why))
     })
     .await
+}
+
+/// What keeps a pod from running, in the words of who keeps it.
+fn waits_for(pod: &Value) -> String {
+    let mut said = Vec::new();
+    for condition in pod["status"]["conditions"].as_array().into_iter().flatten() {
+        if condition["status"] == "False" {
+            said.push(&condition["message"]);
+        }
+    }
+    for container in pod["status"]["containerStatuses"]
+        .as_array()
+        .into_iter()
+        .flatten()
+    {
+        said.push(&container["state"]["waiting"]["reason"]);
+        said.push(&container["state"]["waiting"]["message"]);
+    }
+    let said: Vec<&str> = said.into_iter().filter_map(Value::as_str).collect();
+    format!(
+        "{} is {}: {}",
+        pod["metadata"]["name"].as_str().unwrap_or_default(),
+        pod["status"]["phase"].as_str().unwrap_or("Pending"),
+        said.join(", ")
+    )
 }
 
 fn is_running(pod: &Value) -> bool {
@@ -208,25 +245,22 @@ async fn log(cluster: &Cluster, pod: &str) -> Result<Vec<Line>> {
     Ok(text.lines().filter_map(line).collect())
 }
 
-/// Looks until there is something; the error of the last look is what is told after [`STEP_MAX`].
+/// Looks until there is something; what the last look missed is what is told after [`STEP_MAX`].
 async fn until<T, F, Fut>(what: &str, mut look: F) -> Result<T>
 where
     F: FnMut() -> Fut,
-    Fut: Future<Output = Result<Option<T>>>,
+    Fut: Future<Output = Result<ControlFlow<T, String>>>,
 {
     let began = Instant::now();
     loop {
         let last = match look().await {
-            Ok(Some(seen)) => return Ok(seen),
-            Ok(None) => None,
-            Err(error) => Some(error),
+            Ok(Break(seen)) => return Ok(seen),
+            Ok(Continue(missed)) => anyhow::anyhow!(missed),
+            Err(error) => error,
         };
         if began.elapsed() > STEP_MAX {
             let waited = format!("waited {STEP_MAX:?} for {what}; DATA_DIR/kedge.log may tell why");
-            return Err(match last {
-                Some(error) => error.context(waited),
-                None => anyhow::anyhow!(waited),
-            });
+            return Err(last.context(waited));
         }
         tokio::time::sleep(LOOK_INTERVAL).await;
     }

@@ -72,7 +72,7 @@ modules:
       serializeImagePulls: false
       maxParallelImagePulls: 3
       # This machine has other work too: pods go when it is nearly full, and images that were imported stay.
-      evictionHard: {{memory.available: 100Mi, nodefs.available: 1Gi, nodefs.inodesFree: 1%, imagefs.available: 1Gi, imagefs.inodesFree: 1%}}
+      evictionHard: {{memory.available: 100Mi, nodefs.available: 100Mi, nodefs.inodesFree: 1%, imagefs.available: 100Mi, imagefs.inodesFree: 1%}}
       imageGCHighThresholdPercent: 100
       # 10350 may be another node's on this machine; the tunnel answers the same.
       readOnlyPort: 0
