@@ -4,13 +4,13 @@
 //! the embedded runtime.
 
 use crate::cri_log::{Lines, LogFile, Stream};
-use crate::{Error, LogRotation, Runtime};
+use crate::{Error, LogRotation, Runtime, Served, Session, SocketInPod};
 use async_trait::async_trait;
 use jiff::Timestamp;
 use kedge_containers::{
     ContainerConfig, ContainerId, ContainerState, ContainerStats, CpuStats, Credentials, ExecOutput,
     ExitReason, Image, ImageUsage, MemoryStats, ObservedContainer, ObservedSandbox, Resources, RuntimeStatus,
-    RuntimeVersion, SandboxConfig, SandboxId, SandboxStats,
+    RuntimeVersion, SandboxConfig, SandboxId, SandboxStats, Talk,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -392,6 +392,18 @@ impl Runtime for Hollow {
         }
     }
 
+    async fn exec(&self, id: &ContainerId, _talk: &Talk) -> Result<Served<Session>, Error> {
+        Err(not_talking("run a command in container", &id.0))
+    }
+
+    async fn attach(&self, id: &ContainerId, _talk: &Talk) -> Result<Served<Session>, Error> {
+        Err(not_talking("attach to container", &id.0))
+    }
+
+    async fn connect(&self, id: &SandboxId, _port: u16) -> Result<Served<SocketInPod>, Error> {
+        Err(not_talking("connect to sandbox", &id.0))
+    }
+
     async fn reopen_log(&self, id: &ContainerId) -> Result<(), Error> {
         self.state().container(id).map(drop)
     }
@@ -538,4 +550,12 @@ fn image_id(reference: &str) -> String {
 
 fn now_ms() -> u64 {
     u64::try_from(Timestamp::now().as_millisecond()).unwrap_or(0)
+}
+
+fn not_talking(act: &'static str, object: &str) -> Error {
+    Error::Unsupported {
+        act,
+        object: object.to_owned(),
+        reason: "hollow containers have no processes",
+    }
 }

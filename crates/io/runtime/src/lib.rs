@@ -29,11 +29,12 @@ pub mod hollow;
 pub mod image;
 mod lock;
 mod seccomp;
+mod talk;
 
 use async_trait::async_trait;
 use kedge_containers::{
     ContainerConfig, ContainerId, Credentials, ExecOutput, Image, ImageUsage, ObservedSandbox, Resources,
-    RuntimeStatus, RuntimeVersion, SandboxConfig, SandboxId, SandboxStats,
+    RuntimeStatus, RuntimeVersion, SandboxConfig, SandboxId, SandboxStats, Talk,
 };
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -41,6 +42,7 @@ use std::time::Duration;
 pub use cri::{Cri, CriConfig};
 pub use embedded::Embedded;
 pub use hollow::Hollow;
+pub use talk::{ByteStream, Input, Output, Served, Session, SocketInPod};
 
 /// Why a runtime refused or failed.
 #[derive(Debug, thiserror::Error)]
@@ -167,6 +169,12 @@ pub trait Runtime: Send + Sync + 'static {
         command: &[String],
         timeout: Duration,
     ) -> Result<ExecOutput, Error>;
+    /// Runs a command in a running container for somebody who talks with it.
+    async fn exec(&self, id: &ContainerId, talk: &Talk) -> Result<Served<Session>, Error>;
+    /// Talks with the container's own process, from now on; what it said before is in its log.
+    async fn attach(&self, id: &ContainerId, talk: &Talk) -> Result<Served<Session>, Error>;
+    /// Connects to a TCP port that a process of the sandbox listens on, at its loopback address.
+    async fn connect(&self, id: &SandboxId, port: u16) -> Result<Served<SocketInPod>, Error>;
     /// The log file was moved away: write to a new one from now on.
     async fn reopen_log(&self, id: &ContainerId) -> Result<(), Error>;
     /// Who turns the log files of containers over.

@@ -397,6 +397,25 @@ impl ExecOutput {
     pub const BYTES_MAX: usize = 16 * 1024;
 }
 
+/// A command that somebody talks with while it runs, or the wish to talk with a container's own process.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Talk {
+    /// What is run; empty when the container's own process is meant.
+    pub command: Vec<String>,
+    /// The process has a terminal: one output, lines are edited, and it has a size.
+    pub tty: bool,
+    pub stdin: bool,
+    pub stdout: bool,
+    pub stderr: bool,
+}
+
+/// How large a terminal is, in characters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct TerminalSize {
+    pub width: u16,
+    pub height: u16,
+}
+
 /// Who pulls an image.
 #[derive(Clone, PartialEq, Eq, Default)]
 pub struct Credentials {

@@ -3,9 +3,9 @@
 use async_trait::async_trait;
 use kedge_containers::{
     ContainerConfig, ContainerId, Credentials, ExecOutput, Image, ImageUsage, ObservedSandbox, Resources,
-    RuntimeStatus, RuntimeVersion, SandboxConfig, SandboxId, SandboxStats,
+    RuntimeStatus, RuntimeVersion, SandboxConfig, SandboxId, SandboxStats, Talk,
 };
-use kedge_runtime::{Error, Hollow, LogRotation, Runtime};
+use kedge_runtime::{Error, Hollow, LogRotation, Runtime, Served, Session, SocketInPod};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard};
@@ -200,6 +200,18 @@ impl Runtime for Troubled {
         self.obstacle().await?;
         self.note(format!("exec {}", command.join(" ")));
         self.hollow.exec_sync(id, command, timeout).await
+    }
+
+    async fn exec(&self, id: &ContainerId, talk: &Talk) -> Result<Served<Session>, Error> {
+        self.hollow.exec(id, talk).await
+    }
+
+    async fn attach(&self, id: &ContainerId, talk: &Talk) -> Result<Served<Session>, Error> {
+        self.hollow.attach(id, talk).await
+    }
+
+    async fn connect(&self, id: &SandboxId, port: u16) -> Result<Served<SocketInPod>, Error> {
+        self.hollow.connect(id, port).await
     }
 
     async fn reopen_log(&self, id: &ContainerId) -> Result<(), Error> {

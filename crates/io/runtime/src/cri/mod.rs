@@ -25,7 +25,7 @@ mod images;
 mod observe;
 mod stats;
 
-use crate::{Error, LogRotation, Runtime};
+use crate::{Error, LogRotation, Runtime, Served, Session, SocketInPod};
 use async_trait::async_trait;
 use calls::{Act, Calls, Failure, Limit, reason};
 use cgroups::PodGroups;
@@ -34,7 +34,7 @@ use events::Hints;
 use kedge_containers::{
     CgroupDriver, ContainerConfig, ContainerId, Credentials, ExecOutput, HandlerFeatures, Image, ImageUsage,
     ObservedSandbox, PodIdentity, Resources, RuntimeStatus, RuntimeVersion, SandboxConfig, SandboxId,
-    SandboxStats,
+    SandboxStats, Talk,
 };
 use kedge_grpc::cri;
 use kedge_sockets::Address;
@@ -500,6 +500,18 @@ impl Runtime for Cri {
         }
     }
 
+    async fn exec(&self, id: &ContainerId, _talk: &Talk) -> Result<Served<Session>, Error> {
+        Err(not_talking("run a command in container", &id.0))
+    }
+
+    async fn attach(&self, id: &ContainerId, _talk: &Talk) -> Result<Served<Session>, Error> {
+        Err(not_talking("attach to container", &id.0))
+    }
+
+    async fn connect(&self, id: &SandboxId, _port: u16) -> Result<Served<SocketInPod>, Error> {
+        Err(not_talking("connect to sandbox", &id.0))
+    }
+
     async fn reopen_log(&self, id: &ContainerId) -> Result<(), Error> {
         let act = Act::order("reopen the log of container", &id.0);
         let request = cri::ReopenContainerLogRequest {
@@ -570,6 +582,14 @@ fn output(answer: cri::ExecSyncResponse) -> ExecOutput {
         exit_code: answer.exit_code,
         stdout: cut(answer.stdout),
         stderr: cut(answer.stderr),
+    }
+}
+
+fn not_talking(act: &'static str, object: &str) -> Error {
+    Error::Unsupported {
+        act,
+        object: object.to_owned(),
+        reason: "this runtime cannot talk with containers",
     }
 }
 

@@ -34,13 +34,13 @@ mod users;
 use crate::image::pull::Puller;
 use crate::image::store::{ImageStore, layer_name};
 use crate::lock::{FileLock, Sharing};
-use crate::{Error, LogRotation, Runtime, cgroup, durable};
+use crate::{Error, LogRotation, Runtime, Served, Session, SocketInPod, cgroup, durable};
 use addresses::Addresses;
 use async_trait::async_trait;
 pub use images::Images;
 use kedge_containers::{
     CgroupDriver, ContainerConfig, ContainerId, Credentials, ExecOutput, Image, ImageUsage, ObservedSandbox,
-    Resources, RuntimeStatus, RuntimeVersion, SandboxConfig, SandboxId, SandboxStats,
+    Resources, RuntimeStatus, RuntimeVersion, SandboxConfig, SandboxId, SandboxStats, Talk,
 };
 use kedge_host::{Changes, Watch, cgroups};
 use kedge_registry::Progress;
@@ -364,6 +364,18 @@ impl Runtime for Embedded {
         .await
     }
 
+    async fn exec(&self, id: &ContainerId, _talk: &Talk) -> Result<Served<Session>, Error> {
+        Err(not_talking("run a command in container", &id.0))
+    }
+
+    async fn attach(&self, id: &ContainerId, _talk: &Talk) -> Result<Served<Session>, Error> {
+        Err(not_talking("attach to container", &id.0))
+    }
+
+    async fn connect(&self, id: &SandboxId, _port: u16) -> Result<Served<SocketInPod>, Error> {
+        Err(not_talking("connect to sandbox", &id.0))
+    }
+
     async fn reopen_log(&self, _id: &ContainerId) -> Result<(), Error> {
         // The supervisor turns the log over by itself.
         Ok(())
@@ -446,4 +458,12 @@ pub(crate) fn new_id() -> Result<String, Error> {
 
 pub(crate) fn now_ms() -> u64 {
     u64::try_from(jiff::Timestamp::now().as_millisecond()).unwrap_or(0)
+}
+
+fn not_talking(act: &'static str, object: &str) -> Error {
+    Error::Unsupported {
+        act,
+        object: object.to_owned(),
+        reason: "this runtime cannot talk with containers",
+    }
 }
