@@ -1,0 +1,75 @@
+//! Who a process is.
+
+use kedge_supervision::Process;
+use rustix::process::{Pid, PidfdFlags, Signal};
+use std::io::ErrorKind;
+use std::os::fd::OwnedFd;
+
+/// Where the start time stands in `/proc/<pid>/stat`, counted from behind the program's name.
+const START_FIELD: usize = 19;
+
+pub(crate) fn boot_id() -> std::io::Result<String> {
+    Ok(std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?
+        .trim()
+        .to_owned())
+}
+
+/// Who `pid` is now.
+pub(crate) fn identify(pid: u32, boot_id: &str) -> std::io::Result<Process> {
+    let text = std::fs::read(format!("/proc/{pid}/stat"))?;
+    let start_ticks = start_ticks(&text).ok_or(ErrorKind::InvalidData)?;
+    Ok(Process {
+        pid,
+        start_ticks,
+        boot_id: boot_id.to_owned(),
+    })
+}
+
+/// A program's name may hold anything, also brackets and blanks; behind its last bracket everything is a number.
+fn start_ticks(stat: &[u8]) -> Option<u64> {
+    let behind = stat.iter().rposition(|byte| *byte == b')')? + 1;
+    let text = std::str::from_utf8(&stat[behind..]).ok()?;
+    text.split_whitespace().nth(START_FIELD)?.parse().ok()
+}
+
+/// A descriptor that means this very process; `None` when it has ended.
+pub(crate) fn open(process: &Process) -> std::io::Result<Option<OwnedFd>> {
+    let Some(pid) = number(process) else {
+        return Ok(None);
+    };
+    let fd = match rustix::process::pidfd_open(pid, PidfdFlags::empty()) {
+        Ok(fd) => fd,
+        Err(rustix::io::Errno::SRCH) => return Ok(None),
+        Err(errno) => return Err(errno.into()),
+    };
+    // Only now is the process held, so only now may it be compared.
+    match identify(process.pid, &process.boot_id) {
+        Ok(found) if found == *process => Ok(Some(fd)),
+        Ok(_) => Ok(None),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Kills a process that cannot have been replaced by another: it is our child, or just told to be there.
+pub(crate) fn kill(pid: Pid) {
+    // It may have ended by itself.
+    let _ = rustix::process::kill_process(pid, Signal::KILL);
+}
+
+pub(crate) fn number(process: &Process) -> Option<Pid> {
+    i32::try_from(process.pid).ok().and_then(Pid::from_raw)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_programs_do_not_disturb() {
+        let stat = b"12 (a) b (c)) S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 4711 20\n";
+        assert_eq!(start_ticks(stat), Some(4711));
+        assert_eq!(start_ticks(b"12 (x) S 1"), None);
+        assert_eq!(start_ticks(b""), None);
+    }
+}
