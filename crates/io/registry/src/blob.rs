@@ -16,8 +16,8 @@ use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _, AsyncWriteExt as _};
 const FRUITLESS_MAX: u32 = 5;
 /// What is hashed at one time of a file that is there.
 const HASH_BYTES: usize = 64 * 1024;
-/// The wait between tries is doubled no more often than this.
-const DOUBLINGS_MAX: u32 = 5;
+/// Less than this between two breaks is as good as nothing: a server that drips must not hold a pull for ever.
+const FRUIT_BYTES_MIN: u64 = 1024;
 
 /// The `blobs/sha256` of a folder.
 #[derive(Debug, Clone)]
@@ -65,6 +65,18 @@ impl Blobs {
         fs::try_exists(self.path(digest)).await.unwrap_or(false)
     }
 
+    /// Bytes that are here of these blobs.
+    pub(crate) async fn begun(&self, blobs: &[Descriptor]) -> u64 {
+        let mut bytes = 0;
+        for blob in blobs {
+            let whole = self.path(&blob.digest);
+            for path in [whole.with_extension("partial"), whole] {
+                bytes += fs::metadata(path).await.map_or(0, |meta| meta.len());
+            }
+        }
+        bytes
+    }
+
     /// Downloads a blob, goes on after breaks, and gives it its name when its digest is right.
     pub(crate) async fn fetch(
         &self,
@@ -83,13 +95,18 @@ impl Blobs {
         loop {
             let before = part.bytes;
             let outcome = download(session, blob, &partial, &mut part, progress).await;
-            fruitless = if part.bytes > before { 0 } else { fruitless + 1 };
+            // A server without ranges may have begun again.
+            let gained = part.bytes.saturating_sub(before);
+            fruitless = if gained >= FRUIT_BYTES_MIN {
+                0
+            } else {
+                fruitless + 1
+            };
             match outcome {
                 Ok(()) => break,
                 Err(error) if error.is_passing() && fruitless < FRUITLESS_MAX => {
                     tracing::debug!(blob = blob.digest, %error, "download goes on in a moment");
-                    let wait = session.client().config().retry * 2_u32.pow(fruitless.min(DOUBLINGS_MAX));
-                    tokio::time::sleep(wait).await;
+                    tokio::time::sleep(session.client().pause(&error, fruitless)).await;
                 }
                 Err(error) => return Err(error),
             }
@@ -185,7 +202,7 @@ async fn download(
             restart(path, part).await?;
             if answer.status != StatusCode::OK {
                 // Asked again from the beginning, by the loop above.
-                return Err(Error::Busy {
+                return Err(Error::Truncated {
                     host: session.host().to_owned(),
                 });
             }
@@ -210,7 +227,7 @@ async fn download(
     flushed.map_err(|source| file_error("write", path, source))?;
     if part.bytes < blob.size {
         // A server that ends early without an error has broken off all the same.
-        return Err(Error::Busy {
+        return Err(Error::Truncated {
             host: session.host().to_owned(),
         });
     }

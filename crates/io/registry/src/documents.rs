@@ -1,6 +1,7 @@
 //! The JSON documents of a registry, as far as a pull needs them.
 
 use crate::{Config, Error};
+use kedge_containers::variant_distance;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -19,6 +20,8 @@ const ANNOTATION_NAME: &str = "io.containerd.image.name";
 pub(crate) const DOCUMENT_BYTES_MAX: u64 = 4 * 1024 * 1024;
 /// overlayfs takes 500 lower directories; Docker makes at most 127 layers.
 const LAYERS_MAX: usize = 127;
+/// Platforms of an image that an error lists.
+const PLATFORMS_SHOWN_MAX: usize = 16;
 
 /// Points at a blob or a manifest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,6 +35,43 @@ pub(crate) struct Descriptor {
     pub(crate) platform: Option<Platform>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) annotations: BTreeMap<String, String>,
+}
+
+impl Platform {
+    /// How well it runs on a node: 0 is best, `None` is not at all.
+    fn distance(&self, config: &Config) -> Option<u32> {
+        if self.os != "linux" || self.architecture != config.architecture {
+            return None;
+        }
+        variant_distance(
+            &self.architecture,
+            config.variant.as_deref(),
+            self.variant.as_deref(),
+        )
+    }
+}
+
+impl std::fmt::Display for Platform {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.os, self.architecture)?;
+        match &self.variant {
+            Some(variant) => write!(f, "/{variant}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// What a pull needs of an image configuration.
+#[derive(Debug, Default, Deserialize)]
+struct Configuration {
+    #[serde(flatten)]
+    platform: Option<Platform>,
+    rootfs: Option<RootFileSystem>,
+}
+
+#[derive(Debug, Deserialize)]
+struct RootFileSystem {
+    diff_ids: Vec<String>,
 }
 
 impl Descriptor {
@@ -52,6 +92,7 @@ pub(crate) struct Platform {
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Either {
+    schema_version: Option<u32>,
     #[serde(default)]
     media_type: String,
     manifests: Option<Vec<Descriptor>>,
@@ -84,6 +125,11 @@ pub(crate) fn parse(bytes: &[u8], media_type: &str, host: &str) -> Result<Docume
     };
     let either: Either = serde_json::from_slice(bytes)
         .map_err(|error| bad(format!("its manifest is not understood: {error}")))?;
+    if either.schema_version == Some(1) {
+        let reason =
+            "the image has a manifest of schema 1, which was given up; push it again with a tool of today";
+        return Err(bad(reason.to_owned()));
+    }
     let media_type = if either.media_type.is_empty() {
         media_type.split(';').next().unwrap_or_default().trim()
     } else {
@@ -98,7 +144,7 @@ pub(crate) fn parse(bytes: &[u8], media_type: &str, host: &str) -> Result<Docume
         }
         _other => {
             return Err(bad(format!(
-                "a manifest of the type {media_type:?} is not one that can be run; the image must have schema 2"
+                "a manifest of the type {media_type:?} is none of an image that can be run"
             )));
         }
     };
@@ -123,40 +169,60 @@ pub(crate) fn parse(bytes: &[u8], media_type: &str, host: &str) -> Result<Docume
     Ok(document)
 }
 
-/// The manifest of an index that this node can run: the right variant, else one without, else any of the architecture.
+/// The manifest of an index that this node can run: of those for its processor or an older one of its kind the closest.
 pub(crate) fn choose(index: &[Descriptor], config: &Config, image: &str) -> Result<Descriptor, Error> {
-    let fits = |one: &&Descriptor| {
-        let platform = one.platform.as_ref();
-        platform.is_some_and(|p| p.os == "linux" && p.architecture == config.architecture)
-    };
-    let rank = |one: &&Descriptor| {
-        let variant = one.platform.as_ref().and_then(|p| p.variant.as_ref());
-        match (variant, &config.variant) {
-            (theirs, ours) if theirs == ours.as_ref() => 0,
-            (None, _) => 1,
-            (Some(_), _) => 2,
-        }
-    };
     // An index in an index is nothing that a registry has for one image.
     let manifests = index.iter().filter(|one| !one.is_index());
-    if let Some(best) = manifests.clone().filter(fits).min_by_key(rank) {
+    let ranked = manifests.clone().filter_map(|one| {
+        let platform = one.platform.as_ref()?;
+        Some((platform.distance(config)?, one))
+    });
+    if let Some((_, best)) = ranked.min_by_key(|(distance, _)| *distance) {
         return Ok(best.clone());
     }
-    let mut offered: Vec<String> = manifests
-        .filter_map(|one| one.platform.as_ref())
-        .filter(|platform| platform.os != "unknown")
-        .map(|platform| format!("{}/{}", platform.os, platform.architecture))
+    let platforms = manifests.filter_map(|one| one.platform.as_ref());
+    // Build tools file their attestations under an unknown platform.
+    let known = platforms.filter(|platform| platform.os != "unknown");
+    Err(wrong_platform(known, config, image))
+}
+
+/// Refuses an image whose only manifest is for another processor, before its layers are fetched. Returns which layers
+/// are here. A configuration that cannot be read is refused where it is imported; here it only means that every layer
+/// is fetched.
+pub(crate) fn known_layers(
+    configuration: &[u8],
+    config: &Config,
+    image: &str,
+    has_layer: &(dyn Fn(&str) -> bool + Sync),
+) -> Result<Vec<bool>, Error> {
+    let read: Configuration = serde_json::from_slice(configuration).unwrap_or_default();
+    if let Some(platform) = &read.platform
+        && platform.distance(config).is_none()
+    {
+        return Err(wrong_platform([platform].into_iter(), config, image));
+    }
+    let layers = read.rootfs.map(|rootfs| rootfs.diff_ids).unwrap_or_default();
+    Ok(layers.iter().map(|diff_id| has_layer(diff_id)).collect())
+}
+
+fn wrong_platform<'a>(offered: impl Iterator<Item = &'a Platform>, config: &Config, image: &str) -> Error {
+    let mut offered: Vec<String> = offered
+        .take(PLATFORMS_SHOWN_MAX)
+        .map(ToString::to_string)
         .collect();
     offered.dedup();
-    Err(Error::WrongPlatform {
+    Error::WrongPlatform {
         image: image.to_owned(),
         offered: if offered.is_empty() {
             "no processor".to_owned()
         } else {
             offered.join(", ")
         },
-        wanted: config.architecture.clone(),
-    })
+        wanted: match &config.variant {
+            Some(variant) => format!("{}/{variant}", config.architecture),
+            None => config.architecture.clone(),
+        },
+    }
 }
 
 /// The `index.json` of a folder that holds one image.
@@ -210,7 +276,16 @@ mod tests {
             ("arm64", Some("v8")),
         ];
         check(&all, Some("v7"), expect!["2"]);
-        check(&all, None, expect!["1"]);
+        check(&all, Some("v8"), expect!["2"]);
+        check(&all, Some("v6"), expect!["1"]);
+        check(&all, None, expect!["2"]);
+        check(
+            &all,
+            Some("v5"),
+            expect![
+                "x is for linux/amd64, linux/arm/v6, linux/arm/v7, linux/arm64/v8, and this node is linux/arm/v5"
+            ],
+        );
         check(&[("arm", Some("v5")), ("arm", None)], Some("v7"), expect!["1"]);
         check(
             &[("amd64", None), ("s390x", None)],
@@ -256,7 +331,7 @@ mod tests {
             r#"{"schemaVersion": 1, "fsLayers": []}"#,
             "application/vnd.docker.distribution.manifest.v1+json",
             expect![[
-                r#"the registry r.example sent something that cannot be used: a manifest of the type "application/vnd.docker.distribution.manifest.v1+json" is not one that can be run; the image must have schema 2"#
+                r#"the registry r.example sent something that cannot be used: the image has a manifest of schema 1, which was given up; push it again with a tool of today"#
             ]],
         );
         read(

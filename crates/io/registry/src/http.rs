@@ -163,9 +163,16 @@ impl Answer {
                 image: image.to_owned(),
                 host,
             },
-            StatusCode::TOO_MANY_REQUESTS => Error::Busy { host },
-            status if self.headers.contains_key(RETRY_AFTER) && status.is_server_error() => {
-                Error::Busy { host }
+            status
+                if status == StatusCode::TOO_MANY_REQUESTS
+                    || status.is_server_error() && self.headers.contains_key(RETRY_AFTER) =>
+            {
+                // A date instead of seconds is as good as nothing said: clocks of devices are wrong.
+                let seconds = self.header(RETRY_AFTER).trim().parse().ok();
+                Error::Busy {
+                    host,
+                    after: seconds.map(Duration::from_secs),
+                }
             }
             status => Error::Status {
                 host,
@@ -283,7 +290,7 @@ impl Client {
             if place.authority().is_some() {
                 let next = Origin::of(&place, self.config())
                     .ok_or_else(|| bad("it redirects to an address without TLS, which is not followed"))?;
-                if next.host != origin.host {
+                if next != origin {
                     asked.headers.remove(AUTHORIZATION);
                 }
                 origin = next;

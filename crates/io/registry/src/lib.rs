@@ -32,6 +32,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+/// A pause is doubled no more often than this.
+const DOUBLINGS_MAX: u32 = 5;
+/// A registry that wants to be left alone for longer is asked again by whoever wanted the image.
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(60);
+
 /// How registries are reached.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
@@ -43,7 +48,7 @@ pub struct Config {
     pub authorities: Vec<PathBuf>,
     /// As images name it: `amd64`, `arm64`, `arm` ...
     pub architecture: String,
-    /// For `arm`: `v6`, `v7` ...; other images of the architecture are taken where this one is not offered.
+    /// For `arm`: `v6`, `v7` ...; images for older ones are taken where this one is not offered.
     pub variant: Option<String>,
     /// Bytes of all layers of one image together.
     pub image_bytes_max: u64,
@@ -102,7 +107,20 @@ pub enum Error {
         reason: String,
     },
     #[error("the registry {host} asks to come back later")]
-    Busy { host: String },
+    Busy {
+        host: String,
+        /// When, if it says so.
+        after: Option<Duration>,
+    },
+    #[error("the registry {host} ended in the middle of a layer")]
+    Truncated { host: String },
+    #[error("{image} needs {bytes} bytes more, and the disk of {folder} has {free}")]
+    NoRoom {
+        image: String,
+        bytes: u64,
+        folder: PathBuf,
+        free: u64,
+    },
     #[error("the registry {host} answered {status}: {reason}")]
     Status {
         host: String,
@@ -138,14 +156,42 @@ impl Error {
     /// The same request may succeed in a moment.
     fn is_passing(&self) -> bool {
         match self {
-            Self::Connect { .. } | Self::Broken { .. } | Self::Stalled { .. } | Self::Busy { .. } => true,
+            Self::Connect { .. }
+            | Self::Broken { .. }
+            | Self::Stalled { .. }
+            | Self::Busy { .. }
+            | Self::Truncated { .. } => true,
             Self::Status { status, .. } => *status >= 500,
             Self::NotFound { .. }
             | Self::Denied { .. }
             | Self::BadAnswer { .. }
             | Self::WrongPlatform { .. }
             | Self::TooLarge { .. }
+            | Self::NoRoom { .. }
             | Self::File { .. }
+            | Self::Authorities { .. } => false,
+        }
+    }
+}
+
+impl Error {
+    /// The disk is full: what is here of the image does not help any more.
+    pub fn is_full_disk(&self) -> bool {
+        use std::io::ErrorKind::{QuotaExceeded, StorageFull};
+        match self {
+            Self::NoRoom { .. } => true,
+            Self::File { source, .. } => matches!(source.kind(), StorageFull | QuotaExceeded),
+            Self::Connect { .. }
+            | Self::Broken { .. }
+            | Self::Stalled { .. }
+            | Self::NotFound { .. }
+            | Self::Denied { .. }
+            | Self::Busy { .. }
+            | Self::Truncated { .. }
+            | Self::Status { .. }
+            | Self::BadAnswer { .. }
+            | Self::WrongPlatform { .. }
+            | Self::TooLarge { .. }
             | Self::Authorities { .. } => false,
         }
     }
@@ -188,6 +234,19 @@ impl Progress {
 pub struct Client {
     config: Arc<Config>,
     tls: Arc<rustls::ClientConfig>,
+}
+
+impl Client {
+    /// The pause before a request is repeated.
+    fn pause(&self, error: &Error, tries: u32) -> Duration {
+        let own = self.config.retry * 2_u32.pow(tries.min(DOUBLINGS_MAX));
+        match error {
+            Error::Busy {
+                after: Some(after), ..
+            } => (*after).clamp(own, RETRY_AFTER_MAX.max(own)),
+            _other => own,
+        }
+    }
 }
 
 /// An image that is whole in its folder.

@@ -3,7 +3,7 @@
 use crate::auth::Session;
 use crate::blob::{Blobs, digest_of, file_error};
 use crate::documents::{
-    ACCEPT, DOCUMENT_BYTES_MAX, Descriptor, Document, Manifest, choose, layout_index, parse,
+    ACCEPT, DOCUMENT_BYTES_MAX, Descriptor, Document, Manifest, choose, known_layers, layout_index, parse,
 };
 use crate::http::Asked;
 use crate::{Asker, Client, Error, Progress, Pulled};
@@ -14,6 +14,8 @@ use std::path::Path;
 
 /// Layers that are downloaded at one time: more do not fill a thin line better.
 const PARALLEL_MAX: usize = 3;
+/// Tries of a manifest: a registry that is busy for longer is asked again by whoever wanted the image.
+const DOCUMENT_TRIES_MAX: u32 = 3;
 const LAYOUT: &str = r#"{"imageLayoutVersion":"1.0.0"}"#;
 
 /// A document with what names it.
@@ -133,7 +135,8 @@ impl Client {
         let progress = into.progress;
         progress.set_total(manifest.config.size);
         blobs.fetch(session, &manifest.config, progress).await?;
-        let known = known_layers(&blobs.read(&manifest.config).await?, into.has_layer);
+        let configuration = blobs.read(&manifest.config).await?;
+        let known = known_layers(&configuration, self.config(), session.image(), into.has_layer)?;
         let mut missing: Vec<Descriptor> = Vec::new();
         for (number, layer) in manifest.layers.into_iter().enumerate() {
             // An empty layer may stand in an image several times.
@@ -144,6 +147,11 @@ impl Client {
         }
         let layers: u64 = missing.iter().map(|blob| blob.size).sum();
         progress.set_total(manifest.config.size + layers);
+        check_room(
+            into.folder,
+            session.image(),
+            layers.saturating_sub(blobs.begun(&missing).await),
+        )?;
         futures_util::stream::iter(missing)
             .map(|blob| async move { blobs.fetch(session, &blob, progress).await })
             .buffer_unordered(PARALLEL_MAX)
@@ -170,23 +178,18 @@ impl std::fmt::Debug for Into<'_> {
     }
 }
 
-/// For each layer of an image configuration whether it is here. A configuration that cannot be read is refused where
-/// it is imported; here it only means that every layer is fetched.
-fn known_layers(configuration: &[u8], has_layer: &(dyn Fn(&str) -> bool + Sync)) -> Vec<bool> {
-    let parsed: serde_json::Value = serde_json::from_slice(configuration).unwrap_or_default();
-    let layers = parsed["rootfs"]["diff_ids"].as_array();
-    let known = |layer: &serde_json::Value| layer.as_str().is_some_and(has_layer);
-    layers.into_iter().flatten().map(known).collect()
-}
-
 /// Fetches a manifest or an index by tag or digest, and verifies it where its digest is known.
 async fn fetch(session: &Session, name: &str) -> Result<Fetched, Error> {
     let asked = Asked::get(format!("/v2/{}/manifests/{name}", session.path())).with(ACCEPT_HEADER, ACCEPT);
-    let mut answer = session.ask(asked).await?;
-    if !answer.status.is_success() {
-        return Err(answer.refusal(session.image()).await);
-    }
-    let bytes = answer.bytes(DOCUMENT_BYTES_MAX).await?;
+    let (bytes, media_type) = patiently(session, || async {
+        let mut answer = session.ask(asked.clone()).await?;
+        if !answer.status.is_success() {
+            return Err(answer.refusal(session.image()).await);
+        }
+        let bytes = answer.bytes(DOCUMENT_BYTES_MAX).await?;
+        Ok((bytes, answer.header(CONTENT_TYPE).to_owned()))
+    })
+    .await?;
     let digest = digest_of(&bytes);
     if kedge_containers::is_digest(name) && digest != name {
         return Err(Error::BadAnswer {
@@ -196,9 +199,44 @@ async fn fetch(session: &Session, name: &str) -> Result<Fetched, Error> {
     }
     Ok(Fetched {
         digest,
-        media_type: answer.header(CONTENT_TYPE).to_owned(),
+        media_type,
         bytes,
     })
+}
+
+/// Asks for a document again while the registry has a passing trouble.
+async fn patiently<T, F: Future<Output = Result<T, Error>>>(
+    session: &Session,
+    ask: impl Fn() -> F,
+) -> Result<T, Error> {
+    let mut tries = 0;
+    loop {
+        match ask().await {
+            // Where nobody answers, whoever wanted the image asks again.
+            Err(error @ (Error::Connect { .. } | Error::Stalled { .. })) => return Err(error),
+            Err(error) if error.is_passing() && tries + 1 < DOCUMENT_TRIES_MAX => {
+                tries += 1;
+                tokio::time::sleep(session.client().pause(&error, tries)).await;
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
+/// Refuses what cannot fit before it fills the disk.
+fn check_room(folder: &Path, image: &str, bytes: u64) -> Result<(), Error> {
+    let free = rustix::fs::statvfs(folder)
+        .map(|disk| disk.f_bavail.saturating_mul(disk.f_frsize))
+        .map_err(|errno| file_error("measure the disk of", folder, errno.into()))?;
+    if bytes > free {
+        return Err(Error::NoRoom {
+            image: image.to_owned(),
+            bytes,
+            folder: folder.to_owned(),
+            free,
+        });
+    }
+    Ok(())
 }
 
 async fn write(path: &Path, bytes: &[u8]) -> Result<(), Error> {

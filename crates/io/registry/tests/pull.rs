@@ -314,3 +314,120 @@ async fn hostile_and_broken_registries() {
         .unwrap_err();
     assert!(matches!(error, Error::Connect { .. }), "{error}");
 }
+
+#[tokio::test]
+async fn a_registry_that_asks_to_come_back() {
+    let image = Arc::new(Image::new(&[b"layer"]));
+    let (known, asked) = (Arc::clone(&image), Arc::new(AtomicU32::new(0)));
+    let counted = Arc::clone(&asked);
+    let server = Server::start(move |_, request| match counted.fetch_add(1, Ordering::Relaxed) {
+        // For the manifest, and again for a layer. A date says nothing that a clock of a device could use.
+        0 => Answer::status(429).with("retry-after", "0"),
+        4 => Answer::status(503).with("retry-after", "Wed, 21 Oct 2037 07:28:00 GMT"),
+        _answers => known.answer("app", &request),
+    })
+    .await;
+    let name = format!("{}/app", server.host());
+    pull(config(&server), &name, &[], &Folder::new()).await.unwrap();
+    assert_eq!(asked.load(Ordering::Relaxed), 6);
+
+    // One that is always busy is given up, and nothing of its waiting is longer than what was told.
+    let busy = Server::start(|_, _| Answer::status(429).with("retry-after", "1")).await;
+    let name = format!("{}/app", busy.host());
+    let began = std::time::Instant::now();
+    let error = pull(config(&busy), &name, &[], &Folder::new()).await.unwrap_err();
+    assert!(
+        matches!(error, Error::Busy { after: Some(after), .. } if after.as_secs() == 1),
+        "{error}"
+    );
+    assert!(
+        began.elapsed() >= Duration::from_secs(2),
+        "two pauses, as it was told"
+    );
+}
+
+#[tokio::test]
+async fn an_image_for_others_is_refused_before_its_layers_are_fetched() {
+    let image = Arc::new(Image::new(&[b"layer"]));
+    let known = Arc::clone(&image);
+    let server = Server::start(move |_, request| {
+        // Named by its manifest, which says nothing of processors.
+        let by_digest = request.path.replace(
+            "/manifests/latest",
+            &format!("/manifests/{}", known.manifest_digest),
+        );
+        known.answer("app", &request.at(&by_digest))
+    })
+    .await;
+    let config = Config {
+        architecture: "arm".to_owned(),
+        variant: Some("v7".to_owned()),
+        ..config(&server)
+    };
+    let folder = Folder::new();
+    let name = format!("{}/app", server.host());
+    let error = pull(config, &name, &[], &folder).await.unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        format!("{name}:latest is for linux/amd64, and this node is linux/arm/v7")
+    );
+    assert!(!folder.has(&image.layers[0].digest));
+}
+
+#[tokio::test]
+async fn what_does_not_fit_is_refused_before_it_fills_the_disk() {
+    let huge: u64 = 1 << 60;
+    let image = Image::new(&[b"layer"]);
+    let config_digest = image.config_digest.clone();
+    let server = Server::start(move |_, request| {
+        if request.path.contains("/manifests/") {
+            let layer = format!(r#"{{"digest": "sha256:{}", "size": {huge}}}"#, "ab".repeat(32));
+            let config = format!(
+                r#"{{"digest": "{config_digest}", "size": {}}}"#,
+                image.config_bytes()
+            );
+            let manifest = format!(r#"{{"schemaVersion": 2, "config": {config}, "layers": [{layer}]}}"#);
+            let kind = "application/vnd.oci.image.manifest.v1+json";
+            return Answer::bytes(manifest.as_bytes()).with("content-type", kind);
+        }
+        image.answer("app", &request)
+    })
+    .await;
+    let name = format!("{}/app", server.host());
+    let error = pull(config(&server), &name, &[], &Folder::new())
+        .await
+        .unwrap_err();
+    assert!(matches!(error, Error::TooLarge { .. }), "{error}");
+    let config = Config {
+        image_bytes_max: u64::MAX,
+        ..config(&server)
+    };
+    let error = pull(config, &name, &[], &Folder::new()).await.unwrap_err();
+    assert!(
+        matches!(error, Error::NoRoom { .. }) && error.is_full_disk(),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn a_server_that_drips_is_given_up() {
+    let image = Arc::new(Image::new(&[&[3; 100_000]]));
+    let known = Arc::clone(&image);
+    let server = Server::start(move |_, request| {
+        let answer = known.answer("app", &request);
+        if request.path.contains(&known.layers[0].digest) {
+            return answer.cut_after(10);
+        }
+        answer
+    })
+    .await;
+    let folder = Folder::new();
+    let name = format!("{}/app", server.host());
+    let error = pull(config(&server), &name, &[], &folder).await.unwrap_err();
+    assert!(
+        matches!(error, Error::Broken { .. } | Error::Truncated { .. }),
+        "{error}"
+    );
+    let partial = folder.blob(&image.layers[0].digest).with_extension("partial");
+    assert!(std::fs::metadata(partial).unwrap().len() < 1000);
+}

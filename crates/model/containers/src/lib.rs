@@ -6,8 +6,10 @@
 //!
 //! **Never.** No Kubernetes objects, no I/O, no decisions.
 
+mod platform;
 mod reference;
 
+pub use platform::variant_distance;
 pub use reference::{BadReference, Reference, is_digest, print_digest};
 
 use serde::{Deserialize, Serialize};
@@ -162,6 +164,9 @@ pub struct ContainerConfig {
     pub spec_hash: String,
     pub tty: bool,
     pub stdin: bool,
+    /// Its input ends with the first conversation that had it.
+    #[serde(default)]
+    pub stdin_once: bool,
 }
 
 /// A file or a directory of the node that the container sees.

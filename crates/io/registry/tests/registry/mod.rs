@@ -21,6 +21,14 @@ impl Request {
         self.headers.get(name).map_or("", String::as_str)
     }
 
+    /// The same for another path.
+    pub(crate) fn at(&self, path: &str) -> Self {
+        Self {
+            path: path.to_owned(),
+            ..self.clone()
+        }
+    }
+
     pub(crate) fn forget(&mut self, name: &str) {
         self.headers.remove(name);
     }
@@ -190,6 +198,7 @@ pub(crate) struct Layer {
 #[derive(Debug)]
 pub(crate) struct Image {
     pub(crate) layers: Vec<Layer>,
+    pub(crate) config_digest: String,
     pub(crate) manifest_digest: String,
     pub(crate) index_digest: String,
     blobs: BTreeMap<String, Vec<u8>>,
@@ -239,15 +248,21 @@ impl Image {
             .iter()
             .map(|layer| (layer.digest.clone(), layer.bytes.clone()))
             .collect();
-        blobs.insert(digest(config.as_bytes()), config.into_bytes());
+        let config_digest = digest(config.as_bytes());
+        blobs.insert(config_digest.clone(), config.into_bytes());
         Self {
             layers,
             index_digest: digest(index.as_bytes()),
+            config_digest,
             manifest_digest,
             blobs,
             manifest,
             index,
         }
+    }
+
+    pub(crate) fn config_bytes(&self) -> usize {
+        self.blobs[&self.config_digest].len()
     }
 
     /// As a well-behaved registry answers.

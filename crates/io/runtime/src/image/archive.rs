@@ -7,13 +7,14 @@ use super::document::{
     ANNOTATION_FULL_NAME, ANNOTATION_REF_NAME, Configuration, Descriptor, DockerImage, Index, Manifest,
     Platform,
 };
+use super::packing::{Packing, read_some};
 use super::{Reference, digest_of};
 use crate::Error;
-use flate2::read::GzDecoder;
 use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{Read, Seek};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 /// Manifests and configurations are kilobytes; the specification asks registries to take 4 MiB.
@@ -28,36 +29,9 @@ const LAYERS_MAX: usize = 127;
 /// A compressed archive is unpacked to disk first; an edge has no image larger than this.
 const ARCHIVE_BYTES_MAX: u64 = 32 * 1024 * 1024 * 1024;
 
-const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
-const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
-
-/// How bytes are compressed, which they tell themselves.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Packing {
-    Gzip,
-    Zstd,
-}
-
-impl Packing {
-    /// Of the first bytes; `None` when they are as they are.
-    pub(super) fn of(magic: &[u8]) -> Option<Self> {
-        if magic.starts_with(&GZIP_MAGIC) {
-            return Some(Self::Gzip);
-        }
-        magic.starts_with(&ZSTD_MAGIC).then_some(Self::Zstd)
-    }
-
-    /// The bytes behind it.
-    pub(super) fn open<'a>(self, packed: impl Read + 'a) -> std::io::Result<Box<dyn Read + 'a>> {
-        match self {
-            Self::Gzip => Ok(Box::new(GzDecoder::new(packed))),
-            Self::Zstd => {
-                let plain = ruzstd::decoding::StreamingDecoder::new(packed);
-                Ok(Box::new(plain.map_err(std::io::Error::other)?))
-            }
-        }
-    }
-}
+/// Environment, command and what else an image says of how it wants to be run: the kernel takes 2 MiB of a command and
+/// its environment, and the index of all images is read whole.
+const EXECUTION_BYTES_MAX: usize = 256 * 1024;
 
 /// An archive whose members have been found.
 #[derive(Debug)]
@@ -91,15 +65,53 @@ pub(super) struct ArchivedImage {
     /// `sha256:…` of the configuration.
     pub(super) id: String,
     pub(super) configuration: Configuration,
+    /// As its digest is of it.
+    pub(super) configuration_bytes: Vec<u8>,
     pub(super) layers: Vec<ArchivedLayer>,
+}
+
+/// The images of an archive while it is looked through.
+#[derive(Default)]
+struct Found {
+    images: Vec<Candidate>,
+    /// What the others are for.
+    others: Vec<Platform>,
+}
+
+/// One of those that are the same image for several processors: the closest is taken.
+struct Candidate {
+    image: ArchivedImage,
+    distance: u32,
+    /// The index that names it, unless that is the archive's own.
+    index: Option<String>,
+}
+
+impl Candidate {
+    fn is_alternative_to(&self, other: &Self) -> bool {
+        let same_index = self.index.is_some() && self.index == other.index;
+        let same_name = !self.image.references.is_empty() && self.image.references == other.image.references;
+        same_index || same_name
+    }
+}
+
+impl Found {
+    fn add(&mut self, candidate: Candidate) {
+        let known = self
+            .images
+            .iter_mut()
+            .find(|known| known.is_alternative_to(&candidate));
+        match known {
+            Some(known) if known.distance <= candidate.distance => {}
+            Some(known) => *known = candidate,
+            None => self.images.push(candidate),
+        }
+    }
 }
 
 /// A layer that is still in the archive.
 #[derive(Debug, Clone)]
 pub(super) struct ArchivedLayer {
     pub(super) member: String,
-    /// Of the member's bytes, if the archive names it.
-    pub(super) digest: Option<String>,
     /// Of the uncompressed tar.
     pub(super) diff_id: String,
 }
@@ -134,7 +146,7 @@ impl Archive {
     }
 
     /// The images in the archive that this node can run; an error if there are none.
-    pub(super) fn images(&mut self) -> Result<Vec<ArchivedImage>, Error> {
+    pub(super) fn images(&self) -> Result<Vec<ArchivedImage>, Error> {
         if self.has("index.json") {
             return self.oci_images();
         }
@@ -144,9 +156,14 @@ impl Archive {
         Err(self.bad("it is no image archive: it has neither index.json nor manifest.json"))
     }
 
-    /// Opens a layer's bytes as they are in the archive.
-    pub(super) fn open_layer(&mut self, layer: &ArchivedLayer) -> Result<Box<dyn Read + '_>, Error> {
+    /// Opens a layer's bytes as they are in the archive. Several may be read at one time.
+    pub(super) fn open_layer(&self, layer: &ArchivedLayer) -> Result<Box<dyn Read + Send + '_>, Error> {
         self.open_member(&layer.member).map(|(_, bytes)| bytes)
+    }
+
+    /// Whether a pull left this layer out.
+    pub(super) fn lacks(&self, layer: &ArchivedLayer) -> bool {
+        self.left_out(&layer.member)
     }
 
     fn has(&self, member: &str) -> bool {
@@ -161,25 +178,25 @@ impl Archive {
     }
 
     /// A member's size and its bytes.
-    fn open_member(&mut self, member: &str) -> Result<(u64, Box<dyn Read + '_>), Error> {
-        let (name, missing) = (self.name.clone(), self.missing(member));
-        let unreadable = |source| Error::Io {
-            act: "read image archive",
-            object: name.clone(),
-            source,
-        };
-        match &mut self.source {
+    fn open_member(&self, member: &str) -> Result<(u64, Box<dyn Read + Send + '_>), Error> {
+        match &self.source {
             Source::Tar { file, members } => {
-                let place = members.get(member).copied().ok_or(missing)?;
-                file.seek(SeekFrom::Start(place.offset)).map_err(unreadable)?;
-                Ok((place.size, Box::new(file.take(place.size))))
+                let place = members.get(member).copied().ok_or_else(|| self.missing(member))?;
+                let bytes = Part {
+                    file,
+                    at: place.offset,
+                    left: place.size,
+                };
+                Ok((place.size, Box::new(bytes)))
             }
             Source::Folder(folder) => {
                 let file = match File::open(folder.join(member)) {
-                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(missing),
-                    opened => opened.map_err(unreadable)?,
+                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                        return Err(self.missing(member));
+                    }
+                    opened => opened.map_err(|source| self.unreadable(source))?,
                 };
-                let size = file.metadata().map_err(unreadable)?.len();
+                let size = file.metadata().map_err(|source| self.unreadable(source))?.len();
                 Ok((size, Box::new(file)))
             }
         }
@@ -189,64 +206,73 @@ impl Archive {
         bad(&self.name, reason)
     }
 
-    fn oci_images(&mut self) -> Result<Vec<ArchivedImage>, Error> {
+    fn oci_images(&self) -> Result<Vec<ArchivedImage>, Error> {
         let index: Index = self.document("index.json", None)?;
-        let mut found = Vec::new();
-        let mut others = Vec::new();
-        self.collect(index, Vec::new(), 1, &mut found, &mut others)?;
-        if found.is_empty() {
-            return Err(self.not_for_us(others));
-        }
-        Ok(found)
+        let mut found = Found::default();
+        self.collect(index, None, &[], 1, &mut found)?;
+        self.chosen(found)
     }
 
-    /// Walks an index; images for other processors only leave their platform in `others`.
+    /// Walks an index; images for other processors only leave their platform.
     fn collect(
-        &mut self,
+        &self,
         index: Index,
-        inherited: Vec<String>,
+        named: Option<&str>,
+        inherited: &[String],
         depth: usize,
-        found: &mut Vec<ArchivedImage>,
-        others: &mut Vec<Platform>,
+        found: &mut Found,
     ) -> Result<(), Error> {
         if depth > INDEX_DEPTH_MAX || index.manifests.len() > MANIFESTS_MAX {
             return Err(self.bad("its index is nested too deeply or too long"));
         }
         for descriptor in index.manifests {
-            let mut names = inherited.clone();
+            if !kedge_containers::is_digest(&descriptor.digest) {
+                return Err(self.bad(format!("{:?} is no sha256 digest", descriptor.digest)));
+            }
+            let mut names = inherited.to_vec();
             names.extend(name_of(&descriptor));
             if descriptor.is_index() {
                 let nested: Index = self.document(&blob(&descriptor.digest), Some(&descriptor))?;
-                self.collect(nested, names, depth + 1, found, others)?;
+                self.collect(nested, Some(&descriptor.digest), &names, depth + 1, found)?;
                 continue;
             }
-            match descriptor.platform.clone() {
+            match &descriptor.platform {
                 // Build tools file their attestations under an unknown platform.
                 Some(platform) if platform.os == "unknown" => {}
-                Some(platform) if !runs_here(&platform) => others.push(platform),
-                Some(_) | None => match self.oci_image(&descriptor, names)? {
-                    Ok(image) => found.push(image),
-                    Err(platform) => others.push(platform),
-                },
+                Some(platform) if platform.distance().is_none() => found.others.push(platform.clone()),
+                platform => {
+                    let image = self.oci_image(&descriptor, names)?;
+                    // What the index says is more exact than what the configuration does.
+                    let own = image.configuration.platform();
+                    let distance = platform.as_ref().and_then(Platform::distance);
+                    match own.distance().map(|own| distance.unwrap_or(own)) {
+                        None => found.others.push(own),
+                        Some(distance) => found.add(Candidate {
+                            image,
+                            distance,
+                            index: named.map(str::to_owned),
+                        }),
+                    }
+                }
             }
         }
         Ok(())
     }
 
-    fn oci_image(
-        &mut self,
-        descriptor: &Descriptor,
-        references: Vec<String>,
-    ) -> Result<Result<ArchivedImage, Platform>, Error> {
+    fn oci_image(&self, descriptor: &Descriptor, references: Vec<String>) -> Result<ArchivedImage, Error> {
         let manifest: Manifest = self.document(&blob(&descriptor.digest), Some(descriptor))?;
-        let configuration: Configuration =
-            self.document(&blob(&manifest.config.digest), Some(&manifest.config))?;
-        let platform = platform_of(&configuration);
-        if !runs_here(&platform) {
-            return Ok(Err(platform));
+        let descriptors = manifest.layers.iter().chain([&manifest.config]);
+        for named in descriptors {
+            if !kedge_containers::is_digest(&named.digest) {
+                return Err(self.bad(format!("{:?} is no sha256 digest", named.digest)));
+            }
         }
-        self.check_layers(manifest.layers.len(), &configuration)?;
+        let (configuration, configuration_bytes) =
+            self.configuration(&blob(&manifest.config.digest), Some(&manifest.config))?;
         let mut layers = Vec::new();
+        if configuration.platform().distance().is_some() {
+            self.check_layers(manifest.layers.len(), &configuration)?;
+        }
         for (layer, diff_id) in manifest.layers.iter().zip(&configuration.rootfs.diff_ids) {
             let member = blob(&layer.digest);
             // A pull leaves out what the store has; the import misses what it has not.
@@ -257,63 +283,83 @@ impl Archive {
             }
             layers.push(ArchivedLayer {
                 member,
-                digest: Some(layer.digest.clone()),
                 diff_id: diff_id.clone(),
             });
         }
-        let id = manifest.config.digest;
-        Ok(Ok(ArchivedImage {
+        Ok(ArchivedImage {
             references,
             manifest_digest: Some(descriptor.digest.clone()),
-            id,
+            id: manifest.config.digest,
             configuration,
+            configuration_bytes,
             layers,
-        }))
+        })
     }
 
-    fn docker_images(&mut self) -> Result<Vec<ArchivedImage>, Error> {
+    /// The closest of each; an error if there is none.
+    fn chosen(&self, found: Found) -> Result<Vec<ArchivedImage>, Error> {
+        if found.images.is_empty() {
+            return Err(self.not_for_us(found.others));
+        }
+        Ok(found
+            .images
+            .into_iter()
+            .map(|candidate| candidate.image)
+            .collect())
+    }
+
+    fn docker_images(&self) -> Result<Vec<ArchivedImage>, Error> {
         let listed: Vec<DockerImage> = self.document("manifest.json", None)?;
         if listed.len() > MANIFESTS_MAX {
             return Err(self.bad("its manifest is too long"));
         }
-        let mut found = Vec::new();
-        let mut others = Vec::new();
+        let mut found = Found::default();
         for image in listed {
-            let bytes = self.bytes(&image.config)?;
-            let configuration: Configuration = self.parse(&image.config, &bytes)?;
-            let platform = platform_of(&configuration);
-            if !runs_here(&platform) {
-                others.push(platform);
+            let (configuration, configuration_bytes) = self.configuration(&image.config, None)?;
+            let platform = configuration.platform();
+            let Some(distance) = platform.distance() else {
+                found.others.push(platform);
                 continue;
-            }
+            };
             self.check_layers(image.layers.len(), &configuration)?;
-            let diff_ids = configuration.rootfs.diff_ids.iter();
-            found.push(ArchivedImage {
-                references: image
-                    .repo_tags
-                    .iter()
-                    .flatten()
-                    .filter_map(|tag| normalised(tag))
-                    .collect(),
+            let names = image.repo_tags.iter().flatten();
+            let members = image.layers.into_iter().zip(&configuration.rootfs.diff_ids);
+            let layers = members.map(|(member, diff_id)| ArchivedLayer {
+                member,
+                diff_id: diff_id.clone(),
+            });
+            let image = ArchivedImage {
+                references: names.filter_map(|tag| normalised(tag)).collect(),
                 manifest_digest: None,
-                id: digest_of(&bytes),
-                layers: image
-                    .layers
-                    .into_iter()
-                    .zip(diff_ids)
-                    .map(|(member, diff_id)| ArchivedLayer {
-                        member,
-                        digest: None,
-                        diff_id: diff_id.clone(),
-                    })
-                    .collect(),
+                id: digest_of(&configuration_bytes),
+                layers: layers.collect(),
                 configuration,
+                configuration_bytes,
+            };
+            found.add(Candidate {
+                image,
+                distance,
+                index: None,
             });
         }
-        if found.is_empty() {
-            return Err(self.not_for_us(others));
+        self.chosen(found)
+    }
+
+    /// An image's configuration, and its bytes.
+    fn configuration(
+        &self,
+        member: &str,
+        expected: Option<&Descriptor>,
+    ) -> Result<(Configuration, Vec<u8>), Error> {
+        let bytes = self.verified(member, expected)?;
+        let configuration: Configuration = self.parse(member, &bytes)?;
+        let execution = serde_json::to_vec(&configuration.config).unwrap_or_default();
+        if execution.len() > EXECUTION_BYTES_MAX {
+            return Err(self.bad(format!(
+                "its environment and command are longer than {EXECUTION_BYTES_MAX} bytes"
+            )));
         }
-        Ok(found)
+        Ok((configuration, bytes))
     }
 
     fn check_layers(&self, layers: usize, configuration: &Configuration) -> Result<(), Error> {
@@ -339,11 +385,11 @@ impl Archive {
     }
 
     /// Reads a JSON member; with a descriptor its size and digest are verified first.
-    fn document<T: DeserializeOwned>(
-        &mut self,
-        member: &str,
-        expected: Option<&Descriptor>,
-    ) -> Result<T, Error> {
+    fn document<T: DeserializeOwned>(&self, member: &str, expected: Option<&Descriptor>) -> Result<T, Error> {
+        self.parse(member, &self.verified(member, expected)?)
+    }
+
+    fn verified(&self, member: &str, expected: Option<&Descriptor>) -> Result<Vec<u8>, Error> {
         let bytes = self.bytes(member)?;
         let is_expected = |expected: &Descriptor| {
             bytes.len() as u64 == expected.size && digest_of(&bytes) == expected.digest
@@ -351,7 +397,7 @@ impl Archive {
         if !expected.is_none_or(is_expected) {
             return Err(self.bad(format!("{member} does not have the digest it is filed under")));
         }
-        self.parse(member, &bytes)
+        Ok(bytes)
     }
 
     fn parse<T: DeserializeOwned>(&self, member: &str, bytes: &[u8]) -> Result<T, Error> {
@@ -359,7 +405,7 @@ impl Archive {
             .map_err(|error| self.bad(format!("{member} is not understood: {error}")))
     }
 
-    fn bytes(&mut self, member: &str) -> Result<Vec<u8>, Error> {
+    fn bytes(&self, member: &str) -> Result<Vec<u8>, Error> {
         let (size, from) = self.open_member(member)?;
         let mut bytes = Vec::new();
         if size <= DOCUMENT_BYTES_MAX {
@@ -386,10 +432,7 @@ impl Archive {
     fn not_for_us(&self, mut others: Vec<Platform>) -> Error {
         let here = kedge_host::architecture();
         others.dedup();
-        let names: Vec<String> = others
-            .iter()
-            .map(|other| format!("{}/{}", other.os, other.architecture))
-            .collect();
+        let names: Vec<String> = others.iter().map(ToString::to_string).collect();
         match names.as_slice() {
             [] => self.bad("it holds no image"),
             names => self.bad(format!(
@@ -409,17 +452,6 @@ fn bad(image: &str, reason: impl Into<String>) -> Error {
 
 fn blob(digest: &str) -> String {
     format!("blobs/{}", digest.replacen(':', "/", 1))
-}
-
-fn platform_of(configuration: &Configuration) -> Platform {
-    Platform {
-        architecture: configuration.architecture.clone(),
-        os: configuration.os.clone(),
-    }
-}
-
-fn runs_here(platform: &Platform) -> bool {
-    platform.os == "linux" && platform.architecture == kedge_host::architecture()
 }
 
 /// A descriptor's whole name. A bare tag names nothing without a repository.
@@ -484,10 +516,11 @@ fn decompressed(file: &File, packing: Packing, name: &str, scratch: &Path) -> Re
         .open(&path);
     let mut unpacked = unpacked.map_err(|source| Error::io("unpack image archive into", &path, source))?;
     crate::durable::remove_file(&path)?;
-    let copied = packing
-        .open(file)
-        .and_then(|plain| std::io::copy(&mut plain.take(ARCHIVE_BYTES_MAX), &mut unpacked))
-        .map_err(|error| bad(name, format!("its compression is broken: {error}")))?;
+    let copied = std::io::copy(&mut packing.open(file).take(ARCHIVE_BYTES_MAX), &mut unpacked);
+    let copied = copied.map_err(|error| match error.raw_os_error() {
+        Some(_) => Error::io("unpack image archive into", scratch, error),
+        None => bad(name, format!("its compression is broken: {error}")),
+    })?;
     if copied == ARCHIVE_BYTES_MAX {
         return Err(bad(name, "it is too large when unpacked"));
     }
@@ -497,14 +530,19 @@ fn decompressed(file: &File, packing: Packing, name: &str, scratch: &Path) -> Re
     Ok(unpacked)
 }
 
-/// Reads until the buffer is full or the input ends.
-pub(super) fn read_some(from: &mut impl Read, buffer: &mut [u8]) -> std::io::Result<usize> {
-    let mut filled = 0;
-    while filled < buffer.len() {
-        match from.read(&mut buffer[filled..])? {
-            0 => break,
-            read => filled += read,
-        }
+/// Some bytes of a file, which others may be reading, too.
+struct Part<'a> {
+    file: &'a File,
+    at: u64,
+    left: u64,
+}
+
+impl Read for Part<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let wanted = usize::try_from(self.left).unwrap_or(usize::MAX).min(buffer.len());
+        let read = self.file.read_at(&mut buffer[..wanted], self.at)?;
+        self.at += read as u64;
+        self.left -= read as u64;
+        Ok(read)
     }
-    Ok(filled)
 }

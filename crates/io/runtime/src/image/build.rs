@@ -18,6 +18,8 @@ pub struct Blueprint {
     pub working_dir: String,
     /// `uid[:gid]` or names; empty is root.
     pub user: String,
+    /// Directories that are written to apart from the image.
+    pub volumes: Vec<String>,
     pub files: Vec<FileInImage>,
 }
 
@@ -55,6 +57,7 @@ pub fn build_archive(blueprint: &Blueprint) -> Result<Vec<u8>, BuildError> {
             blueprint.architecture.clone()
         },
         os: "linux".to_owned(),
+        variant: None,
     };
     let configuration = serde_json::to_vec(&configuration(blueprint, &platform, digest_of(&layer)))?;
     let manifest = serde_json::to_vec(&Manifest {
@@ -101,6 +104,7 @@ fn configuration(blueprint: &Blueprint, platform: &Platform, layer: String) -> C
     Configuration {
         architecture: platform.architecture.clone(),
         os: platform.os.clone(),
+        variant: None,
         config: Some(Execution {
             user: given(&blueprint.user),
             env: Some(
@@ -114,6 +118,14 @@ fn configuration(blueprint: &Blueprint, platform: &Platform, layer: String) -> C
             cmd: None,
             working_dir: given(&blueprint.working_dir),
             stop_signal: None,
+            volumes: Some(&blueprint.volumes)
+                .filter(|paths| !paths.is_empty())
+                .map(|paths| {
+                    paths
+                        .iter()
+                        .map(|path| (path.clone(), serde_json::json!({})))
+                        .collect()
+                }),
         }),
         rootfs: RootFileSystem {
             kind: "layers".to_owned(),

@@ -37,6 +37,29 @@ impl Descriptor {
 pub(super) struct Platform {
     pub(super) architecture: String,
     pub(super) os: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) variant: Option<String>,
+}
+
+impl Platform {
+    /// How well it runs here: 0 is best, `None` is not at all.
+    pub(super) fn distance(&self) -> Option<u32> {
+        if self.os != "linux" || self.architecture != kedge_host::architecture() {
+            return None;
+        }
+        let ours = kedge_host::architecture_variant();
+        kedge_containers::variant_distance(&self.architecture, ours, self.variant.as_deref())
+    }
+}
+
+impl std::fmt::Display for Platform {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.os, self.architecture)?;
+        match &self.variant {
+            Some(variant) => write!(f, "/{variant}"),
+            None => Ok(()),
+        }
+    }
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -62,6 +85,8 @@ pub(super) struct Configuration {
     pub(super) architecture: String,
     #[serde(default)]
     pub(super) os: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) variant: Option<String>,
     #[serde(default)]
     pub(super) config: Option<Execution>,
     pub(super) rootfs: RootFileSystem,
@@ -72,6 +97,16 @@ pub(super) struct RootFileSystem {
     #[serde(rename = "type")]
     pub(super) kind: String,
     pub(super) diff_ids: Vec<String>,
+}
+
+impl Configuration {
+    pub(super) fn platform(&self) -> Platform {
+        Platform {
+            architecture: self.architecture.clone(),
+            os: self.os.clone(),
+            variant: self.variant.clone(),
+        }
+    }
 }
 
 /// How the image wants to be run.
@@ -90,10 +125,13 @@ pub(crate) struct Execution {
     pub(crate) working_dir: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) stop_signal: Option<String>,
+    /// Directories that are written to apart from the image; the values are empty objects.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) volumes: Option<BTreeMap<String, serde_json::Value>>,
 }
 
 /// One entry of `manifest.json` in a `docker save` archive.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub(super) struct DockerImage {
     pub(super) config: String,

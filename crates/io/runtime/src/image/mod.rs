@@ -3,10 +3,18 @@
 mod archive;
 mod build;
 mod document;
+mod export;
+mod import;
 mod layer;
+mod packing;
 pub(crate) mod pull;
-pub(crate) use layer::OPAQUE_ATTRIBUTE;
+mod recipe;
+mod shelf;
 pub(crate) mod store;
+mod tarball;
+#[cfg(test)]
+mod tests;
+pub(crate) use layer::OPAQUE_ATTRIBUTE;
 
 pub use build::{Blueprint, FileInImage, build_archive};
 pub use kedge_containers::Reference;
@@ -17,7 +25,7 @@ use std::path::Path;
 
 /// The normalised names of the images in an archive, without importing it.
 pub fn references_in(archive: &Path) -> Result<Vec<String>, Error> {
-    let mut opened = archive::Archive::open(archive, &std::env::temp_dir())?;
+    let opened = archive::Archive::open(archive, &std::env::temp_dir())?;
     let mut names: Vec<String> = opened
         .images()?
         .into_iter()

@@ -2,32 +2,30 @@
 //!
 //! ```text
 //!   images/index.json           what there is; replaced whole and last, so an interrupted import leaves nothing visible
-//!   images/layers/<32 hex>/     one unpacked layer, named by the digest of its tar
-//!   images/blobs/sha256/<hex>   configurations
+//!   images/layers ...           see `shelf`: what no image of the index and no container needs goes at the next opening
 //!   images/images.lock          taken alone while images come and go: two imports could unpack the same layer
-//!   images/use.lock             shared while a container is made of an image, taken alone while one is removed
+//!   images/use.lock             shared while something is made of an image, taken alone while one is removed
 //! ```
 //!
 //! Reading needs no lock: the index is always whole. Containers are made while another image is being unpacked.
 
 use super::Reference;
-use super::archive::{Archive, ArchivedImage, ArchivedLayer, Packing, read_some};
+use super::archive::{Archive, ArchivedImage, ArchivedLayer};
 use super::document::Execution;
-use super::layer::{self, LayerError};
+use super::shelf::Shelf;
+pub(crate) use super::shelf::layer_name;
+use super::{export, import};
 use crate::lock::{FileLock, Sharing};
 use crate::{Error, durable};
 use kedge_containers::Image;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
-/// Layer directories are named by this much of their digest: overlayfs takes one page of mount options, and 127 layers
-/// have to fit. 128 bits do not collide.
-const LAYER_NAME_HEX: usize = 32;
+/// The index is read whole, and by records' limit; an image takes a few kilobytes of it.
+const INDEX_BYTES_MAX: usize = 12 * 1024 * 1024;
 
 /// An import of gigabytes onto a slow card takes minutes; one that takes longer than this hangs.
 const CHANGE_WAIT_MAX: Duration = Duration::from_secs(10 * 60);
@@ -36,9 +34,9 @@ const USE_WAIT_MAX: Duration = Duration::from_secs(2 * 60);
 
 /// The store. Any number of processes may have it open: what is there is asked of the disk each time, because another
 /// process may have changed it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct ImageStore {
-    directory: PathBuf,
+    shelf: Arc<Shelf>,
 }
 
 /// A container that needs an image.
@@ -92,20 +90,30 @@ impl StoredImage {
 }
 
 impl ImageStore {
-    /// Opens the store and removes what an interrupted import left behind, unless somebody is changing images now.
-    pub(crate) fn open(directory: PathBuf) -> Result<Self, Error> {
-        durable::make_directory(&directory.join("layers"))?;
-        durable::make_directory(&directory.join("blobs/sha256"))?;
-        let store = Self { directory };
-        store.index()?;
+    /// Opens the store and removes what an interrupted import or removal left behind, unless somebody is changing
+    /// images now. `users` finds the containers that need images.
+    pub(crate) fn open(
+        directory: PathBuf,
+        users: impl FnOnce() -> Result<Vec<ImageUser>, Error>,
+    ) -> Result<Self, Error> {
+        let store = Self {
+            shelf: Arc::new(Shelf::make(directory)?),
+        };
+        let index = store.index()?;
         if let Some(_changing) = FileLock::take(&store.change_lock(), Sharing::Exclusive, Duration::ZERO)? {
-            store.remove_leftovers()?;
+            // Who does not know what is used removes nothing.
+            match users() {
+                Ok(users) => drop(store.sweep(&index, &users)?),
+                Err(error) => {
+                    tracing::warn!(%error, "leftovers of images stay, because containers are unknown")
+                }
+            }
         }
         Ok(store)
     }
 
     pub(crate) fn layers_directory(&self) -> PathBuf {
-        self.directory.join("layers")
+        self.shelf.layers()
     }
 
     pub(crate) fn images(&self) -> Result<Vec<Image>, Error> {
@@ -134,21 +142,32 @@ impl ImageStore {
 
     /// Imports every image of an archive that this node can run.
     pub(crate) fn import(&self, archive: &Path) -> Result<Vec<Image>, Error> {
-        self.import_from(Archive::open(archive, &self.directory)?)
+        // What may take long and changes nothing comes before the lock.
+        let archive = Archive::open(archive, self.shelf.directory())?;
+        let images = archive.images()?;
+        let _changing = self.change()?;
+        self.import_images(&archive, images)
     }
 
     /// Imports the image that a pull of `reference` has left in a folder, and remembers the digest under which the
-    /// registry has it.
+    /// registry has it. `None` when layers that the pull left out, because they were here, are so no more.
     pub(crate) fn import_pulled(
         &self,
         folder: &Path,
         reference: &Reference,
         digest: &str,
-    ) -> Result<Image, Error> {
+    ) -> Result<Option<Image>, Error> {
         let name = reference.to_string();
-        let imported = self.import_from(Archive::of_folder(folder, &name))?;
-        let id = imported.first().map(|image| image.id.clone()).unwrap_or_default();
+        let archive = Archive::of_folder(folder, &name);
+        let images = archive.images()?;
         let _changing = self.change()?;
+        let here = self.layer_names()?;
+        let mut layers = images.iter().flat_map(|image| &image.layers);
+        if layers.any(|layer| archive.lacks(layer) && !here.contains(&layer_name(&layer.diff_id))) {
+            return Ok(None);
+        }
+        let imported = self.import_images(&archive, images)?;
+        let id = imported.first().map(|image| image.id.clone()).unwrap_or_default();
         let mut next = self.index()?;
         let image = next
             .images
@@ -157,21 +176,40 @@ impl ImageStore {
         image.digests.insert(format!("{}@{digest}", reference.repository));
         let image = image.to_image();
         self.write_index(&next)?;
-        Ok(image)
+        Ok(Some(image))
     }
 
-    fn import_from(&self, mut archive: Archive) -> Result<Vec<Image>, Error> {
-        let _changing = self.change()?;
+    fn import_images(&self, archive: &Archive, images: Vec<ArchivedImage>) -> Result<Vec<Image>, Error> {
         let mut imported = Vec::new();
-        for image in archive.images()? {
+        for image in images {
             let mut next = self.index()?;
-            let stored = self.import_image(&mut archive, image, &next)?;
+            let stored = self.import_image(archive, image, &next)?;
             let id = stored.id.clone();
             next.insert(stored);
             imported.extend(next.images.get(&id).map(StoredImage::to_image));
             self.write_index(&next)?;
         }
         Ok(imported)
+    }
+
+    /// Writes an image to an OCI archive. With a name it is exported under that name, by its id under all it has.
+    pub(crate) fn export(&self, reference: &str, to: &Path) -> Result<Image, Error> {
+        let _held = self.hold()?;
+        let index = self.index()?;
+        let found = index.find(reference).ok_or_else(|| Error::ImageNotFound {
+            image: reference.to_owned(),
+        })?;
+        let asked = reference
+            .parse::<Reference>()
+            .ok()
+            .and_then(|asked| asked.tagged());
+        let names = found.tags.iter().filter(|tag| match &asked {
+            Some(asked) if found.tags.contains(asked) => *tag == asked,
+            Some(_) | None => true,
+        });
+        let names: Vec<Reference> = names.filter_map(|name| name.parse().ok()).collect();
+        export::export(&self.shelf, found, &names, to)?;
+        Ok(found.to_image())
     }
 
     /// Takes a name away from an image; the image goes with its last name. `users` finds the containers that
@@ -213,46 +251,75 @@ impl ImageStore {
         }
         next.images.remove(&found.id);
         self.write_index(&next)?;
-        let mut needed = next.layers();
-        needed.extend(users.iter().flat_map(|user| &user.layers));
-        for layer in found.layers.iter().filter(|name| !needed.contains(*name)) {
-            durable::remove_directory(&self.layers_directory().join(layer))?;
-        }
-        durable::remove_file(&self.directory.join("blobs").join(found.id.replacen(':', "/", 1)))
+        self.sweep(&next, &users).map(drop)
+    }
+
+    /// Removes the images without a name, or with `all` every one, that no container uses. Returns them, and how many
+    /// bytes went with them and with what else was left over.
+    pub(crate) fn prune(
+        &self,
+        all: bool,
+        users: impl FnOnce() -> Result<Vec<ImageUser>, Error>,
+    ) -> Result<(Vec<Image>, u64), Error> {
+        let _changing = self.change()?;
+        let _unused = self.take(&self.use_lock(), Sharing::Exclusive, USE_WAIT_MAX)?;
+        let users = users()?;
+        let mut next = self.index()?;
+        let is_free = |image: &StoredImage| {
+            (all || image.tags.is_empty()) && !users.iter().any(|user| user.image == image.id)
+        };
+        let free: Vec<StoredImage> = next
+            .images
+            .values()
+            .filter(|image| is_free(image))
+            .cloned()
+            .collect();
+        free.iter().for_each(|image| drop(next.images.remove(&image.id)));
+        self.write_index(&next)?;
+        let freed = self.sweep(&next, &users)?;
+        Ok((free.iter().map(StoredImage::to_image).collect(), freed))
+    }
+
+    /// Removes what neither an image nor a container needs; only while nobody else changes images.
+    fn sweep(&self, index: &StoredIndex, users: &[ImageUser]) -> Result<u64, Error> {
+        let mut layers: BTreeSet<String> = index.layers().into_iter().cloned().collect();
+        layers.extend(users.iter().flat_map(|user| user.layers.iter().cloned()));
+        let configurations = index.images.keys().cloned().collect();
+        self.shelf.keep_only(&layers, &configurations)
     }
 
     fn import_image(
         &self,
-        archive: &mut Archive,
+        archive: &Archive,
         image: ArchivedImage,
         index: &StoredIndex,
     ) -> Result<StoredImage, Error> {
+        let mut missing: Vec<&ArchivedLayer> = Vec::new();
+        for layer in &image.layers {
+            let is_here = index.layer_bytes(&layer_name(&layer.diff_id)).is_some();
+            // An empty layer may stand in an image several times.
+            if !is_here && !missing.iter().any(|other| other.diff_id == layer.diff_id) {
+                missing.push(layer);
+            }
+        }
+        import::import_layers(archive, &missing, &self.shelf)?;
         let mut layers = Vec::new();
         let mut layer_bytes = Vec::new();
         for layer in &image.layers {
             let name = layer_name(&layer.diff_id);
             let bytes = match index.layer_bytes(&name) {
                 Some(known) => known,
-                None => self.import_layer(archive, layer, &name)?,
+                None => self.shelf.record(&name)?.map_or(0, |record| record.size_bytes),
             };
             layers.push(name);
             layer_bytes.push(bytes);
         }
-        let configuration = serde_json::to_vec(&image.configuration)
-            .map_err(|error| Error::failed("keep the configuration of image", &image.id, error))?;
-        durable::write(
-            &self.directory.join("blobs").join(image.id.replacen(':', "/", 1)),
-            &configuration,
-        )?;
-        let references: Vec<Reference> = image
-            .references
-            .iter()
-            .filter_map(|name| name.parse().ok())
-            .collect();
+        durable::write(&self.shelf.blob(&image.id), &image.configuration_bytes)?;
+        let names = image.references.iter().filter_map(|name| name.parse().ok());
+        let references: Vec<Reference> = names.collect();
         let digests = image.manifest_digest.iter().flat_map(|digest| {
-            references
-                .iter()
-                .map(move |reference| format!("{}@{digest}", reference.repository))
+            let names = references.iter();
+            names.map(move |reference| format!("{}@{digest}", reference.repository))
         });
         Ok(StoredImage {
             tags: references.iter().filter_map(Reference::tagged).collect(),
@@ -264,52 +331,30 @@ impl ImageStore {
         })
     }
 
-    /// Unpacks a layer beside its place, verifies both its digests, and only then moves it in.
-    fn import_layer(&self, archive: &mut Archive, layer: &ArchivedLayer, name: &str) -> Result<u64, Error> {
-        let place = self.layers_directory().join(name);
-        let beside = self.layers_directory().join(format!(".{name}"));
-        durable::remove_directory(&beside)?;
-        durable::remove_directory(&place)?;
-        std::fs::create_dir(&beside).map_err(|source| Error::io("make directory", &beside, source))?;
-        let unpacked = unpack_verified(archive, layer, &beside)
-            .inspect_err(|_| drop(std::fs::remove_dir_all(&beside)))?;
-        let flushed = File::open(&beside).and_then(|directory| {
-            rustix::fs::syncfs(&directory)?;
-            Ok(())
-        });
-        flushed.map_err(|source| Error::io("flush", &beside, source))?;
-        std::fs::rename(&beside, &place).map_err(|source| Error::io("move layer to", &place, source))?;
-        durable::sync_directory(&self.layers_directory())?;
-        Ok(unpacked)
-    }
-
-    fn remove_leftovers(&self) -> Result<(), Error> {
-        let directory = self.layers_directory();
-        let entries =
-            std::fs::read_dir(&directory).map_err(|source| Error::io("list", &directory, source))?;
-        for entry in entries {
-            let entry = entry.map_err(|source| Error::io("list", &directory, source))?;
-            if entry.file_name().to_string_lossy().starts_with('.') {
-                durable::remove_directory(&entry.path())?;
-            }
-        }
-        Ok(())
-    }
-
     fn write_index(&self, index: &StoredIndex) -> Result<(), Error> {
-        durable::write_record(&self.directory.join("index.json"), index)
+        let path = self.shelf.directory().join("index.json");
+        let bytes = serde_json::to_vec(index).map_err(|error| Error::io("write", &path, error.into()))?;
+        if bytes.len() > INDEX_BYTES_MAX {
+            let reason = "there are too many images; remove some";
+            return Err(Error::failed(
+                "keep one more image in",
+                path.display().to_string(),
+                reason,
+            ));
+        }
+        durable::write(&path, &bytes)
     }
 
     fn index(&self) -> Result<StoredIndex, Error> {
-        Ok(durable::read_record(&self.directory.join("index.json"))?.unwrap_or_default())
+        Ok(durable::read_record(&self.shelf.directory().join("index.json"))?.unwrap_or_default())
     }
 
     fn change_lock(&self) -> PathBuf {
-        self.directory.join("images.lock")
+        self.shelf.directory().join("images.lock")
     }
 
     fn use_lock(&self) -> PathBuf {
-        self.directory.join("use.lock")
+        self.shelf.directory().join("use.lock")
     }
 
     fn change(&self) -> Result<FileLock, Error> {
@@ -319,7 +364,11 @@ impl ImageStore {
     fn take(&self, lock: &Path, sharing: Sharing, wait_max: Duration) -> Result<FileLock, Error> {
         FileLock::take(lock, sharing, wait_max)?.ok_or_else(|| {
             let reason = format!("others have kept {} locked for {wait_max:?}", lock.display());
-            Error::failed("use the images in", self.directory.display().to_string(), reason)
+            Error::failed(
+                "use the images in",
+                self.shelf.directory().display().to_string(),
+                reason,
+            )
         })
     }
 }
@@ -362,100 +411,5 @@ impl StoredIndex {
             .values()
             .flat_map(|image| image.layers.iter().zip(&image.layer_bytes));
         all.find(|(layer, _)| *layer == name).map(|(_, bytes)| *bytes)
-    }
-}
-
-/// How a layer is filed.
-pub(crate) fn layer_name(diff_id: &str) -> String {
-    diff_id
-        .trim_start_matches("sha256:")
-        .chars()
-        .take(LAYER_NAME_HEX)
-        .collect()
-}
-
-fn unpack_verified(archive: &mut Archive, layer: &ArchivedLayer, into: &Path) -> Result<u64, Error> {
-    let opened = archive.open_layer(layer)?;
-    let outcome = unpack_hashed(opened, into);
-    let Hashed {
-        unpacked,
-        packed_digest,
-        plain_digest,
-    } = outcome.map_err(|error| match error {
-        LayerError::Write { path, source } => Error::Io {
-            act: "unpack into the image store",
-            object: path,
-            source,
-        },
-        LayerError::Refused { .. } | LayerError::Tar(_) => {
-            archive.bad(format!("layer {}: {error}", layer.diff_id))
-        }
-    })?;
-    if layer
-        .digest
-        .as_ref()
-        .is_some_and(|expected| *expected != packed_digest)
-        || plain_digest != layer.diff_id
-    {
-        return Err(archive.bad(format!(
-            "layer {} does not have the digest it is filed under",
-            layer.diff_id
-        )));
-    }
-    Ok(unpacked)
-}
-
-struct Hashed {
-    unpacked: u64,
-    packed_digest: String,
-    plain_digest: String,
-}
-
-fn unpack_hashed(from: impl Read, into: &Path) -> Result<Hashed, LayerError> {
-    let mut packed = Hashing::new(from);
-    let mut magic = [0; 4];
-    let read = read_some(&mut packed, &mut magic).map_err(LayerError::Tar)?;
-    let magic = &magic[..read];
-    let whole = magic.chain(&mut packed);
-    let plain: Box<dyn Read + '_> = match Packing::of(magic) {
-        Some(packing) => packing.open(whole).map_err(LayerError::Tar)?,
-        None => Box::new(whole),
-    };
-    let mut plain = Hashing::new(plain);
-    let unpacked = layer::unpack(&mut plain, into)?;
-    let plain_digest = plain.digest();
-    // What follows the compressed stream belongs to the blob's digest too.
-    std::io::copy(&mut packed, &mut std::io::sink()).map_err(LayerError::Tar)?;
-    Ok(Hashed {
-        unpacked: unpacked.size_bytes,
-        packed_digest: packed.digest(),
-        plain_digest,
-    })
-}
-
-/// Hashes what is read through it.
-struct Hashing<R> {
-    inner: R,
-    hash: Sha256,
-}
-
-impl<R> Hashing<R> {
-    fn new(inner: R) -> Self {
-        Self {
-            inner,
-            hash: Sha256::new(),
-        }
-    }
-
-    fn digest(self) -> String {
-        kedge_containers::print_digest(&self.hash.finalize())
-    }
-}
-
-impl<R: Read> Read for Hashing<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        let read = self.inner.read(buffer)?;
-        self.hash.update(&buffer[..read]);
-        Ok(read)
     }
 }
