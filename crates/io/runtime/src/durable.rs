@@ -1,4 +1,8 @@
-//! Files that survive a power cut: written beside, flushed, renamed.
+//! Files that are replaced as a whole: written beside and renamed; where it matters after a power cut, flushed before.
+//!
+//! A process that is killed takes nothing with it that was written, flushed or not. So what means nothing after the next
+//! boot (a sandbox's namespaces, a container's process) is not flushed: on a device's card a flush takes as long as
+//! starting a container. A power cut may leave such a file empty or torn, and whoever reads it has to expect that.
 
 use crate::Error;
 use serde::Serialize;
@@ -25,6 +29,24 @@ pub(crate) fn make_directory(path: &Path) -> Result<(), Error> {
 
 /// Replaces `path` by `bytes` so that after a power cut either the old or the new content is there, whole.
 pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    let parent = replace(path, bytes, Flush::Now)?;
+    sync_directory(parent)
+}
+
+/// Replaces `path` by `bytes` for as long as this boot lasts.
+pub(crate) fn write_for_boot(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    replace(path, bytes, Flush::Later).map(drop)
+}
+
+/// Whether the content must reach the disk before its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Flush {
+    Now,
+    Later,
+}
+
+/// Whoever reads `path` meanwhile finds the old or the new content, never a part. Gives back the directory.
+fn replace<'a>(path: &'a Path, bytes: &[u8], flush: Flush) -> Result<&'a Path, Error> {
     let failed = |source| Error::io("write", path, source);
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
         return Err(failed(ErrorKind::InvalidInput.into()));
@@ -37,11 +59,12 @@ pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<(), Error> {
         .mode(FILE_MODE)
         .open(&beside)
         .map_err(failed)?;
-    file.write_all(bytes)
-        .and_then(|()| file.sync_all())
-        .map_err(failed)?;
+    file.write_all(bytes).map_err(failed)?;
+    if flush == Flush::Now {
+        file.sync_all().map_err(failed)?;
+    }
     std::fs::rename(&beside, path).map_err(failed)?;
-    sync_directory(parent)
+    Ok(parent)
 }
 
 /// Makes renames and removals in a directory durable.
@@ -53,8 +76,16 @@ pub(crate) fn sync_directory(path: &Path) -> Result<(), Error> {
 
 /// [`write`] for a record.
 pub(crate) fn write_record<T: Serialize>(path: &Path, record: &T) -> Result<(), Error> {
-    let bytes = serde_json::to_vec(record).map_err(|error| Error::io("write", path, error.into()))?;
-    write(path, &bytes)
+    write(path, &record_bytes(path, record)?)
+}
+
+/// [`write_for_boot`] for a record.
+pub(crate) fn write_record_for_boot<T: Serialize>(path: &Path, record: &T) -> Result<(), Error> {
+    write_for_boot(path, &record_bytes(path, record)?)
+}
+
+fn record_bytes<T: Serialize>(path: &Path, record: &T) -> Result<Vec<u8>, Error> {
+    serde_json::to_vec(record).map_err(|error| Error::io("write", path, error.into()))
 }
 
 /// Reads a record; `None` when there is none.

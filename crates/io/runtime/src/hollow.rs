@@ -3,10 +3,10 @@
 //! It is what `--hollow`, tests and load generators use. It stands behind the same trait and the same contract tests as
 //! the embedded runtime.
 
-use crate::cri_log::{Lines, LogFile, Stream};
 use crate::{Error, LogRotation, Runtime, Served, Session, SocketInPod};
 use async_trait::async_trait;
 use jiff::Timestamp;
+use kedge_containerlog::{Lines, LogFile, Moment, Stream};
 use kedge_containers::{
     ContainerConfig, ContainerId, ContainerState, ContainerStats, CpuStats, Credentials, ExecOutput,
     ExitReason, Image, ImageUsage, MemoryStats, ObservedContainer, ObservedSandbox, Resources, RuntimeStatus,
@@ -489,9 +489,9 @@ impl Runtime for Hollow {
 
 fn write_line(path: &Path) -> Result<(), Error> {
     let mut record = Vec::new();
-    Lines::new(Stream::Stdout).push(b"hollow container started\n", Timestamp::now(), &mut record);
+    Lines::new(Stream::Stdout).push(b"hollow container started\n", Moment::now(), &mut record);
     LogFile::open(path, LOG_BYTES_MAX)
-        .and_then(|mut file| file.write(&record))
+        .and_then(|mut file| file.write(&record).map_err(|lost| lost.source))
         .map_err(|source| Error::io("write", path, source))
 }
 

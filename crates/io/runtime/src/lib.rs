@@ -10,24 +10,26 @@
 //! **Never.** No pod logic: it neither restarts, nor backs off, nor knows what a pod wants.
 //!
 //! ```text
-//!   daemon (tokio)                      helper processes (one executable, `helper::main`)
-//!   embedded::Embedded --- create ----> supervisor --- libcontainer ---> container's first process
-//!        |      ^                           |  stdout, stderr -> log file; exit -> states/<id>.json
-//!        |      +------ inotify ------------+
-//!        +--------- sandbox-up ----------> namespaces, veth pair, bridge; then it ends
+//!   daemon (tokio)                   supervisor, one a pod        helper processes (one executable, `helper::main`)
+//!   embedded::Embedded -- create --> kedge-supervisor -- create -> libcontainer; then it ends
+//!        |      ^                      |  first processes are its children
+//!        |      |                      |  stdout, stderr -> log files; exits -> states/<id>.json
+//!        |      +------ inotify -------+
+//!        +------- sandbox-up ----------------------------------->  namespaces, network; then it ends
 //!
 //!   cri::Cri ------- gRPC, a socket -----> containerd or CRI-O, which care for all that
 //! ```
 
 mod cgroup;
 pub mod cri;
-mod cri_log;
 mod durable;
 pub mod embedded;
 pub mod helper;
 pub mod hollow;
 pub mod image;
+mod kernel;
 mod lock;
+mod network;
 mod seccomp;
 mod talk;
 

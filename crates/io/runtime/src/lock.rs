@@ -3,7 +3,7 @@
 
 use crate::Error;
 use std::fs::{File, OpenOptions, TryLockError};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -48,6 +48,16 @@ impl FileLock {
                 Err(TryLockError::Error(source)) => return Err(failed(source)),
             }
         }
+    }
+}
+
+impl FileLock {
+    /// Whether the file that is locked is still the one of this name: who removes one holds its lock, and others may have
+    /// waited for it meanwhile.
+    pub(crate) fn is_of(&self, path: &Path) -> bool {
+        let place = |meta: std::fs::Metadata| (meta.dev(), meta.ino());
+        let held = self.file.metadata().map(place).ok();
+        held.is_some() && held == std::fs::metadata(path).map(place).ok()
     }
 }
 

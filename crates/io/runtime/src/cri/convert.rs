@@ -178,7 +178,7 @@ pub(super) fn container(pod: &SandboxConfig, config: &ContainerConfig, user: Use
         annotations,
         log_path: config.log_path.to_string_lossy().into_owned(),
         stdin: config.stdin,
-        stdin_once: false,
+        stdin_once: config.stdin_once,
         tty: config.tty,
         linux: Some(cri::LinuxContainerConfig {
             resources: Some(resources(&config.resources)),

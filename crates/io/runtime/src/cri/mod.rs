@@ -500,16 +500,49 @@ impl Runtime for Cri {
         }
     }
 
-    async fn exec(&self, id: &ContainerId, _talk: &Talk) -> Result<Served<Session>, Error> {
-        Err(not_talking("run a command in container", &id.0))
+    async fn exec(&self, id: &ContainerId, talk: &Talk) -> Result<Served<Session>, Error> {
+        let act = Act::order("run a command in container", &id.0);
+        let request = cri::ExecRequest {
+            container_id: id.0.clone(),
+            cmd: talk.command.clone(),
+            tty: talk.tty,
+            stdin: talk.stdin,
+            stdout: talk.stdout,
+            stderr: talk.stderr && !talk.tty,
+        };
+        let mut client = self.calls.runtime();
+        let answer = self.calls.wait(act, client.exec(request)).await;
+        let answer = answer.map_err(|failure| of_container(failure, act))?;
+        Ok(Served::At(answer.url))
     }
 
-    async fn attach(&self, id: &ContainerId, _talk: &Talk) -> Result<Served<Session>, Error> {
-        Err(not_talking("attach to container", &id.0))
+    async fn attach(&self, id: &ContainerId, talk: &Talk) -> Result<Served<Session>, Error> {
+        let act = Act::order("attach to container", &id.0);
+        let request = cri::AttachRequest {
+            container_id: id.0.clone(),
+            tty: talk.tty,
+            stdin: talk.stdin,
+            stdout: talk.stdout,
+            stderr: talk.stderr && !talk.tty,
+        };
+        let mut client = self.calls.runtime();
+        let answer = self.calls.wait(act, client.attach(request)).await;
+        let answer = answer.map_err(|failure| of_container(failure, act))?;
+        Ok(Served::At(answer.url))
     }
 
-    async fn connect(&self, id: &SandboxId, _port: u16) -> Result<Served<SocketInPod>, Error> {
-        Err(not_talking("connect to sandbox", &id.0))
+    async fn connect(&self, id: &SandboxId, port: u16) -> Result<Served<SocketInPod>, Error> {
+        let act = Act::order("connect to a port of sandbox", &id.0);
+        let request = cri::PortForwardRequest {
+            pod_sandbox_id: id.0.clone(),
+            port: vec![port.into()],
+        };
+        let mut client = self.calls.runtime();
+        match self.calls.wait(act, client.port_forward(request)).await {
+            Ok(answer) => Ok(Served::At(answer.url)),
+            Err(failure) if failure.is_not_found() => Err(Error::NoSandbox(id.0.clone())),
+            Err(failure) => Err(failure.of(act)),
+        }
     }
 
     async fn reopen_log(&self, id: &ContainerId) -> Result<(), Error> {
@@ -582,14 +615,6 @@ fn output(answer: cri::ExecSyncResponse) -> ExecOutput {
         exit_code: answer.exit_code,
         stdout: cut(answer.stdout),
         stderr: cut(answer.stderr),
-    }
-}
-
-fn not_talking(act: &'static str, object: &str) -> Error {
-    Error::Unsupported {
-        act,
-        object: object.to_owned(),
-        reason: "this runtime cannot talk with containers",
     }
 }
 

@@ -1,10 +1,21 @@
-use super::records::{self, ContainerRecord, LaunchRecord, SandboxRecord};
+use super::records::{self, ContainerRecord, LAUNCH_RECORD, LaunchRecord, SandboxRecord};
+use super::supervisors::{ask, done};
 use super::users::{self, User};
 use super::{Inner, cgroup, launch, new_id, now_ms, spec};
+use crate::helper::container::start_socket;
+use crate::helper::foreign;
 use crate::image::store::StoredImage;
 use crate::{Error, durable};
-use kedge_containers::{AppArmor, ContainerConfig, ContainerId, PidNamespace, SandboxId, Selinux};
+use kedge_containers::{ContainerConfig, ContainerId, PidNamespace, SandboxId, Selinux};
+use kedge_supervision::Order;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Creating a container takes milliseconds; copying a large image without overlayfs on a slow card takes a minute. The
+/// supervisor gives up before.
+const CREATE_WAIT_MAX: Duration = Duration::from_secs(120);
+/// Starting is a word to a process that waits for it, and a small file.
+const START_WAIT_MAX: Duration = Duration::from_secs(20);
 
 impl Inner {
     pub(super) fn create_container(
@@ -17,6 +28,7 @@ impl Inner {
         };
         let boot_id =
             kedge_host::boot_id().map_err(|error| Error::failed("create container", &config.name, error))?;
+        self.require_supervisor(&sandbox, &boot_id)?;
         if !self.is_ready(&sandbox, &boot_id) {
             return Err(Error::failed(
                 "create container",
@@ -46,8 +58,13 @@ impl Inner {
     }
 
     pub(super) fn start_container(&self, id: &ContainerId) -> Result<(), Error> {
-        if self.container_record(&id.0)?.is_none() {
+        let Some(record) = self.container_record(&id.0)? else {
             return Err(Error::NoContainer(id.0.clone()));
+        };
+        let boot_id =
+            kedge_host::boot_id().map_err(|error| Error::failed("start container", &id.0, error))?;
+        if let Some(sandbox) = self.sandbox_record(&record.sandbox)? {
+            self.require_supervisor(&sandbox, &boot_id)?;
         }
         if self
             .state_of(id)?
@@ -55,7 +72,31 @@ impl Inner {
         {
             return Err(Error::failed("start container", &id.0, "it was started before"));
         }
-        launch::order_start(&id.0, &self.layout.container(&id.0))
+        let directory = self.layout.sandbox(&record.sandbox);
+        let order = Order::Start { id: id.0.clone() };
+        done(
+            "start container",
+            &id.0,
+            ask(&directory, order, None, START_WAIT_MAX),
+        )
+    }
+
+    /// Has the log written to a new file. One that has ended writes none.
+    pub(super) fn reopen_log(&self, id: &ContainerId) -> Result<(), Error> {
+        let Some(record) = self.container_record(&id.0)? else {
+            return Err(Error::NoContainer(id.0.clone()));
+        };
+        let ended = |state: records::StateRecord| matches!(state.phase, records::Phase::Exited { .. });
+        if self.state_of(id)?.is_none_or(ended) {
+            return Ok(());
+        }
+        let order = Order::ReopenLog { id: id.0.clone() };
+        let directory = self.layout.sandbox(&record.sandbox);
+        done(
+            "reopen log of container",
+            &id.0,
+            ask(&directory, order, None, START_WAIT_MAX),
+        )
     }
 
     /// Removes what is left of a container that has ended.
@@ -78,7 +119,8 @@ impl Inner {
     /// Removes what interrupted creations left, with the processes they had started.
     pub(super) fn clear_unmade_containers(&self) -> Result<(), Error> {
         for id in durable::names(&self.layout.containers())? {
-            if self.container_record(&id)?.is_none() {
+            // One whose record is not understood can be neither told of nor ended otherwise.
+            if !matches!(self.container_record(&id), Ok(Some(_))) {
                 self.clear_unmade_container(&id)?;
             }
         }
@@ -86,11 +128,20 @@ impl Inner {
     }
 
     fn clear_unmade_container(&self, id: &str) -> Result<(), Error> {
-        if let Some(state) = self.state_record(id)? {
+        let path = self.layout.container(id).join(LAUNCH_RECORD);
+        // A record that nobody understands must not keep the rest from being cleared away.
+        let launch: Option<LaunchRecord> = durable::read_record(&path).unwrap_or_else(|error| {
+            tracing::warn!(container = id, %error, "what an interrupted creation left is not understood");
+            None
+        });
+        if let Some(launch) = &launch
+            && let Err(error) = self.discard_supervised(&launch.sandbox, id)
+        {
+            tracing::warn!(container = id, %error, "its supervisor does not discard it");
+        }
+        if let Some(state) = self.state_record(id) {
             super::processes::kill_now(&state)?;
         }
-        let launch: Option<LaunchRecord> =
-            durable::read_record(&self.layout.container(id).join("launch.json"))?;
         if let Some(launch) = launch {
             cgroup::remove_tree(&self.cgroups, &launch.cgroup)?;
         }
@@ -107,8 +158,8 @@ impl Inner {
         if config.name.is_empty() || config.name.contains('/') || config.name.starts_with('.') {
             return refuse("its name cannot be a directory name");
         }
-        if config.tty {
-            return refuse("a terminal (tty: true) is not supported by the embedded runtime");
+        if config.tty && !sandbox.config.handler.is_empty() {
+            return refuse("a terminal (tty: true) is for the built-in runtime, not for its other handlers");
         }
         self.refuse_unsupported(&config)?;
         if spec::arguments(&config, image).is_empty() {
@@ -139,9 +190,11 @@ impl Inner {
         image: &StoredImage,
     ) -> Result<(), Error> {
         let directory = self.layout.container(&record.id);
+        let handler = self.handlers.program(&sandbox.config)?;
         let ingredients = spec::Ingredients {
             sandbox,
             sandbox_directory: &self.layout.sandbox(&sandbox.id),
+            directory: &directory,
             config: &record.config,
             image,
             user: self.user(record, image)?,
@@ -156,20 +209,49 @@ impl Inner {
         write_plain(directory.join("config.json"), &bundle)?;
         let launch = LaunchRecord {
             id: record.id.clone(),
-            state_path: self.layout.state(&record.id),
-            log_path: record.log_path.clone(),
-            log_bytes_max: self.log_bytes_max,
+            sandbox: sandbox.id.clone(),
             rootfs: self.rootfs,
             layers_directory: self.images.layers_directory(),
             layers: record.layers.clone(),
             cgroup: record.cgroup.clone(),
-            stdin: record.config.stdin,
-            privileges: spec::privileges(&ingredients),
+            uid: ingredients.user.uid,
+            privileges: spec::privileges(&ingredients)?,
             seccomp: spec::seccomp(&record.config.security).clone(),
+            supervised: self.supervised(record, handler.is_some()),
+            handler,
         };
-        write_plain(directory.join("launch.json"), &launch)?;
-        self.launcher.create(&directory)?;
-        durable::write_record(&directory.join("container.json"), record)
+        write_plain(directory.join(LAUNCH_RECORD), &launch)?;
+        let order = Order::Create {
+            container: Box::new(launch.supervised),
+            arguments: self.launcher.making(&directory),
+        };
+        let sandbox = self.layout.sandbox(&sandbox.id);
+        let reply = ask(&sandbox, order, Some(self.maker()), CREATE_WAIT_MAX);
+        done("create container", &record.config.name, reply)?;
+        durable::write_record_for_boot(&directory.join("container.json"), record)
+    }
+
+    /// What the supervisor has to know of a container.
+    fn supervised(&self, record: &ContainerRecord, foreign: bool) -> kedge_supervision::Container {
+        let directory = self.layout.container(&record.id);
+        let below = |tree: &Path| tree.join(record.cgroup.trim_start_matches('/'));
+        kedge_supervision::Container {
+            id: record.id.clone(),
+            state_path: self.layout.state(&record.id),
+            log_path: record.log_path.clone(),
+            log_bytes_max: self.log_bytes_max,
+            groups: self.cgroups.trees().into_iter().map(below).collect(),
+            memory_events: cgroup::memory_events(&self.cgroups, &record.cgroup),
+            start_socket: if foreign {
+                foreign::start_socket(&directory)
+            } else {
+                start_socket(&directory, &record.id)
+            },
+            stdin: record.config.stdin,
+            stdin_once: record.config.stdin_once,
+            tty: record.config.tty,
+            directory,
+        }
     }
 
     /// The first process of the container whose processes this one shall see.
@@ -195,10 +277,6 @@ impl Inner {
         };
         if !config.cdi_devices.is_empty() {
             return refuse("the built-in runtime does not know devices by their CDI names; use containerd");
-        }
-        let wants_profile = matches!(config.security.apparmor, Some(AppArmor::Localhost(_)));
-        if wants_profile && !has_apparmor() {
-            return refuse("this node has no AppArmor, so no profile can confine a container");
         }
         let wants_label = config
             .security
@@ -242,10 +320,6 @@ impl Inner {
         }
         Ok(user)
     }
-}
-
-fn has_apparmor() -> bool {
-    std::fs::read_to_string("/sys/module/apparmor/parameters/enabled").is_ok_and(|text| text.trim() == "Y")
 }
 
 /// Needed only as long as the container runs: a power cut may take it.

@@ -1,10 +1,10 @@
 //! Commands in containers that run, and new limits for them.
 
-use super::records::{LaunchRecord, Phase};
+use super::records::{LAUNCH_RECORD, LaunchRecord, Phase, identity};
 use super::{Inner, cgroup};
 use crate::helper::exec::ExecOrder;
 use crate::{Error, durable};
-use kedge_containers::{ContainerId, ExecOutput, Resources};
+use kedge_containers::{ContainerId, ExecOutput, Resources, Talk};
 use serde::Deserialize;
 use std::time::Duration;
 
@@ -42,8 +42,23 @@ impl Inner {
         command: Vec<String>,
         timeout: Duration,
     ) -> Result<ExecOutput, Error> {
+        let talk = Talk {
+            command,
+            ..Talk::default()
+        };
+        let order = self.exec_order(id, &talk, timeout)?;
+        self.launcher.exec(&id.0, &order)
+    }
+
+    /// What is run, and as whom: as the container's own process.
+    pub(super) fn exec_order(
+        &self,
+        id: &ContainerId,
+        talk: &Talk,
+        timeout: Duration,
+    ) -> Result<ExecOrder, Error> {
         let failed = |reason: &str| Err(Error::failed(ACT, &id.0, reason));
-        if command.first().is_none_or(String::is_empty) {
+        if talk.command.first().is_none_or(String::is_empty) {
             return failed("there is no command");
         }
         if self.container_record(&id.0)?.is_none() {
@@ -54,16 +69,16 @@ impl Inner {
             return failed("it does not run");
         };
         let directory = self.layout.container(&id.0);
-        let launch: Option<LaunchRecord> = durable::read_record(&directory.join("launch.json"))?;
+        let launch: Option<LaunchRecord> = durable::read_record(&directory.join(LAUNCH_RECORD))?;
         let bundle: Option<Bundle> = durable::read_record(&directory.join("config.json"))?;
         let (Some(launch), Some(bundle)) = (launch, bundle) else {
             return failed("its configuration is not there any more");
         };
         let process = bundle.process;
-        let order = ExecOrder {
-            process: state.process,
+        Ok(ExecOrder {
+            process: identity(&state.process),
             cgroup: launch.cgroup,
-            args: command,
+            args: talk.command.clone(),
             env: process.env,
             cwd: process.cwd,
             uid: process.user.uid,
@@ -72,9 +87,10 @@ impl Inner {
             privileges: launch.privileges,
             seccomp: launch.seccomp,
             oom_score_adj: process.oom_score_adj,
+            tty: talk.tty,
+            stdin: talk.stdin,
             timeout_ms: u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX / 2),
-        };
-        self.launcher.exec(&id.0, &order)
+        })
     }
 
     /// Gives a container other limits. One that has ended needs none.
@@ -82,16 +98,6 @@ impl Inner {
         let Some(record) = self.container_record(&id.0)? else {
             return Err(Error::NoContainer(id.0.clone()));
         };
-        cgroup::limit_existing(&self.cgroups, &record.cgroup, resources)?;
-        for (file, value) in [
-            ("cpuset.cpus", &resources.cpuset_cpus),
-            ("cpuset.mems", &resources.cpuset_mems),
-        ] {
-            if let Some(value) = value.as_ref().filter(|value| !value.is_empty()) {
-                kedge_host::groups::write_group(&self.cgroups, "cpuset", &record.cgroup, file, value)
-                    .map_err(|error| Error::failed("change the limits of container", &id.0, error))?;
-            }
-        }
-        Ok(())
+        cgroup::limit_existing(&self.cgroups, &record.cgroup, resources)
     }
 }

@@ -3,8 +3,8 @@
 use super::layout::Layout;
 use super::records;
 use crate::Error;
-use crate::image::pull::Puller;
-use crate::image::store::{ImageStore, ImageUser, layer_name};
+use crate::image::pull::{self, Puller};
+use crate::image::store::{ImageStore, ImageUser};
 use kedge_containers::{Credentials, Image};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -22,11 +22,19 @@ struct Inner {
     store: ImageStore,
 }
 
+/// What a pruning removed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pruned {
+    pub images: Vec<Image>,
+    /// Of files that stand nowhere else.
+    pub freed_bytes: u64,
+}
+
 impl Images {
     /// Opens the images below `root`, the [`root`](super::Config::root) of a runtime.
     pub fn open(root: &Path) -> Result<Self, Error> {
         let layout = Layout::make(root.to_owned())?;
-        let store = ImageStore::open(layout.images())?;
+        let store = ImageStore::open(layout.images(), || users(&layout))?;
         Ok(Self {
             inner: Arc::new(Inner { layout, store }),
         })
@@ -47,15 +55,29 @@ impl Images {
         progress: &kedge_registry::Progress,
     ) -> Result<Image, Error> {
         let pulls = self.inner.layout.pulls();
-        let (puller, here) = self
-            .blocking("list layers", move |inner| {
-                Ok((Puller::open(registries, pulls)?, inner.store.layer_names()?))
-            })
+        let puller = self
+            .blocking("open pulls", move |_| Puller::open(registries, pulls))
             .await?;
-        let has_layer = move |diff_id: &str| here.contains(&layer_name(diff_id));
-        let fetched = puller.fetch(reference, credentials, &has_layer, progress).await?;
-        self.blocking("import image", move |inner| fetched.import(&inner.store))
+        puller
+            .pull(&self.inner.store, reference, credentials, progress)
             .await
+    }
+
+    /// Writes an image to an OCI archive at `to`, which `docker load` takes, too.
+    pub async fn export(&self, reference: &str, to: PathBuf) -> Result<Image, Error> {
+        let reference = reference.to_owned();
+        self.blocking("export image", move |inner| inner.store.export(&reference, &to))
+            .await
+    }
+
+    /// Removes the images without a name, or with `all` every one, that no container uses, and the pulls that broke off.
+    pub async fn prune(&self, all: bool) -> Result<Pruned, Error> {
+        self.blocking("prune images", move |inner| {
+            pull::remove_all(&inner.layout.pulls())?;
+            let (images, freed_bytes) = inner.store.prune(all, || users(&inner.layout))?;
+            Ok(Pruned { images, freed_bytes })
+        })
+        .await
     }
 
     /// All images.
@@ -83,15 +105,18 @@ impl Images {
     }
 }
 
+/// The containers on disk, with the images that they are made of.
+pub(super) fn users(layout: &Layout) -> Result<Vec<ImageUser>, Error> {
+    let containers = records::containers(layout)?.into_iter();
+    let users = containers.map(|record| ImageUser {
+        container: record.id,
+        image: record.image_id,
+        layers: record.layers,
+    });
+    Ok(users.collect())
+}
+
 /// Removes an image that no container on disk uses.
 pub(super) fn remove(store: &ImageStore, layout: &Layout, reference: &str) -> Result<(), Error> {
-    store.remove(reference, || {
-        let containers = records::containers(layout)?.into_iter();
-        let users = containers.map(|record| ImageUser {
-            container: record.id,
-            image: record.image_id,
-            layers: record.layers,
-        });
-        Ok(users.collect())
-    })
+    store.remove(reference, || users(layout))
 }

@@ -3,16 +3,19 @@
 use super::HelperProgram;
 use super::records::{Reply, SandboxOrder};
 use crate::helper::Verb;
+use crate::helper::connect::ConnectOrder;
 use crate::helper::exec::{ExecOrder, ExecReply};
 use crate::{Error, durable};
 use kedge_containers::ExecOutput;
+use kedge_supervision as supervision;
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::mount::OpenTreeFlags;
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use std::ffi::OsStr;
 use std::io::{Read, Write};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::net::UnixStream;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -25,11 +28,44 @@ const REPLY_BYTES_MAX: usize = 64 * 1024;
 /// A helper that shall end a command after a time gets this much longer to say so.
 const EXEC_REPLY_WAIT: Duration = Duration::from_secs(10);
 
+/// A program, held open, so that a replaced file on disk does not change what is called.
+#[derive(Debug)]
+pub(super) struct Program {
+    executable: OwnedFd,
+}
+
+impl Program {
+    pub(super) fn open(path: &Path) -> Result<Self, Error> {
+        let executable = match read_only(path) {
+            Ok(executable) => executable,
+            // A place where mounts cannot be copied.
+            Err(error) => {
+                tracing::debug!(%error, "the program is called as it is");
+                rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+                    .map_err(|errno| Error::io("open program", path, errno.into()))?
+            }
+        };
+        Ok(Self { executable })
+    }
+
+    fn command(&self) -> Command {
+        Command::new(format!("/proc/self/fd/{}", self.executable.as_raw_fd()))
+    }
+}
+
+impl AsFd for Program {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.executable.as_fd()
+    }
+}
+
+/// A command is started, or a connection made, within this time.
+const MEET_WAIT_MAX: Duration = Duration::from_secs(30);
+
 /// Starts helpers.
 #[derive(Debug)]
 pub(super) struct Launcher {
-    /// Held open, so that a replaced file on disk does not change who is called.
-    executable: OwnedFd,
+    program: Program,
     word: String,
 }
 
@@ -39,19 +75,25 @@ impl Launcher {
             .executable
             .as_deref()
             .unwrap_or(Path::new("/proc/self/exe"));
-        let executable = match read_only(path) {
-            Ok(executable) => executable,
-            // A kernel before 5.12, or a place where mounts cannot be copied.
-            Err(error) => {
-                tracing::debug!(%error, "the helper program is called as it is");
-                rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
-                    .map_err(|errno| Error::io("open helper program", path, errno.into()))?
-            }
-        };
         Ok(Self {
-            executable,
+            program: Program::open(path)?,
             word: program.word.clone(),
         })
+    }
+
+    pub(super) fn program(&self) -> &Program {
+        &self.program
+    }
+
+    /// The arguments with which the program makes the container in `directory`, for its supervisor.
+    pub(super) fn making(&self, directory: &Path) -> Vec<String> {
+        let directory = directory.to_string_lossy().into_owned();
+        vec![
+            self.word.clone(),
+            self.word.clone(),
+            Verb::Create.name().to_owned(),
+            directory,
+        ]
     }
 
     pub(super) fn sandbox_up(&self, directory: &Path, order: &SandboxOrder) -> Result<(), Error> {
@@ -68,13 +110,6 @@ impl Launcher {
 
     pub(super) fn remove_bridge(&self, bridge: &str) -> Result<(), Error> {
         self.call(Verb::RemoveBridge, Path::new(bridge), b"", Stdio::null())
-    }
-
-    /// Makes the container in `directory` and leaves its supervisor behind.
-    pub(super) fn create(&self, directory: &Path) -> Result<(), Error> {
-        let path = directory.join("supervisor.log");
-        let log = std::fs::File::create(&path).map_err(|source| Error::io("make", &path, source))?;
-        self.call(Verb::Create, directory, b"", log.into())
     }
 
     /// Runs a command in a container. Blocks until it has ended or was killed.
@@ -118,6 +153,65 @@ impl Launcher {
         }
     }
 
+    /// Runs a command in a container for somebody who talks with it. It runs when this returns.
+    pub(super) fn talk(&self, id: &str, order: &ExecOrder) -> Result<Talking, Error> {
+        let verb = Verb::Talk;
+        let bytes = serde_json::to_vec(order).map_err(|error| Error::failed(verb.act(), id, error))?;
+        let (mut child, socket, reply) = self.meet(verb, id, &bytes)?;
+        match reply {
+            Ok(Met {
+                reply: supervision::Reply::Done,
+                ..
+            }) => Ok(Talking { child, socket }),
+            other => {
+                drop((child.kill(), child.wait()));
+                Err(refused(verb, id, other))
+            }
+        }
+    }
+
+    /// Connects to a port in a sandbox.
+    pub(super) fn connect(&self, id: &str, order: &ConnectOrder) -> Result<OwnedFd, Error> {
+        let verb = Verb::Connect;
+        let bytes = serde_json::to_vec(order).map_err(|error| Error::failed(verb.act(), id, error))?;
+        let (mut child, _socket, reply) = self.meet(verb, id, &bytes)?;
+        drop((child.kill(), child.wait()));
+        match reply {
+            Ok(Met {
+                reply: supervision::Reply::Done,
+                descriptor: Some(connection),
+            }) => Ok(connection),
+            other => Err(refused(verb, id, other)),
+        }
+    }
+
+    /// Starts a helper whose standard output is a socket, and takes its first message.
+    fn meet(
+        &self,
+        verb: Verb,
+        id: &str,
+        input: &[u8],
+    ) -> Result<(Child, OwnedFd, std::io::Result<Met>), Error> {
+        let failed = |error: std::io::Error| Error::failed(verb.act(), id, error);
+        let (ours, theirs) = kedge_packets::pair().map_err(failed)?;
+        set_socket_timeout(&ours, Timeout::Recv, Some(MEET_WAIT_MAX))
+            .map_err(|errno| failed(errno.into()))?;
+        let mut command = self.program.command();
+        command
+            .arg0(&self.word)
+            .args([self.word.as_str(), verb.name(), id])
+            .current_dir("/")
+            .env_clear()
+            .stdin(Stdio::piped())
+            .stdout(theirs)
+            .stderr(Stdio::null());
+        let mut child = command.spawn().map_err(failed)?;
+        // It holds our copy of the other end: that one must go, or nobody hears it hang up.
+        drop(command);
+        let met = converse_by_socket(&mut child, input, &ours);
+        Ok((child, ours, met))
+    }
+
     fn order(&self, verb: Verb, directory: &Path, order: &SandboxOrder) -> Result<(), Error> {
         let order = serde_json::to_vec(order).map_err(|error| failed(verb, directory, error))?;
         self.call(verb, directory, &order, Stdio::null())
@@ -140,31 +234,57 @@ impl Launcher {
         stderr: Stdio,
         limit: Duration,
     ) -> Result<Vec<u8>, Error> {
-        let mut child = Command::new(format!("/proc/self/fd/{}", self.executable.as_raw_fd()))
-            .arg0(&self.word)
-            .arg(&self.word)
-            .arg(verb.name())
-            .arg(argument)
-            .current_dir("/")
-            .env_clear()
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(stderr)
-            .spawn()
-            .map_err(|error| failed(verb, argument, error))?;
-        let reply = converse(&mut child, input, limit);
-        if reply.is_err() {
-            drop(child.kill());
-        }
-        // The process that was started ends at once; a supervisor is its orphan.
-        let status = child.wait().map_err(|error| failed(verb, argument, error))?;
-        let reply = reply.map_err(|error| failed(verb, argument, error))?;
-        if reply.is_empty() {
-            let reason = format!("the helper ended without an answer ({status})");
-            return Err(failed(verb, argument, reason));
-        }
-        Ok(reply)
+        let arguments = [
+            self.word.as_ref(),
+            self.word.as_ref(),
+            verb.name().as_ref(),
+            argument.as_os_str(),
+        ];
+        run(&self.program, &arguments, input, stderr, limit).map_err(|reason| failed(verb, argument, reason))
     }
+
+    /// Starts a program that answers and ends, or leaves a process of its own behind.
+    pub(super) fn run(
+        program: &Program,
+        arguments: &[&OsStr],
+        input: &[u8],
+        stderr: Stdio,
+    ) -> Result<Vec<u8>, String> {
+        run(program, arguments, input, stderr, REPLY_WAIT_MAX)
+    }
+}
+
+/// The first argument is the program's name.
+fn run(
+    program: &Program,
+    arguments: &[&OsStr],
+    input: &[u8],
+    stderr: Stdio,
+    limit: Duration,
+) -> Result<Vec<u8>, String> {
+    let (name, arguments) = arguments.split_first().ok_or("a program has a name")?;
+    let mut child = program
+        .command()
+        .arg0(name)
+        .args(arguments)
+        .current_dir("/")
+        .env_clear()
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(stderr)
+        .spawn()
+        .map_err(|error| error.to_string())?;
+    let reply = converse(&mut child, input, limit);
+    if reply.is_err() {
+        drop(child.kill());
+    }
+    // The process that was started ends at once; a supervisor is its orphan.
+    let status = child.wait().map_err(|error| error.to_string())?;
+    let reply = reply.map_err(|error| error.to_string())?;
+    if reply.is_empty() {
+        return Err(format!("the helper ended without an answer ({status})"));
+    }
+    Ok(reply)
 }
 
 /// Opens a program on a read-only mount of its own, which nobody else sees. A helper's child is in a container for the
@@ -172,55 +292,51 @@ impl Launcher {
 fn read_only(path: &Path) -> std::io::Result<OwnedFd> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     let tree = rustix::mount::open_tree(CWD, path, flags)?;
-    let attributes = libc::mount_attr {
-        attr_set: libc::MOUNT_ATTR_RDONLY,
-        attr_clr: 0,
-        propagation: 0,
-        userns_fd: 0,
-    };
-    // SAFETY: the kernel reads the empty path and the structure, whose size is told, during the call only.
-    #[allow(unsafe_code)]
-    let answer = unsafe {
-        libc::syscall(
-            libc::SYS_mount_setattr,
-            tree.as_raw_fd(),
-            c"".as_ptr(),
-            libc::AT_EMPTY_PATH,
-            std::ptr::from_ref(&attributes),
-            size_of::<libc::mount_attr>(),
-        )
-    };
-    if answer == 0 {
-        Ok(tree)
-    } else {
-        Err(std::io::Error::last_os_error())
-    }
+    crate::kernel::mount_read_only(&tree, Path::new(""), libc::AT_EMPTY_PATH)?;
+    Ok(tree)
 }
 
-/// Tells the supervisor of the container in `directory` to let it run.
-pub(super) fn order_start(id: &str, directory: &Path) -> Result<(), Error> {
-    let act = "start container";
-    let said = ask_supervisor(directory).map_err(|source| Error::io(act, directory, source))?;
-    match serde_json::from_slice(&said) {
-        Ok(Reply::Done) => Ok(()),
-        Ok(Reply::Failed(reason)) => Err(Error::failed(act, id, reason)),
-        Err(_) => Err(Error::failed(act, id, "its supervisor ended without an answer")),
-    }
+/// A command that runs, and the socket over which it is talked with.
+#[derive(Debug)]
+pub(super) struct Talking {
+    pub(super) child: Child,
+    pub(super) socket: OwnedFd,
 }
 
-fn ask_supervisor(directory: &Path) -> std::io::Result<Vec<u8>> {
-    // A socket's path may have 107 bytes; through a descriptor it is always short enough.
-    let directory = rustix::fs::open(
-        directory,
-        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
-        Mode::empty(),
-    )?;
-    let mut socket = UnixStream::connect(format!("/proc/self/fd/{}/control.sock", directory.as_raw_fd()))?;
-    socket.set_read_timeout(Some(REPLY_WAIT_MAX))?;
-    socket.write_all(b"s")?;
-    let mut said = Vec::new();
-    socket.take(REPLY_BYTES_MAX as u64).read_to_end(&mut said)?;
-    Ok(said)
+/// The first message of a helper that is met.
+#[derive(Debug)]
+struct Met {
+    reply: supervision::Reply,
+    descriptor: Option<OwnedFd>,
+}
+
+fn converse_by_socket(child: &mut Child, input: &[u8], socket: &OwnedFd) -> std::io::Result<Met> {
+    if let Some(mut stdin) = child.stdin.take() {
+        stdin.write_all(input)?;
+    }
+    let mut buffer = vec![0; supervision::MESSAGE_BYTES_MAX];
+    let received = kedge_packets::receive(socket, &mut buffer)?;
+    if received.bytes == 0 {
+        return Err(std::io::ErrorKind::UnexpectedEof.into());
+    }
+    Ok(Met {
+        reply: supervision::decode(&buffer[..received.bytes]).map_err(std::io::Error::other)?,
+        descriptor: received.descriptor,
+    })
+}
+
+fn refused(verb: Verb, id: &str, met: std::io::Result<Met>) -> Error {
+    match met {
+        Ok(Met {
+            reply: supervision::Reply::Failed(reason),
+            ..
+        }) => Error::failed(verb.act(), id, reason),
+        Ok(_) => Error::failed(verb.act(), id, "the helper's answer is not understood"),
+        Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
+            Error::failed(verb.act(), id, "the helper ended without an answer")
+        }
+        Err(error) => Error::failed(verb.act(), id, error),
+    }
 }
 
 fn converse(child: &mut Child, input: &[u8], limit: Duration) -> std::io::Result<Vec<u8>> {

@@ -7,19 +7,22 @@
 //! ```text
 //!   <root>/runtime.lock               locked by the runtime that has the directory open
 //!   <root>/images/                    the image store, shared with other processes
-//!   <root>/sandboxes/<id>/            sandbox.json, hosts, hostname, resolv.conf, pins of its namespaces
-//!   <root>/containers/<id>/           container.json, config.json, launch.json, upper, work, rootfs, control.sock
+//!   <root>/sandboxes/<id>/            sandbox.json, cni.json, hosts, hostname, resolv.conf, pins of its namespaces
+//!   <root>/sandboxes/<id>/            also control.sock and supervisor.json: its supervisor takes orders there
+//!   <root>/containers/<id>/           container.json, config.json, launch.json, upper, work, rootfs, its streams
 //!   <root>/states/<container>.json    what became of the container; written by its supervisor
+//!   <root>/supervisor-<hash>          the program of supervisors
 //! ```
 //!
 //! **Never.** It creates no process in its own image: a threaded process must not clone. It follows no container
 //! through memory of its own.
 
-mod addresses;
+mod apparmor;
 mod containers;
 mod devices;
 mod exec;
 mod files;
+mod handlers;
 mod images;
 mod launch;
 mod layout;
@@ -27,17 +30,21 @@ mod observe;
 mod processes;
 pub(crate) mod records;
 mod sandboxes;
-mod spec;
+pub(crate) mod spec;
 mod stats;
+mod supervisors;
+mod talk;
 mod users;
 
 use crate::image::pull::Puller;
-use crate::image::store::{ImageStore, layer_name};
+use crate::image::store::ImageStore;
 use crate::lock::{FileLock, Sharing};
+use crate::network::Network;
+pub use crate::network::{CniDirectories, NetworkConfig};
 use crate::{Error, LogRotation, Runtime, Served, Session, SocketInPod, cgroup, durable};
-use addresses::Addresses;
 use async_trait::async_trait;
-pub use images::Images;
+use handlers::Handlers;
+pub use images::{Images, Pruned};
 use kedge_containers::{
     CgroupDriver, ContainerConfig, ContainerId, Credentials, ExecOutput, Image, ImageUsage, ObservedSandbox,
     Resources, RuntimeStatus, RuntimeVersion, SandboxConfig, SandboxId, SandboxStats, Talk,
@@ -46,10 +53,10 @@ use kedge_host::{Changes, Watch, cgroups};
 use kedge_registry::Progress;
 use launch::Launcher;
 use layout::Layout;
-use std::net::Ipv4Addr;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
+use supervisors::Supervisors;
 
 /// Files above this size are rotated.
 pub const LOG_BYTES_MAX_DEFAULT: u64 = 10 * 1024 * 1024;
@@ -91,15 +98,6 @@ impl HelperProgram {
     }
 }
 
-/// The pods' network on this node.
-#[derive(Debug, Clone)]
-pub struct NetworkConfig {
-    /// Name of the bridge, made when it is missing.
-    pub bridge: String,
-    /// Pods get addresses from here; the bridge has the first.
-    pub pod_cidr: (Ipv4Addr, u8),
-}
-
 /// How container root file systems shall be made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RootfsChoice {
@@ -130,10 +128,12 @@ struct Inner {
     images: ImageStore,
     puller: Puller,
     launcher: Launcher,
+    supervisors: Supervisors,
     cgroups: cgroups::Layout,
     cgroup_root: String,
-    network: Option<NetworkConfig>,
-    addresses: Mutex<Addresses>,
+    network: Network,
+    handlers: Handlers,
+    layers: stats::LayerUsage,
     rootfs: RootfsMode,
     log_bytes_max: u64,
     watch: Watch,
@@ -203,6 +203,7 @@ impl Inner {
                 &"it needs root; run it with sudo, or use the hollow runtime (--hollow)",
             ));
         }
+        crate::kernel::require_calls()?;
         let cgroups = cgroups::layout().map_err(|error| failed(&error))?;
         cgroups.require_controllers().map_err(|error| failed(&error))?;
         let layout = Layout::make(config.root)?;
@@ -217,30 +218,35 @@ impl Inner {
             RootfsChoice::Copy => RootfsMode::Copy,
             RootfsChoice::Automatic => probe_overlay(&launcher, &layout),
         };
-        let addresses = Addresses::of(config.network.as_ref(), &layout)?;
+        let boot_id = kedge_host::boot_id().map_err(|error| failed(&error))?;
+        let network = Network::open(config.network.as_ref(), &records::sandboxes(&layout)?, &boot_id)?;
         let inner = Self {
             _alone: alone,
-            images: ImageStore::open(layout.images())?,
+            images: ImageStore::open(layout.images(), || images::users(&layout))?,
             puller: Puller::open(config.registries, layout.pulls())?,
             watch: Watch::open(&layout.states(), Changes::MovedIn)
                 .map_err(|error| Error::failed("watch", "the states of containers", error))?,
-            addresses: Mutex::new(addresses),
+            supervisors: Supervisors::open(layout.root())?,
             launcher,
             cgroups,
             cgroup_root: config.cgroup_root,
-            network: config.network,
+            network,
+            handlers: Handlers::find(),
+            layers: stats::LayerUsage::default(),
             rootfs,
             log_bytes_max: config.log_bytes_max,
             layout,
         };
         inner.clear_unmade_containers()?;
         inner.clear_unmade_sandboxes()?;
+        inner.network.reconcile();
         Ok(inner)
     }
 
     fn purge_node(&self) -> Result<(), Error> {
-        if let Some(network) = &self.network {
-            self.launcher.remove_bridge(&network.bridge)?;
+        self.network.purge()?;
+        if let Some(bridge) = self.network.bridge() {
+            self.launcher.remove_bridge(bridge)?;
         }
         cgroup::remove_tree(&self.cgroups, &self.cgroup_root)
     }
@@ -270,8 +276,14 @@ impl Runtime for Embedded {
     }
 
     async fn status(&self) -> Result<RuntimeStatus, Error> {
+        let network_trouble = self
+            .blocking("look at the network of", |inner| Ok(inner.network.trouble()))
+            .await?;
         Ok(RuntimeStatus {
             cgroup_driver: Some(CgroupDriver::Cgroupfs),
+            network_trouble,
+            handlers: self.inner.handlers.names(),
+            features: self.inner.handlers.features(),
             ..RuntimeStatus::default()
         })
     }
@@ -364,21 +376,22 @@ impl Runtime for Embedded {
         .await
     }
 
-    async fn exec(&self, id: &ContainerId, _talk: &Talk) -> Result<Served<Session>, Error> {
-        Err(not_talking("run a command in container", &id.0))
+    async fn exec(&self, id: &ContainerId, talk: &Talk) -> Result<Served<Session>, Error> {
+        self.talk_with_command(id, talk).await.map(Served::Here)
     }
 
-    async fn attach(&self, id: &ContainerId, _talk: &Talk) -> Result<Served<Session>, Error> {
-        Err(not_talking("attach to container", &id.0))
+    async fn attach(&self, id: &ContainerId, talk: &Talk) -> Result<Served<Session>, Error> {
+        self.talk_with_container(id, talk).await.map(Served::Here)
     }
 
-    async fn connect(&self, id: &SandboxId, _port: u16) -> Result<Served<SocketInPod>, Error> {
-        Err(not_talking("connect to sandbox", &id.0))
+    async fn connect(&self, id: &SandboxId, port: u16) -> Result<Served<SocketInPod>, Error> {
+        self.connect_to_port(id, port).await.map(Served::Here)
     }
 
-    async fn reopen_log(&self, _id: &ContainerId) -> Result<(), Error> {
-        // The supervisor turns the log over by itself.
-        Ok(())
+    async fn reopen_log(&self, id: &ContainerId) -> Result<(), Error> {
+        let id = id.clone();
+        self.blocking("reopen log of container", move |inner| inner.reopen_log(&id))
+            .await
     }
 
     fn log_rotation(&self) -> LogRotation {
@@ -409,17 +422,9 @@ impl Runtime for Embedded {
     }
 
     async fn pull_image(&self, reference: &str, credentials: &[Credentials]) -> Result<Image, Error> {
-        let here = self
-            .blocking("list layers", |inner| inner.images.layer_names())
-            .await?;
-        let has_layer = move |diff_id: &str| here.contains(&layer_name(diff_id));
-        let progress = Progress::default();
-        let fetch = self
-            .inner
-            .puller
-            .fetch(reference, credentials, &has_layer, &progress);
-        let fetched = fetch.await?;
-        self.blocking("import image", move |inner| fetched.import(&inner.images))
+        let (puller, store) = (&self.inner.puller, &self.inner.images);
+        puller
+            .pull(store, reference, credentials, &Progress::default())
             .await
     }
 
@@ -458,12 +463,4 @@ pub(crate) fn new_id() -> Result<String, Error> {
 
 pub(crate) fn now_ms() -> u64 {
     u64::try_from(jiff::Timestamp::now().as_millisecond()).unwrap_or(0)
-}
-
-fn not_talking(act: &'static str, object: &str) -> Error {
-    Error::Unsupported {
-        act,
-        object: object.to_owned(),
-        reason: "this runtime cannot talk with containers",
-    }
 }

@@ -1,5 +1,6 @@
-use super::records::{ContainerRecord, Phase, StateRecord};
-use super::{Inner, now_ms};
+use super::records::{ContainerRecord, Phase, StateRecord, identity, understood};
+use super::{Inner, cgroup, now_ms};
+use crate::network::SandboxNetwork;
 use crate::{Error, durable};
 use kedge_containers::{
     ContainerId, ContainerState, ExitReason, ObservedContainer, ObservedSandbox, SandboxId,
@@ -14,6 +15,7 @@ impl Inner {
     /// Reads everything there is.
     pub(super) fn observe(&self) -> Result<Vec<ObservedSandbox>, Error> {
         let boot_id = kedge_host::boot_id().map_err(|error| Error::failed("list", "sandboxes", error))?;
+        self.replace_lost_supervisors(&boot_id)?;
         let mut containers: BTreeMap<String, Vec<ObservedContainer>> = BTreeMap::new();
         for record in self.container_records()? {
             let sandbox = record.sandbox.clone();
@@ -30,7 +32,8 @@ impl Inner {
                 ips: record
                     .network
                     .iter()
-                    .map(|network| network.address.to_string())
+                    .flat_map(SandboxNetwork::addresses)
+                    .map(|address| address.to_string())
                     .collect(),
                 id: SandboxId(record.id),
                 pod: record.config.pod,
@@ -51,7 +54,7 @@ impl Inner {
 
     /// What became of a container. One that ended unseen is written down as ended, once.
     pub(super) fn state_of(&self, id: &ContainerId) -> Result<Option<StateRecord>, Error> {
-        let Some(mut state) = self.state_record(&id.0)? else {
+        let Some(mut state) = self.state_record(&id.0) else {
             return Ok(None);
         };
         let started_ms = match state.phase {
@@ -60,11 +63,11 @@ impl Inner {
             Phase::Running { started_ms } => started_ms,
         };
         // The supervisor is asked second: if it ended just now, its last word is read below.
-        if alive(&state.process)? || alive(&state.supervisor)? {
+        if alive(&identity(&state.process))? || alive(&identity(&state.supervisor))? {
             return Ok(Some(state));
         }
         if let Some(last) = self
-            .state_record(&id.0)?
+            .state_record(&id.0)
             .filter(|last| matches!(last.phase, Phase::Exited { .. }))
         {
             return Ok(Some(last));
@@ -82,12 +85,20 @@ impl Inner {
             reason: ExitReason::Error,
             message: message.to_owned(),
         };
-        durable::write_record(&self.layout.state(&id.0), &state)?;
+        // Nobody else ends what its first process left behind.
+        if let Some(record) = self.container_record(&id.0)? {
+            cgroup::remove_tree(&self.cgroups, &record.cgroup)?;
+        }
+        // On a full disk it is worked out anew at the next look.
+        if let Err(error) = durable::write_record(&self.layout.state(&id.0), &state) {
+            tracing::warn!(container = id.0, %error, "the end of a container is not written down");
+        }
         Ok(Some(state))
     }
 
-    pub(super) fn state_record(&self, id: &str) -> Result<Option<StateRecord>, Error> {
-        durable::read_record(&self.layout.state(id))
+    /// What was written last of a container; `None` also when a power cut has torn it, and then nothing of it runs.
+    pub(super) fn state_record(&self, id: &str) -> Option<StateRecord> {
+        understood(id, durable::read_record(&self.layout.state(id)))
     }
 
     fn observe_container(&self, record: ContainerRecord) -> Result<ObservedContainer, Error> {

@@ -1,19 +1,23 @@
 //! Ending containers: a signal, patience, the last signal, and the wait for the supervisor's report.
 
 use super::Inner;
-use super::records::{Phase, StateRecord};
+use super::records::{Phase, StateRecord, identity};
+use super::supervisors;
 use crate::Error;
 use kedge_containers::ContainerId;
 use kedge_host::process::{Identity, ProcessHandle, signal_named};
+use kedge_supervision::Order;
 use rustix::process::Signal;
+use std::io::ErrorKind;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 use std::time::Duration;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 /// A process that was killed ends as soon as it runs; one that hangs in the kernel does not, and is reported.
 const KILL_WAIT_MAX: Duration = Duration::from_secs(20);
-/// The supervisor writes the last lines, two small files, and removes the control groups.
+/// The supervisor writes the last lines and a small file, and removes the control groups.
 const REPORT_WAIT_MAX: Duration = Duration::from_secs(20);
 
 /// A container that was asked to end.
@@ -21,7 +25,8 @@ const REPORT_WAIT_MAX: Duration = Duration::from_secs(20);
 pub(super) struct Stopping {
     id: String,
     process: Option<Watched>,
-    supervisor: Option<Watched>,
+    /// The directory of its sandbox.
+    sandbox: PathBuf,
 }
 
 /// A process and the descriptor that says when it has ended.
@@ -37,7 +42,12 @@ impl Inner {
         let Some(record) = self.container_record(&id.0)? else {
             return Err(Error::NoContainer(id.0.clone()));
         };
-        let Some(state) = self.state_of(id)? else {
+        // Whom a state means that nobody understands is not known: with its control group everything of it is killed.
+        let state = self.state_of(id).unwrap_or_else(|error| {
+            tracing::warn!(container = id.0, %error, "state of container cannot be read");
+            None
+        });
+        let Some(state) = state else {
             return Ok(None);
         };
         let polite = match state.phase {
@@ -51,8 +61,8 @@ impl Inner {
         };
         let stopping = Stopping {
             id: id.0.clone(),
-            process: watched(&id.0, &state.process)?,
-            supervisor: watched(&id.0, &state.supervisor)?,
+            process: watched(&id.0, &identity(&state.process))?,
+            sandbox: self.layout.sandbox(&record.sandbox),
         };
         stopping.signal(polite)?;
         Ok(Some(stopping))
@@ -70,11 +80,16 @@ impl Stopping {
                 return Err(failed(&self.id, "its process does not end, though it was killed"));
             }
         }
-        match &self.supervisor {
-            Some(supervisor) if !ended(supervisor, REPORT_WAIT_MAX).await => {
+        let (sandbox, id) = (self.sandbox, self.id.clone());
+        let reported = tokio::task::spawn_blocking(move || {
+            supervisors::ask(&sandbox, Order::Await { id }, None, REPORT_WAIT_MAX)
+        });
+        match reported.await.map_err(|error| failed(&self.id, error))? {
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
                 Err(failed(&self.id, "its supervisor does not report its end"))
             }
-            Some(_) | None => Ok(()),
+            // One that was killed reports nothing: that the process has ended is seen without it.
+            Ok(_) | Err(_) => Ok(()),
         }
     }
 
@@ -91,19 +106,30 @@ impl Stopping {
 
 /// Ends what an interrupted creation started. Blocks until it has ended.
 pub(super) fn kill_now(state: &StateRecord) -> Result<(), Error> {
-    for process in [&state.process, &state.supervisor] {
-        let pid = process.pid.to_string();
-        let opened = process.open().map_err(|error| failed(&pid, error))?;
-        let Some(handle) = opened else { continue };
-        handle.signal(Signal::KILL).map_err(|error| failed(&pid, error))?;
-        let mut wait = [nix::poll::PollFd::new(
-            handle.as_fd(),
-            nix::poll::PollFlags::POLLIN,
-        )];
-        let limit = nix::poll::PollTimeout::try_from(KILL_WAIT_MAX).unwrap_or(nix::poll::PollTimeout::MAX);
-        nix::poll::poll(&mut wait, limit).map_err(|error| failed(&pid, error))?;
+    end_now(&identity(&state.process), Duration::ZERO)
+}
+
+/// Waits for the end of a process, at most `patience`, and kills it then. Blocks until it has ended.
+pub(super) fn end_now(process: &Identity, patience: Duration) -> Result<(), Error> {
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+    let pid = process.pid.to_string();
+    let Some(handle) = process.open().map_err(|error| failed(&pid, error))? else {
+        return Ok(());
+    };
+    let ends_within = |limit: Duration| {
+        let limit = PollTimeout::try_from(limit).unwrap_or(PollTimeout::MAX);
+        poll(&mut [PollFd::new(handle.as_fd(), PollFlags::POLLIN)], limit)
+            .map(|ready| ready > 0)
+            .map_err(|errno| failed(&pid, errno))
+    };
+    if ends_within(patience)? {
+        return Ok(());
     }
-    Ok(())
+    handle.signal(Signal::KILL).map_err(|error| failed(&pid, error))?;
+    if ends_within(KILL_WAIT_MAX)? {
+        return Ok(());
+    }
+    Err(failed(&pid, "it does not end, though it was killed"))
 }
 
 fn watched(id: &str, process: &Identity) -> Result<Option<Watched>, Error> {

@@ -3,11 +3,12 @@
 use super::RootfsMode;
 use super::layout::Layout;
 use crate::helper::privileges::Privileges;
+use crate::network::{OnBridge, SandboxNetwork};
 use crate::{Error, durable};
-use kedge_containers::{ContainerConfig, ExitReason, SandboxConfig, Seccomp};
+use kedge_containers::{ContainerConfig, SandboxConfig, Seccomp};
 use kedge_host::process::Identity;
+pub(crate) use kedge_supervision::{Phase, StateRecord};
 use serde::{Deserialize, Serialize};
-use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
 /// `sandbox.json`: written before anything of the sandbox is made, so that it can always be taken down.
@@ -23,17 +24,6 @@ pub(crate) struct SandboxRecord {
     pub(crate) stopped: bool,
     /// Namespaces do not outlive the boot they were made in.
     pub(crate) boot_id: String,
-}
-
-/// A sandbox's place in the pods' network.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct SandboxNetwork {
-    pub(crate) bridge: String,
-    /// The node's end of the pair; the pod's end is `eth0`.
-    pub(crate) veth: String,
-    pub(crate) address: Ipv4Addr,
-    pub(crate) gateway: Ipv4Addr,
-    pub(crate) prefix: u8,
 }
 
 /// `container.json`: what was ordered, as it was resolved when it was made. Written last: a container directory without
@@ -52,58 +42,50 @@ pub(crate) struct ContainerRecord {
     pub(crate) cgroup: String,
 }
 
-/// `launch.json`: what the supervisor needs besides the bundle.
+/// The name of a [`LaunchRecord`] in the container's directory.
+pub(crate) const LAUNCH_RECORD: &str = "launch.json";
+
+/// `launch.json`: what is needed to make the container besides its bundle, and to look after it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct LaunchRecord {
     pub(crate) id: String,
-    pub(crate) state_path: PathBuf,
-    pub(crate) log_path: PathBuf,
-    pub(crate) log_bytes_max: u64,
+    pub(crate) sandbox: String,
     pub(crate) rootfs: RootfsMode,
     pub(crate) layers_directory: PathBuf,
     pub(crate) layers: Vec<String>,
     /// Below each control group tree, with a leading slash.
     pub(crate) cgroup: String,
-    /// Keep the container's input open, so that reading it waits instead of ending.
-    pub(crate) stdin: bool,
+    /// Who the first process is: its streams are his.
+    pub(crate) uid: u32,
     /// What its processes may do; commands that are run in it later may do the same.
     #[serde(default)]
     pub(crate) privileges: Privileges,
     #[serde(default)]
     pub(crate) seccomp: Seccomp,
+    /// The program of another runtime that makes it; `None` is libcontainer.
+    #[serde(default)]
+    pub(crate) handler: Option<PathBuf>,
+    /// What its supervisor has to know.
+    pub(crate) supervised: kedge_supervision::Container,
 }
 
-/// `states/<id>.json`: what became of a container.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct StateRecord {
-    pub(crate) supervisor: Identity,
-    pub(crate) process: Identity,
-    pub(crate) phase: Phase,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) enum Phase {
-    Created,
-    Running {
-        started_ms: u64,
-    },
-    Exited {
-        started_ms: u64,
-        finished_ms: u64,
-        exit_code: i32,
-        reason: ExitReason,
-        message: String,
-    },
+/// The process that a supervisor told us about.
+pub(crate) fn identity(of: &kedge_supervision::Process) -> Identity {
+    Identity {
+        pid: of.pid,
+        start_ticks: of.start_ticks,
+        boot_id: of.boot_id.clone(),
+    }
 }
 
 /// What a helper shall make of a sandbox.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct SandboxOrder {
-    pub(crate) network: Option<SandboxNetwork>,
+    pub(crate) network: Option<OnBridge>,
     /// Pins of namespaces to make; `None` shares the node's.
     pub(crate) network_pin: Option<PathBuf>,
     pub(crate) ipc_pin: Option<PathBuf>,
-    /// The process that holds the namespace of the pod's processes, which go with it.
+    /// Where the supervisor holds the namespace of the pod's processes, which go with it.
     #[serde(default)]
     pub(crate) pid_pin: Option<PathBuf>,
     /// Where the memory that the pod's containers share is mounted.
@@ -126,11 +108,36 @@ impl SandboxOrder {
     }
 }
 
+/// The records of all sandboxes, made or not.
+pub(super) fn sandboxes(layout: &Layout) -> Result<Vec<SandboxRecord>, Error> {
+    let ids = durable::names(&layout.sandboxes())?;
+    Ok(ids
+        .iter()
+        .filter_map(|id| understood(id, sandbox(layout, id)))
+        .collect())
+}
+
+/// A sandbox's record; `None` when there is none.
+pub(super) fn sandbox(layout: &Layout, id: &str) -> Result<Option<SandboxRecord>, Error> {
+    durable::read_record(&layout.sandbox(id).join("sandbox.json"))
+}
+
 /// The records of all containers that were made.
 pub(super) fn containers(layout: &Layout) -> Result<Vec<ContainerRecord>, Error> {
     let ids = durable::names(&layout.containers())?;
-    let records: Result<Vec<_>, Error> = ids.iter().map(|id| container(layout, id)).collect();
-    Ok(records?.into_iter().flatten().collect())
+    Ok(ids
+        .iter()
+        .filter_map(|id| understood(id, container(layout, id)))
+        .collect())
+}
+
+/// One record that nobody understands does not hide the others. What it was about is cleared away at the next start.
+pub(super) fn understood<T>(id: &str, read: Result<Option<T>, Error>) -> Option<T> {
+    read.unwrap_or_else(|error| {
+        let cause = std::error::Error::source(&error).map(ToString::to_string);
+        tracing::warn!(id, %error, cause, "a record is not understood");
+        None
+    })
 }
 
 /// A container's record; `None` when there is no such container, or it is not made yet.

@@ -1,25 +1,17 @@
-use super::records::{SandboxNetwork, SandboxOrder, SandboxRecord};
-use super::{Inner, cgroup, files, new_id, now_ms};
+use super::records::{SandboxOrder, SandboxRecord};
+use super::{Inner, cgroup, files, new_id, now_ms, records};
+use crate::network::{SandboxNetwork, is_namespace};
 use crate::{Error, durable};
-use kedge_containers::{ContainerId, Resources, SandboxConfig, SandboxId};
+use kedge_containers::{ContainerId, SandboxConfig, SandboxId};
 use std::path::{Path, PathBuf};
-
-/// An interface's name has at most 15 bytes.
-const VETH_ID_BYTES: usize = 11;
-
-/// A pinned namespace's file system says so.
-const NAMESPACE_MAGIC: i64 = 0x6e73_6673;
 
 impl Inner {
     pub(super) fn run_sandbox(&self, config: SandboxConfig) -> Result<SandboxId, Error> {
         refuse_unsupported(&config)?;
+        self.handlers.program(&config)?;
         let id = new_id()?;
-        let network = if config.host_network {
-            None
-        } else {
-            Some(self.take_address(&id)?)
-        };
         let boot_id = kedge_host::boot_id().map_err(|error| Error::failed("run sandbox", &id, error))?;
+        let network = self.network.plan(&id, &config)?;
         let created_ms = now_ms();
         let mut record = SandboxRecord {
             id: id.clone(),
@@ -48,7 +40,10 @@ impl Inner {
         };
         if !record.stopped {
             record.stopped = true;
-            self.write_sandbox(&record)?;
+            // On a full disk it is taken down all the same; without its namespaces it is not ready either.
+            if let Err(error) = self.write_sandbox(&record) {
+                tracing::warn!(sandbox = id.0, %error, "that it is stopped is not written down");
+            }
         }
         self.take_down(&record)
     }
@@ -73,13 +68,11 @@ impl Inner {
     }
 
     pub(super) fn sandbox_records(&self) -> Result<Vec<SandboxRecord>, Error> {
-        let ids = durable::names(&self.layout.sandboxes())?;
-        let records: Result<Vec<_>, Error> = ids.iter().map(|id| self.sandbox_record(id)).collect();
-        Ok(records?.into_iter().flatten().collect())
+        records::sandboxes(&self.layout)
     }
 
     pub(super) fn sandbox_record(&self, id: &str) -> Result<Option<SandboxRecord>, Error> {
-        durable::read_record(&record_path(&self.layout.sandbox(id)))
+        records::sandbox(&self.layout, id)
     }
 
     /// Whether containers can be made in it.
@@ -95,14 +88,51 @@ impl Inner {
     /// Takes down sandboxes whose making was interrupted.
     pub(super) fn clear_unmade_sandboxes(&self) -> Result<(), Error> {
         for record in self.sandbox_records()?.iter().filter(|record| !record.made) {
-            self.discard_sandbox(record)?;
+            // A plug-in of the network that fails must not keep the runtime from starting; the next start tries again.
+            if let Err(error) = self.discard_sandbox(record) {
+                tracing::warn!(sandbox = record.id, %error, "unfinished sandbox not cleaned up");
+            }
         }
         for id in durable::names(&self.layout.sandboxes())? {
-            if self.sandbox_record(&id)?.is_none() {
-                durable::remove_directory(&self.layout.sandbox(&id))?;
+            // One whose record is not understood can be neither told of nor taken down otherwise.
+            if !matches!(self.sandbox_record(&id), Ok(Some(_))) {
+                self.clear_unknown_sandbox(&id)?;
             }
         }
         Ok(())
+    }
+
+    /// Takes down whatever there may be of a sandbox.
+    fn clear_unknown_sandbox(&self, id: &str) -> Result<(), Error> {
+        let directory = self.layout.sandbox(id);
+        self.end_supervision(id)?;
+        for record in self.container_records()? {
+            if record.sandbox != id {
+                continue;
+            }
+            self.remove_container(&ContainerId(record.id))?;
+            // The pod's own group is the one above; only its containers still say which.
+            if let Some((group, _)) = record
+                .cgroup
+                .rsplit_once('/')
+                .filter(|(group, _)| !group.is_empty())
+            {
+                cgroup::remove_empty_tree(&self.cgroups, group)
+                    .inspect_err(|error| tracing::warn!(sandbox = id, %error, "the pod's group stays"))
+                    .ok();
+            }
+        }
+        self.network
+            .down_unknown(id, &network_pin(&directory), &directory);
+        let everything = SandboxOrder {
+            network: None,
+            network_pin: Some(network_pin(&directory)),
+            ipc_pin: Some(directory.join("ipc")),
+            pid_pin: Some(directory.join("pid")),
+            shared_memory: Some(directory.join("shm")),
+        };
+        self.launcher.sandbox_down(&directory, &everything)?;
+        durable::remove_directory(&directory)
     }
 
     pub(super) fn pod_cgroup(&self, record: &SandboxRecord) -> Result<String, Error> {
@@ -114,18 +144,16 @@ impl Inner {
         let group = self.pod_cgroup(record)?;
         durable::make_directory(&directory)?;
         self.write_sandbox(record)?;
-        files::write(
-            &directory,
-            &record.config,
-            record.network.as_ref().map(|network| network.address),
-        )?;
-        if record.config.resources != Resources::default() {
-            cgroup::make_pod(&self.cgroups, &group, &record.config.resources)?;
-        }
+        // Also without limits: what a container may use is looked up in the group above it.
+        cgroup::make_pod(&self.cgroups, &group, &record.config.resources)?;
         let order = self.order_of(record);
         if order.has_work() {
             self.launcher.sandbox_up(&directory, &order)?;
         }
+        record.network = self.network.up(record, &network_pin(&directory), &directory)?;
+        let addresses = record.network.as_ref().map(SandboxNetwork::addresses);
+        files::write(&directory, &record.config, addresses.as_deref())?;
+        self.begin_supervision(record)?;
         record.made = true;
         self.write_sandbox(record)
     }
@@ -133,9 +161,7 @@ impl Inner {
     fn discard_sandbox(&self, record: &SandboxRecord) -> Result<(), Error> {
         self.take_down(record)?;
         durable::remove_directory(&self.layout.sandbox(&record.id))?;
-        if let Some(network) = &record.network {
-            self.addresses().give_back(network.address);
-        }
+        self.network.free(record.network.as_ref());
         Ok(())
     }
 
@@ -151,6 +177,8 @@ impl Inner {
     fn take_down(&self, record: &SandboxRecord) -> Result<(), Error> {
         let directory = self.layout.sandbox(&record.id);
         let order = self.order_of(record);
+        self.end_supervision(&record.id)?;
+        self.network.down(record, &network_pin(&directory), &directory)?;
         if order.has_work() {
             self.launcher.sandbox_down(&directory, &order)?;
         }
@@ -160,42 +188,24 @@ impl Inner {
         cgroup::remove_tree(&self.cgroups, &self.pod_cgroup(record)?)
     }
 
-    fn order_of(&self, record: &SandboxRecord) -> SandboxOrder {
+    pub(super) fn order_of(&self, record: &SandboxRecord) -> SandboxOrder {
         let directory = self.layout.sandbox(&record.id);
         SandboxOrder {
-            network: record.network.clone(),
-            network_pin: (!record.config.host_network).then(|| directory.join("net")),
+            network: record.network.as_ref().and_then(SandboxNetwork::bridge).cloned(),
+            network_pin: (!record.config.host_network).then(|| network_pin(&directory)),
             ipc_pin: (!record.config.host_ipc).then(|| directory.join("ipc")),
             pid_pin: (record.config.share_pid && !record.config.host_pid).then(|| directory.join("pid")),
             shared_memory: (!record.config.host_ipc).then(|| directory.join("shm")),
         }
     }
 
-    fn take_address(&self, id: &str) -> Result<SandboxNetwork, Error> {
-        let assigned = self.addresses().take()?;
-        let bridge = self
-            .network
-            .as_ref()
-            .map(|network| network.bridge.clone())
-            .unwrap_or_default();
-        Ok(SandboxNetwork {
-            bridge,
-            veth: format!("kv{}", &id[..VETH_ID_BYTES.min(id.len())]),
-            address: assigned.address,
-            gateway: assigned.gateway,
-            prefix: assigned.prefix,
-        })
-    }
-
-    fn addresses(&self) -> std::sync::MutexGuard<'_, super::Addresses> {
-        // Taking and giving back are single steps; a panic cannot leave them half done.
-        self.addresses
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
-    }
-
     fn write_sandbox(&self, record: &SandboxRecord) -> Result<(), Error> {
-        durable::write_record(&record_path(&self.layout.sandbox(&record.id)), record)
+        let path = record_path(&self.layout.sandbox(&record.id));
+        match &record.network {
+            // Plug-ins keep books on the disk, from which a sandbox has to be struck after a power cut, too.
+            Some(SandboxNetwork::Cni(_)) => durable::write_record(&path, record),
+            Some(SandboxNetwork::Bridge(_)) | None => durable::write_record_for_boot(&path, record),
+        }
     }
 }
 
@@ -207,12 +217,6 @@ fn refuse_unsupported(config: &SandboxConfig) -> Result<(), Error> {
             reason,
         })
     };
-    if !config.handler.is_empty() {
-        return refuse("the built-in runtime has no handlers (runtimeClassName); use containerd");
-    }
-    if !config.host_network && config.ports.iter().any(|port| port.host_port != 0) {
-        return refuse("the built-in runtime does not open host ports; use hostNetwork: true, or containerd");
-    }
     const OF_IPC: [&str; 4] = ["kernel.shm", "kernel.msg", "kernel.sem", "fs.mqueue."];
     let is_of_ipc = |name: &String| OF_IPC.iter().any(|prefix| name.starts_with(prefix));
     if config.host_ipc && config.sysctls.keys().any(is_of_ipc) {
@@ -232,10 +236,7 @@ fn record_path(directory: &Path) -> PathBuf {
     directory.join("sandbox.json")
 }
 
-#[allow(
-    clippy::useless_conversion,
-    reason = "the kernel's type is narrower on 32-bit machines"
-)]
-fn is_namespace(pin: &Path) -> bool {
-    rustix::fs::statfs(pin).is_ok_and(|system| i64::from(system.f_type) == NAMESPACE_MAGIC)
+/// Where the sandbox's network namespace is held.
+fn network_pin(directory: &Path) -> PathBuf {
+    directory.join("net")
 }

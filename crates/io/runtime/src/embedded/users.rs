@@ -13,6 +13,8 @@ pub(super) struct User {
     pub(super) uid: u32,
     pub(super) gid: u32,
     pub(super) groups: Vec<u32>,
+    /// Empty if the image does not say.
+    pub(super) home: String,
 }
 
 /// Resolves `user[:group]`, names or numbers, with the image's own files. The error is the part that is unknown.
@@ -21,7 +23,8 @@ pub(super) fn resolve(text: &str, passwd: &str, group: &str) -> Result<User, Str
         Some((user, group)) => (user, Some(group)),
         None => (text, None),
     };
-    let line = lines(passwd).find(|fields| fields.first() == Some(&user) || fields.get(2) == Some(&user));
+    let wanted = if user.is_empty() { "0" } else { user };
+    let line = lines(passwd).find(|fields| fields.first() == Some(&wanted) || fields.get(2) == Some(&wanted));
     let named = |index: usize| line.as_ref().and_then(|fields| fields.get(index)?.parse().ok());
     let uid = match (user, user.parse()) {
         ("", _) => 0,
@@ -36,10 +39,12 @@ pub(super) fn resolve(text: &str, passwd: &str, group: &str) -> Result<User, Str
         .as_ref()
         .and_then(|fields| fields.first().copied())
         .unwrap_or_default();
+    let home = line.as_ref().and_then(|fields| fields.get(5).copied());
     Ok(User {
         uid,
         gid,
         groups: groups_of(name, group),
+        home: home.unwrap_or_default().to_owned(),
     })
 }
 
@@ -120,6 +125,11 @@ mod tests {
         assert_eq!(of("1000"), Ok((1000, 100, vec![20])));
         assert_eq!(of("app:dialout"), Ok((1000, 20, vec![20])));
         assert_eq!(of("77:88"), Ok((77, 88, vec![])));
+        let home = |text| resolve(text, PASSWD, GROUP).map(|user| user.home);
+        assert_eq!(
+            (home(""), home("1000"), home("77")),
+            (Ok("/root".into()), Ok("/".into()), Ok(String::new()))
+        );
         assert_eq!(of("nobody"), Err("user nobody".to_owned()));
         assert_eq!(of("app:wheel"), Err("group wheel".to_owned()));
     }

@@ -1,62 +1,223 @@
-//! Making one container with libcontainer. This process has one thread, as libcontainer needs it.
+//! Making one container with libcontainer. This process has one thread, as libcontainer needs it; when it ends, the
+//! container's first process is its parent's, the supervisor's.
 
-use super::Failure;
-use super::privileges::Privileges;
-use crate::embedded::records::LaunchRecord;
+use super::bundle::Bundle;
+use super::privileges::{Privileges, own_keyring};
+use super::{Failure, foreign, lookup, rootfs};
+use crate::durable;
+use crate::embedded::records::{LAUNCH_RECORD, LaunchRecord};
 use crate::seccomp::{self, Filter};
+use kedge_supervision::{Made, STDERR, STDIN, STDOUT};
 use libcontainer::container::Container;
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::oci_spec::runtime::Spec;
 use libcontainer::syscall::syscall::SyscallType;
 use libcontainer::workload::default::DefaultExecutor;
 use libcontainer::workload::{Executor, ExecutorError, ExecutorValidationError};
-use std::os::fd::OwnedFd;
+use nix::sys::signal::Signal;
+use rustix::fs::{CWD, Gid, Mode, OFlags, Uid};
+use std::io::Write;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixListener;
 use std::path::Path;
+use std::process::ExitCode;
 
-const OOM_SCORE: &str = "/proc/self/oom_score_adj";
+/// Below the container's directory.
+const LIBCONTAINER: &str = "oci";
+const CONSOLE_SOCKET: &str = "console.sock";
+/// What comes with the terminal of a container is a name.
+const CONSOLE_BYTES_MAX: usize = 256;
 
 /// What shells and runtimes report for a program that could not be executed.
 const EXIT_CODE_NOT_EXECUTED: i32 = 126;
 
-/// The container's ends of its standard streams.
-pub(super) struct Streams {
-    pub(super) stdin: OwnedFd,
-    pub(super) stdout: OwnedFd,
-    pub(super) stderr: OwnedFd,
+/// The socket on which a container's first process waits for its start.
+pub(crate) fn start_socket(directory: &Path, id: &str) -> std::path::PathBuf {
+    directory.join(LIBCONTAINER).join(id).join("notify.sock")
 }
 
-/// Makes the container in `directory`; its first process then waits to be started.
-pub(super) fn create(
-    directory: &Path,
-    launch: &LaunchRecord,
-    streams: Streams,
-) -> Result<Container, Failure> {
+/// Makes the container in `directory` and says so on standard output, which is a socket of the supervisor.
+pub(super) fn run(directory: &Path) -> ExitCode {
+    let made = follow_supervisor().and_then(|()| make(directory));
+    let (said, mut container, terminal) = match made {
+        Ok((container, terminal)) => (
+            Made::Container { pid: container.pid() },
+            Some(container),
+            terminal,
+        ),
+        Err(Failure(why)) => (Made::Failed(why), None, None),
+    };
+    if let Made::Failed(why) = &said {
+        say(why);
+    }
+    let told = kedge_supervision::encode(&said)
+        .map_err(std::io::Error::other)
+        .and_then(|bytes| {
+            let terminal = terminal.as_ref().map(AsFd::as_fd);
+            kedge_packets::send(std::io::stdout(), &bytes, terminal)
+        });
+    match (told, &mut container) {
+        (Ok(()), Some(_)) => ExitCode::SUCCESS,
+        (Ok(()), None) => ExitCode::FAILURE,
+        // Nobody waits for the answer, so nobody would know the container.
+        (Err(error), container) => {
+            say(&format!("nobody was told: {error}"));
+            if let Some(container) = container {
+                container.undo();
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// For whoever looks for a reason. A disk that does not take it is no reason to end.
+fn say(words: &str) {
+    let _ = writeln!(std::io::stderr(), "{words}");
+}
+
+/// Without a supervisor there is nobody for whom to make a container.
+fn follow_supervisor() -> Result<(), Failure> {
+    nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)
+        .map_err(|errno| Failure::new("follow the supervisor", errno))
+}
+
+/// A container that has been made, and by whom.
+enum MadeBy {
+    Libcontainer(Box<Container>, u32),
+    AnotherRuntime(u32),
+}
+
+impl MadeBy {
+    fn pid(&self) -> u32 {
+        match self {
+            Self::Libcontainer(_, pid) | Self::AnotherRuntime(pid) => *pid,
+        }
+    }
+
+    fn undo(&mut self) {
+        match self {
+            Self::Libcontainer(container, _) => drop(container.delete(true)),
+            // The starter ends with it, and its files go with the container's.
+            Self::AnotherRuntime(pid) => {
+                let process = i32::try_from(*pid).ok().and_then(rustix::process::Pid::from_raw);
+                if let Some(process) = process {
+                    // It may have ended by itself.
+                    let _ = rustix::process::kill_process(process, rustix::process::Signal::KILL);
+                }
+            }
+        }
+    }
+}
+
+fn make(directory: &Path) -> Result<(MadeBy, Option<OwnedFd>), Failure> {
+    let launch: LaunchRecord = durable::read_record(&directory.join(LAUNCH_RECORD))?
+        .ok_or_else(|| Failure::new("read the container's record", "there is none"))?;
+    if let Some(program) = &launch.handler {
+        let pid = foreign::make(directory, &launch, program)?;
+        return Ok((MadeBy::AnotherRuntime(pid), None));
+    }
+    let bundle = Bundle::open(directory)?;
+    rootfs::own_mounts()?;
+    rootfs::make(directory, &launch)?;
+    bundle.prepare()?;
+    let console = launch
+        .supervised
+        .tty
+        .then(|| listen(directory, CONSOLE_SOCKET))
+        .transpose()
+        .map_err(|error| Failure::new("wait for the terminal", error))?;
+    let container = create(directory, &launch)?;
+    let pid = container
+        .pid()
+        .ok_or_else(|| Failure::new("make the container", "it has no process"))?
+        .as_raw()
+        .unsigned_abs();
+    let rest = || {
+        bundle.finish(pid, &launch.cgroup)?;
+        console.as_ref().map(terminal).transpose()
+    };
+    match rest() {
+        Ok(terminal) => Ok((MadeBy::Libcontainer(Box::new(container), pid), terminal)),
+        Err(failure) => {
+            let mut container = container;
+            drop(container.delete(true));
+            Err(failure)
+        }
+    }
+}
+
+/// Makes the container; its first process then waits to be started.
+fn create(directory: &Path, launch: &LaunchRecord) -> Result<Container, Failure> {
     let failed = |error: libcontainer::error::LibcontainerError| Failure(sentence(&error));
-    let state = directory.join("oci");
+    let state = directory.join(LIBCONTAINER);
     std::fs::create_dir_all(&state).map_err(|error| Failure::new("make directory oci", error))?;
-    let score = std::fs::read_to_string(OOM_SCORE).unwrap_or_default();
     let workload = Workload {
         filters: seccomp::filters(&launch.seccomp, &launch.privileges.bounding)
             .map_err(|error| Failure(sentence(&error)))?,
         privileges: launch.privileges.clone(),
     };
-    let built = ContainerBuilder::new(launch.id.clone(), SyscallType::default())
+    let mut builder = ContainerBuilder::new(launch.id.clone(), SyscallType::default())
         .with_executor(workload)
         .with_root_path(&state)
-        .map_err(failed)?
-        .with_stdin(streams.stdin)
-        .with_stdout(streams.stdout)
-        .with_stderr(streams.stderr)
+        .map_err(failed)?;
+    builder = if launch.supervised.tty {
+        builder.with_console_socket(Some(directory.join(CONSOLE_SOCKET)))
+    } else {
+        let streams = streams(directory, launch)
+            .map_err(|error| Failure::new("open the container's streams", error))?;
+        let [stdin, stdout, stderr] = streams;
+        builder.with_stdin(stdin).with_stdout(stdout).with_stderr(stderr)
+    };
+    builder
         .as_init(directory)
         .with_systemd(false)
         .with_detach(true)
         .build()
-        .map_err(failed);
-    // The container inherits its score from this process, which must not keep it: it would be killed first.
-    if std::fs::write(OOM_SCORE, score.trim()).is_err() {
-        eprintln!("the supervisor keeps the container's OOM score");
-    }
-    built
+        .map_err(failed)
+}
+
+/// The container's ends of its streams. It holds its outputs open in both directions: so the kernel does not end it for
+/// writing while one supervisor was killed and the next is not there yet.
+pub(super) fn streams(directory: &Path, launch: &LaunchRecord) -> std::io::Result<[OwnedFd; 3]> {
+    let open =
+        |path: &Path, flags: OFlags| rustix::fs::openat(CWD, path, flags | OFlags::CLOEXEC, Mode::empty());
+    let output = |name: &str| -> std::io::Result<OwnedFd> {
+        let fd = open(&directory.join(name), OFlags::RDWR)?;
+        // Programs open /dev/stdout again, under their own user.
+        rustix::fs::fchown(&fd, Some(Uid::from_raw(launch.uid)), None::<Gid>)?;
+        Ok(fd)
+    };
+    let stdin = if launch.supervised.stdin {
+        // The supervisor holds the other end, but opening must not wait for it.
+        let fd = open(&directory.join(STDIN), OFlags::RDONLY | OFlags::NONBLOCK)?;
+        rustix::io::ioctl_fionbio(&fd, false)?;
+        rustix::fs::fchown(&fd, Some(Uid::from_raw(launch.uid)), None::<Gid>)?;
+        fd
+    } else {
+        open(Path::new("/dev/null"), OFlags::RDONLY)?
+    };
+    Ok([stdin, output(STDOUT)?, output(STDERR)?])
+}
+
+/// The path may be longer than a socket's may be, so it is bound from within.
+pub(super) fn listen(directory: &Path, name: &str) -> std::io::Result<UnixListener> {
+    std::env::set_current_dir(directory)?;
+    durable::remove_file(Path::new(name)).map_err(std::io::Error::other)?;
+    let listener = UnixListener::bind(name)?;
+    std::env::set_current_dir("/")?;
+    Ok(listener)
+}
+
+/// The container's first process has sent its terminal's other end before it said that it is ready.
+fn terminal(console: &UnixListener) -> Result<OwnedFd, Failure> {
+    let failed = |error: std::io::Error| Failure::new("take the container's terminal", error);
+    console.set_nonblocking(true).map_err(failed)?;
+    let (connection, _) = console.accept().map_err(failed)?;
+    connection.set_nonblocking(true).map_err(failed)?;
+    let received = kedge_packets::receive(&connection, &mut [0; CONSOLE_BYTES_MAX]).map_err(failed)?;
+    received
+        .descriptor
+        .ok_or_else(|| Failure::new("take the container's terminal", "none came"))
 }
 
 /// An error with its causes, in one line.
@@ -97,6 +258,7 @@ impl Workload {
 impl Executor for Workload {
     fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
         expect_signals();
+        own_keyring();
         match self.confine() {
             Ok(()) => {
                 let Err(error) = (DefaultExecutor {}).exec(spec) else {
@@ -112,17 +274,23 @@ impl Executor for Workload {
     }
 
     fn validate(&self, spec: &Spec) -> Result<(), ExecutorValidationError> {
-        (DefaultExecutor {}).validate(spec)
+        lookup::check(spec).map_err(ExecutorValidationError::ArgValidationError)
     }
 }
 
-/// Rust ignores SIGPIPE, and what is ignored stays ignored in the program that is executed.
+/// What is ignored or blocked stays so in the program that is executed. Rust ignores SIGPIPE, and whoever started the
+/// node agent may have ignored others.
 pub(super) fn expect_signals() {
-    use nix::sys::signal::{SigHandler, Signal, signal};
-    // SAFETY: the default action is no function of ours, so no handler can run at a wrong moment.
-    #[allow(unsafe_code)]
-    let restored = unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) };
-    if restored.is_err() {
-        eprintln!("SIGPIPE stays ignored");
+    use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
+    for number in Signal::iterator().filter(|number| !matches!(number, Signal::SIGKILL | Signal::SIGSTOP)) {
+        // SAFETY: the default action is no function of ours, so no handler can run at a wrong moment.
+        #[allow(unsafe_code)]
+        let restored = unsafe { signal(number, SigHandler::SigDfl) };
+        if restored.is_err() {
+            eprintln!("{number} stays as it was");
+        }
+    }
+    if SigSet::empty().thread_set_mask().is_err() {
+        eprintln!("signals stay blocked");
     }
 }

@@ -5,6 +5,7 @@
 
 use super::Failure;
 use super::privileges::Privileges;
+use super::tracked::Tracked;
 use crate::seccomp;
 use kedge_containers::{ExecOutput, Seccomp};
 use kedge_host::process::Identity;
@@ -39,6 +40,8 @@ const READ_BYTES: usize = 4096;
 const PASSWD_BYTES_MAX: u64 = 1024 * 1024;
 /// Where programs are looked for when the container does not say.
 const PATH_DEFAULT: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// What a program behind a terminal is told about it.
+const TERM: &str = "TERM=xterm";
 /// As every runtime sets it; the container's own processes change theirs as they like.
 const UMASK: u32 = 0o022;
 
@@ -58,6 +61,11 @@ pub(crate) struct ExecOrder {
     pub(crate) privileges: Privileges,
     pub(crate) seccomp: Seccomp,
     pub(crate) oom_score_adj: i32,
+    /// It has a terminal.
+    pub(crate) tty: bool,
+    /// It has an input; without one it reads the end at once.
+    pub(crate) stdin: bool,
+    /// Nobody waits longer; who talks with it waits as long as he likes.
     pub(crate) timeout_ms: u64,
 }
 
@@ -96,6 +104,34 @@ pub(super) fn run(order: &ExecOrder) -> std::io::Result<()> {
     out.flush()
 }
 
+/// A command that runs.
+pub(super) struct Running {
+    pub(super) child: Pid,
+    pub(super) ends: Ends,
+    pub(super) tracked: Tracked,
+}
+
+/// Our ends of a command's streams.
+pub(super) enum Ends {
+    Pipes {
+        stdin: Option<OwnedFd>,
+        stdout: OwnedFd,
+        stderr: OwnedFd,
+    },
+    Terminal(OwnedFd),
+}
+
+/// The command's own ends.
+enum Streams {
+    Pipes {
+        stdin: OwnedFd,
+        stdout: OwnedFd,
+        stderr: OwnedFd,
+    },
+    /// It makes its terminal in the container, and sends the other end here.
+    Terminal { to: OwnedFd },
+}
+
 /// The descriptors through which the container is entered, opened while the node's files can still be seen.
 struct Doors {
     namespaces: Vec<(File, CloneFlags)>,
@@ -103,11 +139,25 @@ struct Doors {
 }
 
 fn execute(order: &ExecOrder) -> Result<Option<ExecOutput>, Failure> {
-    let doors = Doors::open(order)?;
+    let running = begin(order, Tracked::none())?;
+    let Ends::Pipes { stdout, stderr, .. } = running.ends else {
+        return Err(Failure::new(
+            "run the command",
+            "nobody is there for its terminal",
+        ));
+    };
+    let limit = Duration::from_millis(order.timeout_ms);
+    let output = follow(running.child, stdout, stderr, limit, &running.tracked)?;
+    running.tracked.release();
+    Ok(output)
+}
+
+/// Starts the command. It has become what it shall be when this returns.
+pub(super) fn begin(order: &ExecOrder, tracked: Tracked) -> Result<Running, Failure> {
+    let doors = Doors::open(order, &tracked)?;
     let filters = seccomp::filters(&order.seccomp, &order.privileges.bounding)
         .map_err(|error| Failure::new("read the seccomp profile", error))?;
-    let (out_read, out_write) = pipe()?;
-    let (err_read, err_write) = pipe()?;
+    let (streams, ends) = streams(order)?;
     let (failure_read, failure_write) = pipe()?;
     // The node's own programs stay out of the container's reach, also while our child is in it.
     nix::sys::prctl::set_dumpable(false).map_err(|errno| Failure::new("close this process", errno))?;
@@ -115,31 +165,83 @@ fn execute(order: &ExecOrder) -> Result<Option<ExecOutput>, Failure> {
     // SAFETY: this process has one thread, so the child finds every lock and allocator as they were.
     #[allow(unsafe_code)]
     let forked = unsafe { fork() }.map_err(|errno| Failure::new("start a process", errno))?;
-    match forked {
+    let child = match forked {
         ForkResult::Child => {
-            let streams = (out_write, err_write);
             let Err(Failure(why)) = become_command(order, &doors, &filters, streams);
             drop(File::from(failure_write).write_all(why.as_bytes()));
             leave(EXIT_CODE_FAILED)
         }
-        ForkResult::Parent { child } => {
-            drop((out_write, err_write, failure_write, doors));
-            let limit = Duration::from_millis(order.timeout_ms);
-            let output = follow(child, out_read, err_read, limit)?;
-            let mut why = String::new();
-            let said = File::from(failure_read)
-                .take(SENTENCE_BYTES_MAX)
-                .read_to_string(&mut why);
-            match said {
-                Ok(bytes) if bytes > 0 => Err(Failure(why)),
-                Ok(_) | Err(_) => Ok(output),
-            }
+        ForkResult::Parent { child } => child,
+    };
+    drop((streams, failure_write, doors));
+    let ends = match ends {
+        OurEnds::There(ends) => Ok(ends),
+        OurEnds::Awaited(from) => receive_terminal(&from),
+    };
+    let mut why = String::new();
+    let said = File::from(failure_read)
+        .take(SENTENCE_BYTES_MAX)
+        .read_to_string(&mut why);
+    let ends = match (said, ends) {
+        (Ok(bytes), _) if bytes > 0 => Err(Failure(why)),
+        (_, ends) => ends,
+    };
+    match ends {
+        Ok(ends) => Ok(Running { child, ends, tracked }),
+        Err(failure) => {
+            tracked.kill(child);
+            let _ = waitpid(child, None);
+            tracked.release();
+            Err(failure)
         }
     }
 }
 
+enum OurEnds {
+    There(Ends),
+    Awaited(OwnedFd),
+}
+
+fn streams(order: &ExecOrder) -> Result<(Streams, OurEnds), Failure> {
+    if order.tty {
+        let (from, to) =
+            kedge_packets::pair().map_err(|error| Failure::new("wait for the terminal", error))?;
+        return Ok((Streams::Terminal { to }, OurEnds::Awaited(from)));
+    }
+    let (stdin, kept) = if order.stdin {
+        let (read, write) = pipe()?;
+        (read, Some(write))
+    } else {
+        let null = File::open("/dev/null").map_err(|error| Failure::new("open /dev/null", error))?;
+        (null.into(), None)
+    };
+    let (out_read, stdout) = pipe()?;
+    let (err_read, stderr) = pipe()?;
+    let theirs = Streams::Pipes {
+        stdin,
+        stdout,
+        stderr,
+    };
+    let ours = Ends::Pipes {
+        stdin: kept,
+        stdout: out_read,
+        stderr: err_read,
+    };
+    Ok((theirs, OurEnds::There(ours)))
+}
+
+/// It comes, or the command ends without having had one.
+fn receive_terminal(from: &OwnedFd) -> Result<Ends, Failure> {
+    let failed = |cause: &dyn std::fmt::Display| Failure::new("make a terminal", cause);
+    let received = kedge_packets::receive(from, &mut [0; 1]).map_err(|error| failed(&error))?;
+    received
+        .descriptor
+        .map(Ends::Terminal)
+        .ok_or_else(|| failed(&"the command ended before it had one"))
+}
+
 impl Doors {
-    fn open(order: &ExecOrder) -> Result<Self, Failure> {
+    fn open(order: &ExecOrder, tracked: &Tracked) -> Result<Self, Failure> {
         let failed = |error: std::io::Error| Failure::new("enter the container", error);
         let pid = order.process.pid;
         // The mounts come last: with them the node's files are out of sight.
@@ -164,9 +266,8 @@ impl Doors {
             kedge_host::cgroups::layout().map_err(|error| Failure::new("find control groups", error))?;
         let mut groups = Vec::new();
         for tree in layout.trees() {
-            let members = tree
-                .join(order.cgroup.trim_start_matches('/'))
-                .join("cgroup.procs");
+            let group = tree.join(order.cgroup.trim_start_matches('/'));
+            let members = tracked.inside(&group).join("cgroup.procs");
             match File::options().write(true).open(&members) {
                 Ok(file) => groups.push(file),
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
@@ -199,15 +300,12 @@ fn become_command(
     order: &ExecOrder,
     doors: &Doors,
     filters: &[seccomp::Filter],
-    (stdout, stderr): (OwnedFd, OwnedFd),
+    streams: Streams,
 ) -> Result<std::convert::Infallible, Failure> {
     let failed = |act: &'static str| move |errno: Errno| Failure::new(act, errno);
     // Who waits for us may be killed; the command must not stay behind.
     nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).map_err(failed("follow its parent"))?;
     nix::unistd::setsid().map_err(failed("begin a session"))?;
-    let null = File::open("/dev/null").map_err(|error| Failure::new("open /dev/null", error))?;
-    nix::unistd::dup2_stdin(&null).map_err(failed("set its input"))?;
-    nix::unistd::dup2_stdout(&stdout).map_err(failed("set its output"))?;
     // Without the right to lower it, it stays as it is.
     let _ = std::fs::write("/proc/self/oom_score_adj", order.oom_score_adj.to_string());
     for mut group in &doors.groups {
@@ -217,17 +315,36 @@ fn become_command(
     }
     doors.enter(|flag| flag != CloneFlags::CLONE_NEWPID)?;
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(UMASK));
-    // The error stream changes hands last: until here it is the daemon's.
-    nix::unistd::dup2_stderr(&stderr).map_err(failed("set its error output"))?;
+    match streams {
+        Streams::Pipes {
+            stdin,
+            stdout,
+            stderr,
+        } => take_streams(&stdin, &stdout, &stderr)?,
+        Streams::Terminal { to } => {
+            let terminal = super::terminal::make(order.uid, &to)?;
+            take_streams(&terminal, &terminal, &terminal)?;
+        }
+    }
     nix::unistd::chdir(order.cwd.as_str())
         .map_err(|errno| Failure::new("enter its working directory", errno))?;
     super::container::expect_signals();
-    let env = with_home(&order.env, order.uid);
+    let mut env = with_home(&order.env, order.uid);
+    if order.tty && !env.iter().any(|variable| variable.starts_with("TERM=")) {
+        env.push(TERM.to_owned());
+    }
     order
         .privileges
         .take_as(order.uid, order.gid, &order.groups, filters)?;
     let code = execute_program(&order.args, &env);
     leave(code)
+}
+
+fn take_streams(stdin: &OwnedFd, stdout: &OwnedFd, stderr: &OwnedFd) -> Result<(), Failure> {
+    let failed = |act: &'static str| move |errno: Errno| Failure::new(act, errno);
+    nix::unistd::dup2_stdin(stdin).map_err(failed("set its input"))?;
+    nix::unistd::dup2_stdout(stdout).map_err(failed("set its output"))?;
+    nix::unistd::dup2_stderr(stderr).map_err(failed("set its error output"))
 }
 
 /// Programs expect to know their user's home: the container's own files tell it, else it is the root.
@@ -308,12 +425,10 @@ fn follow(
     stdout: OwnedFd,
     stderr: OwnedFd,
     limit: Duration,
+    tracked: &Tracked,
 ) -> Result<Option<ExecOutput>, Failure> {
     let failed = |errno: Errno| Failure::new("wait for the command", errno);
-    let handle = rustix::process::Pid::from_raw(child.as_raw())
-        .ok_or_else(|| Failure::new("wait for the command", "it has no process"))?;
-    let handle = pidfd_open(handle, PidfdFlags::empty())
-        .map_err(|errno| Failure::new("wait for the command", errno))?;
+    let handle = handle(child)?;
     let mut streams = [Stream::new(stdout)?, Stream::new(stderr)?];
     let end = Instant::now() + limit;
     let in_time = loop {
@@ -337,15 +452,9 @@ fn follow(
         }
     };
     if !in_time {
-        // The whole session, as far as it has not begun others.
-        let _ = nix::sys::signal::killpg(child, Signal::SIGKILL);
-        let _ = nix::sys::signal::kill(child, Signal::SIGKILL);
+        tracked.kill(child);
     }
-    let exit_code = match waitpid(child, None) {
-        Ok(WaitStatus::Exited(_, code)) => code,
-        Ok(WaitStatus::Signaled(_, signal, _)) => EXIT_CODE_SIGNAL + signal as i32,
-        Ok(_) | Err(_) => EXIT_CODE_UNKNOWN,
-    };
+    let exit_code = collect(child);
     streams.iter_mut().for_each(Stream::take);
     let [stdout, stderr] = streams.map(|stream| stream.kept);
     Ok(in_time.then_some(ExecOutput {
@@ -353,6 +462,22 @@ fn follow(
         stdout,
         stderr,
     }))
+}
+
+/// A descriptor that is readable when the command has ended.
+pub(super) fn handle(child: Pid) -> Result<OwnedFd, Failure> {
+    let pid = rustix::process::Pid::from_raw(child.as_raw())
+        .ok_or_else(|| Failure::new("wait for the command", "it has no process"))?;
+    pidfd_open(pid, PidfdFlags::empty()).map_err(|errno| Failure::new("wait for the command", errno))
+}
+
+/// Waits for the end of the command.
+pub(super) fn collect(child: Pid) -> i32 {
+    match waitpid(child, None) {
+        Ok(WaitStatus::Exited(_, code)) => code,
+        Ok(WaitStatus::Signaled(_, signal, _)) => EXIT_CODE_SIGNAL + signal as i32,
+        Ok(_) | Err(_) => EXIT_CODE_UNKNOWN,
+    }
 }
 
 /// One output: its beginning is kept, the rest is read and dropped, so that the command does not stand still.

@@ -1,29 +1,35 @@
 //! What runs in a process of its own, beside the daemon.
 //!
-//! **Duty.** Everything that must not happen in a threaded process: making namespaces, cloning containers, waiting for
-//! them. A program becomes a helper by calling [`main_if_called`] as the first thing in its `main`, before it starts a
-//! thread or a runtime.
+//! **Duty.** Everything that must not happen in a threaded process: making namespaces and cloning containers. A program
+//! becomes a helper by calling [`main_if_called`] as the first thing in its `main`, before it starts a thread or a
+//! runtime.
 //!
 //! **Inputs.** A verb and a path as arguments, an order on standard input. **Outputs.** One [`Reply`] on standard
-//! output; of containers also their log file and `states/<id>.json`.
+//! output.
 //!
-//! **Never.** It decides nothing and retries nothing. All but the supervisor end at once.
+//! **Never.** It decides nothing, retries nothing, and stays beside nothing: that is the supervisor's, a program of its
+//! own.
 
-mod container;
+mod bundle;
+pub(crate) mod connect;
+pub(crate) mod container;
+mod devices;
 pub(crate) mod exec;
-mod holder;
+pub(crate) mod foreign;
+mod lookup;
 mod network;
 pub(crate) mod privileges;
 mod rootfs;
 mod sandbox;
-mod supervisor;
+mod talk;
+mod terminal;
+mod tracked;
 
 use crate::embedded::records::Reply;
 use std::ffi::OsString;
 use std::io::{Read, Write};
-use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
+use std::path::PathBuf;
+use std::process::ExitCode;
 
 /// The first argument that makes a program a helper.
 pub const WORD: &str = "oci-helper";
@@ -38,14 +44,14 @@ pub(crate) enum Verb {
     SandboxDown,
     ProbeOverlay,
     RemoveBridge,
-    /// Starts a supervisor and ends.
+    /// Makes a container for the supervisor that called.
     Create,
-    /// Is the supervisor.
-    Supervise,
     /// Runs one command in a container.
     Exec,
-    /// Is the first process of a pod whose containers share their processes.
-    Hold,
+    /// Runs one command in a container for somebody who talks with it.
+    Talk,
+    /// Connects to a port in a sandbox.
+    Connect,
 }
 
 impl Verb {
@@ -55,9 +61,9 @@ impl Verb {
         Self::ProbeOverlay,
         Self::RemoveBridge,
         Self::Create,
-        Self::Supervise,
         Self::Exec,
-        Self::Hold,
+        Self::Talk,
+        Self::Connect,
     ];
 
     pub(crate) fn name(self) -> &'static str {
@@ -67,9 +73,9 @@ impl Verb {
             Self::ProbeOverlay => "probe-overlay",
             Self::RemoveBridge => "remove-bridge",
             Self::Create => "create",
-            Self::Supervise => "supervise",
             Self::Exec => "exec",
-            Self::Hold => "hold",
+            Self::Talk => "talk",
+            Self::Connect => "connect",
         }
     }
 
@@ -80,9 +86,9 @@ impl Verb {
             Self::SandboxDown => "take down sandbox",
             Self::ProbeOverlay => "try overlayfs in",
             Self::RemoveBridge => "remove bridge",
-            Self::Create | Self::Supervise => "create container",
-            Self::Exec => "run a command in container",
-            Self::Hold => "hold the processes of",
+            Self::Create => "create container",
+            Self::Exec | Self::Talk => "run a command in container",
+            Self::Connect => "connect to sandbox",
         }
     }
 }
@@ -125,12 +131,9 @@ pub fn main(arguments: Vec<OsString>) -> ExitCode {
     };
     let argument = PathBuf::from(argument);
     let outcome = match verb {
-        Verb::Supervise => return supervisor::run(&argument),
-        Verb::Hold => return holder::run(),
-        Verb::Create => match spawn_supervisor(&argument) {
-            Ok(()) => return ExitCode::SUCCESS,
-            Err(failure) => Err(failure),
-        },
+        Verb::Create => return container::run(&argument),
+        Verb::Talk => return talk::run(order()),
+        Verb::Connect => return connect::run(order()),
         Verb::Exec => match order().map(|order| exec::run(&order)) {
             Ok(Ok(())) => return ExitCode::SUCCESS,
             // Nobody listens any more.
@@ -177,18 +180,4 @@ fn reply_bytes(outcome: Result<(), Failure>) -> Vec<u8> {
     };
     // A reply is an enum of strings, which always has a JSON form.
     serde_json::to_vec(&reply).unwrap_or_default()
-}
-
-/// The supervisor becomes an orphan when this process ends, and so outlives the daemon. It answers in our place.
-fn spawn_supervisor(directory: &Path) -> Result<(), Failure> {
-    let spawned = Command::new("/proc/self/exe")
-        .arg0(WORD)
-        .arg(WORD)
-        .arg(Verb::Supervise.name())
-        .arg(directory)
-        .stdin(Stdio::null())
-        .spawn();
-    spawned
-        .map(drop)
-        .map_err(|error| Failure::new("start the supervisor", error))
 }

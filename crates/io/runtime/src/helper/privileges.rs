@@ -3,6 +3,7 @@
 use super::Failure;
 use crate::seccomp::Filter;
 use caps::{CapSet, Capability, CapsHashSet};
+use nix::libc;
 use nix::unistd::{Gid, Uid};
 use serde::{Deserialize, Serialize};
 use std::str::FromStr;
@@ -15,6 +16,9 @@ pub(crate) struct Privileges {
     /// What it has.
     pub(crate) held: Vec<String>,
     pub(crate) no_new_privileges: bool,
+    /// The AppArmor profile of what it executes.
+    #[serde(default)]
+    pub(crate) apparmor: Option<String>,
 }
 
 impl Privileges {
@@ -27,6 +31,7 @@ impl Privileges {
         filters: &[Filter],
     ) -> Result<(), Failure> {
         let failed = |act: &'static str| move |errno: nix::errno::Errno| Failure::new(act, errno);
+        self.choose_profile()?;
         self.drop_bounding()?;
         caps::securebits::set_keepcaps(true).map_err(|error| Failure::new("keep capabilities", error))?;
         let groups: Vec<Gid> = groups.iter().copied().map(Gid::from_raw).collect();
@@ -56,6 +61,23 @@ impl Privileges {
         self.drop_held()
     }
 
+    /// Has the next program that is executed confined. A container's first process has this done by who made it.
+    fn choose_profile(&self) -> Result<(), Failure> {
+        const CURRENT: &str = "/proc/self/attr/apparmor/exec";
+        /// Where kernels before 5.1 have it.
+        const OLDER: &str = "/proc/self/attr/exec";
+        let Some(profile) = &self.apparmor else {
+            return Ok(());
+        };
+        let file = if std::path::Path::new(CURRENT).exists() {
+            CURRENT
+        } else {
+            OLDER
+        };
+        std::fs::write(file, format!("exec {profile}"))
+            .map_err(|error| Failure::new(&format!("take AppArmor profile {profile}"), error))
+    }
+
     pub(super) fn drop_bounding(&self) -> Result<(), Failure> {
         let keep = named(&self.bounding);
         for capability in caps::runtime::thread_all_supported() {
@@ -78,6 +100,20 @@ impl Privileges {
             caps::set(None, set, value).map_err(|error| Failure::new("give up capabilities", error))?;
         }
         Ok(())
+    }
+}
+
+/// Keys that the node agent's session holds are none of a container's business, and those of containers are none of each
+/// other's.
+pub(super) fn own_keyring() {
+    const NEW_NAMELESS: libc::c_long = 0;
+    // SAFETY: joining takes a name, and a null pointer is a new keyring without one.
+    #[allow(unsafe_code)]
+    let joined = unsafe { libc::syscall(libc::SYS_keyctl, libc::KEYCTL_JOIN_SESSION_KEYRING, NEW_NAMELESS) };
+    let error = std::io::Error::last_os_error();
+    // A kernel without keys has none to keep apart.
+    if joined < 0 && error.raw_os_error() != Some(libc::ENOSYS) {
+        eprintln!("the session's keys are shared: {error}");
     }
 }
 

@@ -5,7 +5,7 @@ use crate::embedded::RootfsMode;
 use crate::embedded::records::LaunchRecord;
 use crate::image::OPAQUE_ATTRIBUTE;
 use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, Uid, XattrFlags};
-use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, unmount};
+use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
 use std::collections::HashMap;
 use std::ffi::CString;
 use std::fs::Metadata;
@@ -25,31 +25,6 @@ pub(super) fn own_mounts() -> Result<(), Failure> {
         MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC,
     )
     .map_err(|errno| failed(errno.into()))
-}
-
-/// Lets go of namespaces and shared memory that are held in the copied mounts: a sandbox could otherwise not be removed
-/// while an unrelated container runs.
-pub(super) fn release_sandboxes(launch: &LaunchRecord) -> Result<(), Failure> {
-    let sandboxes = launch
-        .state_path
-        .parent()
-        .and_then(Path::parent)
-        .map(|root| root.join("sandboxes"));
-    let is_of_sandbox = |path: &Path| {
-        sandboxes
-            .as_ref()
-            .is_some_and(|sandboxes| path.starts_with(sandboxes))
-    };
-    let mounted = kedge_host::mounts::mount_points(&kedge_host::Root::machine())
-        .map_err(|error| Failure::new("list mounts", error))?;
-    for pin in mounted
-        .into_iter()
-        .filter(|mount| mount.file_system == "nsfs" || is_of_sandbox(&mount.path))
-    {
-        // One that went away meanwhile is what is wanted.
-        let _ = unmount(&pin.path, UnmountFlags::DETACH);
-    }
-    Ok(())
 }
 
 /// Makes `<directory>/rootfs`.
@@ -136,7 +111,7 @@ fn relative(from: &Path, to: &Path) -> Option<String> {
     Some(names?.join("/")).filter(|path| !path.contains([',', ':', '\\']))
 }
 
-fn make_directory(path: &Path) -> Result<(), Failure> {
+pub(super) fn make_directory(path: &Path) -> Result<(), Failure> {
     use std::os::unix::fs::DirBuilderExt;
     // The container's root directory: its users have to be able to enter it.
     let made = std::fs::DirBuilder::new()
@@ -150,6 +125,12 @@ fn make_directory(path: &Path) -> Result<(), Failure> {
 fn copy_layer(layer: &Path, rootfs: &Path) -> std::io::Result<()> {
     let mut links = HashMap::new();
     copy_children(layer, rootfs, &mut links)
+}
+
+/// Copies what is in a directory, and its owner and mode, to one that is there.
+pub(super) fn copy_directory(from: &Path, to: &Path) -> std::io::Result<()> {
+    copy_children(from, to, &mut HashMap::new())?;
+    copy_attributes(from, to, &std::fs::metadata(from)?)
 }
 
 /// Where the first name of a file with several names was copied to, by device and inode.
@@ -175,7 +156,7 @@ fn copy_entry(from: &Path, to: &Path, meta: &Metadata, links: &mut Links) -> std
     if there.is_some() && !merge {
         remove(to)?;
     }
-    if kind.is_char_device() {
+    if kind.is_char_device() && meta.rdev() == 0 {
         // The layer deletes this name.
         return Ok(());
     }
@@ -186,8 +167,9 @@ fn copy_entry(from: &Path, to: &Path, meta: &Metadata, links: &mut Links) -> std
         copy_children(from, to, links)?;
     } else if kind.is_symlink() {
         std::os::unix::fs::symlink(std::fs::read_link(from)?, to)?;
-    } else if kind.is_fifo() {
-        rustix::fs::mknodat(CWD, to, FileType::Fifo, Mode::from_raw_mode(0o600), 0)?;
+    } else if kind.is_fifo() || kind.is_char_device() || kind.is_block_device() {
+        let node = FileType::from_raw_mode(meta.mode());
+        rustix::fs::mknodat(CWD, to, node, Mode::from_raw_mode(0o600), meta.rdev())?;
     } else if let Some(first) = links.get(&(meta.dev(), meta.ino())) {
         return std::fs::hard_link(first, to);
     } else {

@@ -1,7 +1,9 @@
 //! Making and removing the namespaces of a sandbox. They are held by bind mounts, not by a process.
 
-use super::{Failure, holder, network};
+use super::{Failure, network};
+use crate::durable;
 use crate::embedded::records::SandboxOrder;
+use kedge_host::process::Identity;
 use nix::sched::{CloneFlags, setns, unshare};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags, mount, mount_bind, unmount};
@@ -22,7 +24,7 @@ pub(super) fn down(order: &SandboxOrder) -> Result<(), Failure> {
         network::detach(&network.veth)?;
     }
     if let Some(pin) = &order.pid_pin {
-        holder::end(pin)?;
+        end_holder(pin)?;
     }
     if let Some(shared) = &order.shared_memory {
         release(shared)?;
@@ -38,9 +40,6 @@ fn make(order: &SandboxOrder) -> Result<(), Failure> {
     if let Some(shared) = &order.shared_memory {
         share_memory(shared)?;
     }
-    if let Some(pin) = &order.pid_pin {
-        holder::start(pin)?;
-    }
     if let Some(pin) = &order.ipc_pin {
         unshare(CloneFlags::CLONE_NEWIPC).map_err(|error| Failure::new("make an IPC namespace", error))?;
         hold("ipc", pin)?;
@@ -53,7 +52,8 @@ fn make(order: &SandboxOrder) -> Result<(), Failure> {
     hold("net", pin)?;
     let of_pod = open_namespace("net")?;
     let Some(network) = &order.network else {
-        return Ok(());
+        // Plug-ins make the rest.
+        return network::start_loopback();
     };
     // Sockets belong to the namespace they are opened in, so one thread can speak to both.
     let enter = |namespace: &File| {
@@ -61,6 +61,21 @@ fn make(order: &SandboxOrder) -> Result<(), Failure> {
             .map_err(|error| Failure::new("change the network namespace", error))
     };
     network::attach(network, &of_pod, || enter(&of_node), || enter(&of_pod))
+}
+
+/// Ends the first process of the pod's processes, which the supervisor started, and with it everything in its namespace.
+fn end_holder(pin: &Path) -> Result<(), Failure> {
+    let failed = |error: kedge_host::Error| Failure::new("end the pod's processes", error);
+    let record = pin.with_extension("json");
+    // A record that a power cut has torn tells of a process that the same cut has ended.
+    let identity: Option<Identity> = durable::read_record(&record).unwrap_or_default();
+    if let Some(handle) = identity
+        .map_or(Ok(None), |identity| identity.open())
+        .map_err(failed)?
+    {
+        handle.signal(rustix::process::Signal::KILL).map_err(failed)?;
+    }
+    Ok(durable::remove_file(&record)?)
 }
 
 fn open_namespace(kind: &str) -> Result<File, Failure> {

@@ -13,8 +13,9 @@ use kedge_containers::Seccomp;
 use nix::libc;
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
-    TargetArch,
+    TargetArch, sock_filter,
 };
+use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -34,6 +35,9 @@ pub(crate) enum Error {
     #[error("make a filter of the seccomp profile")]
     Compile(#[source] seccompiler::BackendError),
 }
+
+/// What becomes of a call that the runtime's own profile does not name.
+const REFUSAL: Act = Act::Errno(libc::EPERM.unsigned_abs());
 
 /// A filter that can be installed.
 #[derive(Debug, Clone)]
@@ -99,15 +103,24 @@ impl Rule {
 
 /// The filters for a process that can have these capabilities at most.
 pub(crate) fn filters(wanted: &Seccomp, bounding: &[String]) -> Result<Vec<Filter>, Error> {
-    let refusal = Act::Errno(libc::EPERM.unsigned_abs());
     match wanted {
         Seccomp::Unconfined => Ok(Vec::new()),
-        Seccomp::RuntimeDefault => compile(refusal, &standard::rules(bounding)),
+        Seccomp::RuntimeDefault => compile(REFUSAL, &standard::rules(bounding)),
         Seccomp::Localhost(path) => {
             let (default, rules) = profile::read(path, bounding)?;
             compile(default, &rules)
         }
     }
+}
+
+/// The same profile in the words of the OCI runtime configuration, for a runtime that makes filters itself.
+pub(crate) fn document(wanted: &Seccomp, bounding: &[String]) -> Result<Option<Value>, Error> {
+    let (default, rules) = match wanted {
+        Seccomp::Unconfined => return Ok(None),
+        Seccomp::RuntimeDefault => (REFUSAL, standard::rules(bounding)),
+        Seccomp::Localhost(path) => profile::read(path, bounding)?,
+    };
+    Ok(Some(profile::print(default, &rules)))
 }
 
 fn compile(default: Act, rules: &[Rule]) -> Result<Vec<Filter>, Error> {
@@ -127,7 +140,38 @@ fn compile(default: Act, rules: &[Rule]) -> Result<Vec<Filter>, Error> {
         let named: Vec<&Rule> = rules.iter().filter(|rule| rule.act == act).collect();
         filters.push(filter(&named, Act::Allow, act)?);
     }
+    if matches!(default, Act::Errno(_)) {
+        filters.extend(not_there(rules));
+    }
     Ok(filters)
+}
+
+/// A profile cannot name calls that are newer than itself. Programs that try a new one and know an older way take the
+/// older one only when they hear that the new one is not there, so that is what they hear. Of two refusals the kernel
+/// takes the one of the filter that was installed last.
+fn not_there(rules: &[Rule]) -> Option<Filter> {
+    let names = rules.iter().flat_map(|rule| &rule.names);
+    let newest = names.filter_map(|name| syscalls::number(name)).max()?;
+    let statement = |code: u32, jt: u8, jf: u8, k: u32| {
+        let code = u16::try_from(code).ok()?;
+        Some(sock_filter { code, jt, jf, k })
+    };
+    let refusal = libc::SECCOMP_RET_ERRNO | libc::ENOSYS.unsigned_abs();
+    let program: Option<BpfProgram> = [
+        // The number comes first in what a filter sees.
+        statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0),
+        statement(
+            libc::BPF_JMP | libc::BPF_JGT | libc::BPF_K,
+            0,
+            1,
+            u32::try_from(newest).ok()?,
+        ),
+        statement(libc::BPF_RET | libc::BPF_K, 0, 0, refusal),
+        statement(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ALLOW),
+    ]
+    .into_iter()
+    .collect();
+    program.map(Filter)
 }
 
 fn filter(rules: &[&Rule], otherwise: Act, matched: Act) -> Result<Filter, Error> {
@@ -219,15 +263,68 @@ impl Filter {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     #[test]
     fn the_standard_profile_compiles_with_and_without_rights() {
         assert!(filters(&Seccomp::Unconfined, &[]).unwrap().is_empty());
         let plain = filters(&Seccomp::RuntimeDefault, &[]).unwrap();
-        assert_eq!(plain.len(), 2, "what may be called, and clone3 that is not there");
+        assert_eq!(
+            plain.len(),
+            3,
+            "what may be called, clone3 that is not there, and what is newer than the profile"
+        );
         let admin = filters(&Seccomp::RuntimeDefault, &["CAP_SYS_ADMIN".to_owned()]).unwrap();
-        assert_eq!(admin.len(), 1);
+        assert_eq!(admin.len(), 2);
         // The kernel's limit of instructions.
         assert!(plain.iter().all(|filter| filter.0.len() < 4096));
+    }
+
+    /// Calls a number of nothing under a profile, in a thread of its own: filters are a thread's.
+    fn errno_of(number: i64, wanted: &Seccomp) -> Option<i32> {
+        let filters = filters(wanted, &[]).unwrap();
+        let called = std::thread::spawn(move || {
+            nix::sys::prctl::set_no_new_privs().unwrap();
+            filters.iter().for_each(|filter| filter.install().unwrap());
+            // SAFETY: neither call takes a pointer, and one that is refused does nothing.
+            #[allow(unsafe_code)]
+            let answer = unsafe { libc::syscall(number, 0_u64, 0_u64, 0_u64) };
+            (answer < 0).then(|| std::io::Error::last_os_error().raw_os_error().unwrap_or(0))
+        });
+        called.join().unwrap()
+    }
+
+    #[test]
+    fn a_call_that_is_newer_than_the_profile_is_not_there() {
+        let own = Seccomp::RuntimeDefault;
+        assert_eq!(errno_of(libc::SYS_getppid, &own), None);
+        assert_eq!(
+            errno_of(libc::SYS_add_key, &own),
+            Some(libc::EPERM),
+            "known and refused"
+        );
+        assert_eq!(errno_of(4000, &own), Some(libc::ENOSYS));
+        assert_eq!(errno_of(libc::SYS_clone3, &own), Some(libc::ENOSYS));
+    }
+
+    #[test]
+    fn another_runtime_gets_the_same_profile() {
+        assert_eq!(document(&Seccomp::Unconfined, &[]).unwrap(), None);
+        let told = document(&Seccomp::RuntimeDefault, &[]).unwrap().unwrap();
+        assert_eq!(
+            (&told["defaultAction"], &told["defaultErrnoRet"]),
+            (&"SCMP_ACT_ERRNO".into(), &1.into())
+        );
+        let rules = told["syscalls"].as_array().unwrap();
+        let of = |name: &str| rules.iter().find(|rule| rule["names"][0] == name).unwrap();
+        let test = json!({ "index": 0, "op": "SCMP_CMP_MASKED_EQ", "value": 0x7e02_0000, "valueTwo": 0 });
+        assert_eq!(
+            *of("clone"),
+            json!({ "names": ["clone"], "action": "SCMP_ACT_ALLOW", "args": [test] })
+        );
+        assert_eq!(
+            *of("clone3"),
+            json!({ "names": ["clone3"], "action": "SCMP_ACT_ERRNO", "errnoRet": 38 })
+        );
     }
 }

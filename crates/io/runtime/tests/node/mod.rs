@@ -3,6 +3,11 @@
 #![allow(dead_code, reason = "each test program uses another part")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+pub(crate) mod census;
+pub(crate) mod firewall;
+pub(crate) mod island;
+pub(crate) mod people;
+
 use kedge_containers::{
     ContainerConfig, ContainerId, ContainerState, DnsConfig, ObservedContainer, PodIdentity, SandboxConfig,
     SandboxId, Security,
@@ -10,12 +15,17 @@ use kedge_containers::{
 use kedge_runtime::embedded::{Config, HelperProgram, NetworkConfig, RootfsChoice};
 use kedge_runtime::image::{Blueprint, FileInImage, build_archive};
 use kedge_runtime::{Embedded, Runtime};
+use std::error::Error as _;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 pub(crate) const IMAGE: &str = "kedge.test/busybox:1";
+/// The control group above those of pods.
+const QOS_GROUP: &str = "burstable";
+/// Before what tells one node from the others.
+const FOLDER: &str = "kedge-runtime-";
 const BUSYBOX: &str = "/usr/bin/busybox";
 
 /// No fact that a test waits for takes this long on a working machine.
@@ -25,15 +35,45 @@ static NODES: AtomicU32 = AtomicU32::new(0);
 
 pub(crate) struct Node {
     pub(crate) directory: PathBuf,
+    /// The process that made it, and how many it had made before: they tell its things from those of others.
+    pid: u32,
     pub(crate) number: u32,
+    /// Which of the runtime's handlers runs its pods; empty for the runtime itself.
+    pub(crate) handler: String,
+    /// Whether the directory goes with it.
+    owner: bool,
 }
 
 impl Node {
     pub(crate) fn new() -> Self {
         let number = NODES.fetch_add(1, Ordering::Relaxed);
-        let directory = std::env::temp_dir().join(format!("kedge-runtime-{}-{number}", std::process::id()));
+        let pid = std::process::id();
+        let directory = std::env::temp_dir().join(format!("{FOLDER}{pid}-{number}"));
         std::fs::create_dir_all(&directory).unwrap();
-        Self { directory, number }
+        Self {
+            directory,
+            pid,
+            number,
+            handler: String::new(),
+            owner: true,
+        }
+    }
+
+    /// The node whose directory another process made, and will remove.
+    pub(crate) fn of(directory: PathBuf) -> Self {
+        let name = directory.file_name().unwrap().to_string_lossy().into_owned();
+        let (pid, number) = name.trim_start_matches(FOLDER).split_once('-').unwrap();
+        Self {
+            pid: pid.parse().unwrap(),
+            number: number.parse().unwrap(),
+            directory,
+            handler: String::new(),
+            owner: false,
+        }
+    }
+
+    pub(crate) fn tag(&self) -> String {
+        format!("{}-{}", self.pid, self.number)
     }
 
     /// Whether containers can be made here; says why not.
@@ -50,15 +90,15 @@ impl Node {
     }
 
     pub(crate) fn bridge(&self) -> String {
-        format!("kt{}n{}", std::process::id() % 1_000_000, self.number)
+        format!("kt{}n{}", self.pid % 1_000_000, self.number)
     }
 
     pub(crate) fn cgroup_root(&self) -> String {
-        format!("/kedge-test-{}-{}", std::process::id(), self.number)
+        format!("/kedge-test-{}", self.tag())
     }
 
     pub(crate) fn config(&self) -> Config {
-        let third = u8::try_from((std::process::id().wrapping_mul(16) + self.number) % 250).unwrap();
+        let third = u8::try_from((self.pid.wrapping_mul(16) + self.number) % 250).unwrap();
         Config {
             root: self.directory.join("runtime"),
             helper: HelperProgram {
@@ -69,6 +109,7 @@ impl Node {
             network: Some(NetworkConfig {
                 bridge: self.bridge(),
                 pod_cidr: (Ipv4Addr::new(10, 213, third, 0), 24),
+                cni: None,
             }),
             rootfs: RootfsChoice::Automatic,
             log_bytes_max: 1024 * 1024,
@@ -112,8 +153,9 @@ impl Node {
                 servers: vec!["10.0.0.10".into()],
                 ..DnsConfig::default()
             },
-            cgroup_parent: format!("burstable/pod-{name}"),
+            cgroup_parent: format!("{QOS_GROUP}/pod-{name}"),
             log_dir: self.directory.join("logs").join(name),
+            handler: self.handler.clone(),
             ..SandboxConfig::default()
         }
     }
@@ -151,7 +193,9 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
-        drop(std::fs::remove_dir_all(&self.directory));
+        if self.owner {
+            drop(std::fs::remove_dir_all(&self.directory));
+        }
     }
 }
 
@@ -318,4 +362,62 @@ pub(crate) fn processes_with(text: &str) -> Vec<String> {
         .map(|command| String::from_utf8_lossy(&command).replace('\0', " "))
         .filter(|command| command.contains(text))
         .collect()
+}
+
+/// An error with its causes, in one line.
+pub(crate) fn sentence(error: &kedge_runtime::Error) -> String {
+    let cause = error.source().map(|cause| format!(": {cause}"));
+    format!("{error}{}", cause.unwrap_or_default()).replace('\n', "; ")
+}
+
+/// The records below a runtime's directory that a restart reads; those of images are another matter.
+pub(crate) fn records(runtime: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(runtime).into_iter().flatten().flatten() {
+        let path = entry.path();
+        let kind = entry.file_type().unwrap();
+        if kind.is_dir() && !path.ends_with("images") && !path.ends_with("rootfs") {
+            found.extend(records(&path));
+        } else if kind.is_file() && path.extension().is_some_and(|extension| extension == "json") {
+            found.push(path);
+        }
+    }
+    found
+}
+
+/// Changes what is on disk as if it had been written before the last boot.
+pub(crate) fn pretend_reboot(node: &Node) {
+    let boot = kedge_host::boot_id().unwrap();
+    let other = boot.replace(|c: char| c.is_ascii_hexdigit(), "0");
+    for path in records(&node.directory.join("runtime")) {
+        let text = std::fs::read_to_string(&path).unwrap();
+        std::fs::write(&path, text.replace(&boot, &other)).unwrap();
+    }
+}
+
+/// SplitMix64: the same moments for the same seed.
+#[derive(Debug, Clone)]
+pub(crate) struct Chance(u64);
+
+impl Chance {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// A number below `end`, which is not 0.
+    pub(crate) fn below(&mut self, end: u64) -> u64 {
+        self.next() % end
+    }
+
+    pub(crate) fn index(&mut self, len: usize) -> usize {
+        usize::try_from(self.below(len as u64)).unwrap()
+    }
 }

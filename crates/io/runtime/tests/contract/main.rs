@@ -2,7 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+#[path = "../node/mod.rs"]
 mod node;
+mod talk;
 
 use futures_util::FutureExt;
 use kedge_containerd::Containerd;
@@ -599,6 +601,7 @@ async fn images_can_be_asked_for(runtime: &dyn Runtime) {
 async fn hollow() {
     let node = Node::new();
     let runtime = Hollow::with_images([IMAGE.to_owned()].into());
+    talk::nowhere(&runtime, &node).await;
     contract(&runtime, &node).await;
 }
 
@@ -628,10 +631,36 @@ async fn embedded() {
     let runtime = node.runtime_with_image().await;
     let told = AssertUnwindSafe(async {
         real_contract(&runtime, &node).await;
+        talk::here(&runtime, &node).await;
         contract(&runtime, &node).await;
     });
     if let Err(failure) = told.catch_unwind().await {
         // A story that fails must not leave its containers behind either.
+        runtime.purge().await.unwrap();
+        std::panic::resume_unwind(failure);
+    }
+    node.end(runtime).await;
+}
+
+/// The same runtime, with another program that makes the containers. Terminals are the built-in one's alone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn embedded_with_runc() {
+    if !Node::can_run_containers() {
+        return;
+    }
+    let mut node = Node::new();
+    node.handler = "runc".to_owned();
+    let node = node;
+    let runtime = node.runtime_with_image().await;
+    if !runtime.status().await.unwrap().handlers.contains(&node.handler) {
+        eprintln!("skipped: runc is not installed");
+        return node.end(runtime).await;
+    }
+    let told = AssertUnwindSafe(async {
+        real_contract(&runtime, &node).await;
+        contract(&runtime, &node).await;
+    });
+    if let Err(failure) = told.catch_unwind().await {
         runtime.purge().await.unwrap();
         std::panic::resume_unwind(failure);
     }
@@ -649,6 +678,7 @@ async fn containerd() {
     containerd.import(&node.archive()).unwrap();
     let runtime = containerd.connect();
     real_contract(&runtime, &node).await;
+    talk::elsewhere(&runtime, &node).await;
     contract(&runtime, &node).await;
     containerd.end().await;
 }
