@@ -4,9 +4,10 @@ use bytes::Bytes;
 use kedge_store::revisions;
 use kedge_telemetry::channel::{ask, queue};
 use kedge_wire::NodeName;
-use kedge_wire::tunnel::NodeGet;
+use kedge_wire::tunnel::{NodeConnect, NodeGet};
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use tokio::io::DuplexStream;
 
 /// Where objects are kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -81,11 +82,16 @@ impl std::fmt::Debug for Config {
 /// What a node says to a GET: the stream of its body, or a sentence why not.
 pub type NodeGetAnswer = Result<queue::Receiver<Bytes>, String>;
 
+/// What there is of a node's kubelet port: the bytes after the head of a request, both ways, or a sentence why not.
+pub type NodeConnectAnswer = Result<DuplexStream, String>;
+
 /// The neighbours.
 #[derive(Debug, Clone, Default)]
 pub struct Ports {
     /// Carries a GET to the kubelet port of a node. Without it `kubectl logs` is refused with a sentence.
     pub node_get: Option<ask::Sender<(NodeName, NodeGet), NodeGetAnswer>>,
+    /// Connects to it. Without it `kubectl exec`, `attach` and `port-forward` are refused with a sentence.
+    pub node_connect: Option<ask::Sender<(NodeName, NodeConnect), NodeConnectAnswer>>,
 }
 
 /// Why the server could not be built.

@@ -5,7 +5,7 @@
 //! keep every acknowledged write through kill -9, and run the controllers without which objects would just lie there.
 //!
 //! **Inputs.** A [`Config`] of plain values (certificates as PEM text; who made them is not our concern), requests from
-//! clients with certificates, and a port to fetch logs from nodes ([`Ports`]).
+//! clients with certificates, and ports to fetch logs from nodes and to connect to them ([`Ports`]).
 //! **Outputs.** A bound address, and answers.
 //!
 //! **Never.** It makes no keys (it signs service account tokens, and serving certificates that somebody approved),
@@ -36,5 +36,5 @@ mod storage;
 mod tls;
 mod token;
 
-pub use config::{Config, Limits, NodeGetAnswer, OpenError, Ports, StorageAt};
+pub use config::{Config, Limits, NodeConnectAnswer, NodeGetAnswer, OpenError, Ports, StorageAt};
 pub use serve::ApiServer;

@@ -8,8 +8,8 @@ use kedge_apimachinery::status::{Reason, Status};
 
 /// Largest path that is looked at: group, version, namespace, plural, name and subresource at their limits.
 const PATH_BYTES_MAX: usize = 4096;
-/// Most query parameters: Kubernetes has about twenty.
-const PARAMETERS_MAX: usize = 64;
+/// Most query parameters: Kubernetes has about twenty, and one for each word of a command that is run in a container.
+const PARAMETERS_MAX: usize = 1024;
 
 /// Where a request goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -165,6 +165,12 @@ impl Query {
             .iter()
             .find(|(key, _)| key == name)
             .map_or("", |(_, value)| value)
+    }
+
+    /// All values of a parameter, in their order.
+    pub(crate) fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
+        let pairs = self.0.iter().filter(move |(key, _)| key == name);
+        pairs.map(|(_, value)| value.as_str())
     }
 
     pub(crate) fn has(&self, name: &str) -> bool {

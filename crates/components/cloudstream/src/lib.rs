@@ -1,17 +1,20 @@
-//! CloudStream: reads logs and metrics of nodes through tunnels that the nodes have dialled.
+//! CloudStream: reads logs and metrics of nodes, and connects to their kubelet ports, through tunnels that the nodes have
+//! dialled.
 //!
 //! **Duty.** Accept one tunnel a node (10004, TLS WebSocket with client certificates, official frames); for each question
 //! of the Kubernetes API open a stream in the right tunnel and hand its bytes over.
 //!
-//! **Inputs.** [`Ports::gets`]: which node, which path. Tunnels of edges. **Outputs.** A queue of bytes that ends when
-//! the stream does, or a sentence why there is none.
+//! **Inputs.** [`Ports`]: which node, which path. Tunnels of edges. **Outputs.** A queue of bytes that ends when the
+//! stream does, or bytes both ways for a connection, or a sentence why there is none.
 //!
-//! **Never.** No HTTP towards the API server and no opinion about logs. No node is believed by the name in a header: the
-//! certificate says who it is. A reader that does not read loses its stream, not the tunnel.
+//! **Never.** No HTTP towards the API server, and no opinion about what is carried. No node is believed by the name in a
+//! header: the certificate says who it is. A reader that does not read holds up its own stream; with an official edge,
+//! whose streams have no credit, it loses it.
 //!
 //! ```text
 //!   question ──> table (one owner: which node has a tunnel) ──> tunnel task ──CONNECT──> edge
-//!   reader  <── bounded queue of this stream <── tunnel task <── DATA, REMOVE ── edge
+//!   reader  <── task of this stream <── inlet of this stream <── tunnel task <── DATA, REMOVE ── edge
+//!   writer  ──> task of this stream ──> one bounded queue ──> writer task ──> DATA, REMOVE, WINDOW ── edge
 //! ```
 
 mod request;
@@ -27,13 +30,17 @@ use kedge_transport::{
     Refusal, UpgradeRequest,
 };
 use kedge_wire::NodeName;
-use kedge_wire::tunnel::NodeGet;
+use kedge_wire::tunnel::{NodeConnect, NodeGet, OFFER, OFFER_HEADER};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use table::{Arrival, Table};
+use tokio::io::DuplexStream;
 
 /// The bytes of a stream, or why there are none.
 pub type NodeAnswer = Result<queue::Receiver<Bytes>, String>;
+
+/// The bytes of a connection after the head of its request, both ways; or why there are none.
+pub type ConnectAnswer = Result<DuplexStream, String>;
 
 /// Path of the tunnel, as official edges dial it.
 const TUNNEL_PATH: &str = "/v1/kubeedge/connect";
@@ -54,6 +61,8 @@ pub struct Config {
 pub struct Ports {
     /// Questions of the Kubernetes API.
     pub gets: ask::Receiver<(NodeName, NodeGet), NodeAnswer>,
+    /// Its connections: exec, attach, port forwarding.
+    pub connects: ask::Receiver<(NodeName, NodeConnect), ConnectAnswer>,
 }
 
 /// Why CloudStream cannot start.
@@ -97,7 +106,7 @@ impl CloudStream {
         let (arrivals, arriving) = queue::channel("tunnel arrivals", ARRIVALS_MAX);
         scope.spawn_until_cancelled(
             "tunnel table",
-            Table::new(ports.gets, arriving, scope.clone()).run(),
+            Table::new(ports.gets, ports.connects, arriving, scope.clone()).run(),
         );
         loop {
             let handshake = tokio::select! {
@@ -135,9 +144,13 @@ fn decide(request: &UpgradeRequest<'_>) -> Result<Acceptance<NodeName>, Refusal>
     }
     let node = node_of_peer(request.certificate, NODE_HEADER, request.header(NODE_HEADER))
         .map_err(|text| refuse(403, text))?;
+    let offers_credit = request.header(OFFER_HEADER) == Some(OFFER);
     Ok(Acceptance {
         value: node,
-        headers: Vec::new(),
+        headers: offers_credit
+            .then_some((OFFER_HEADER, OFFER))
+            .into_iter()
+            .collect(),
         framing: Framing::Official,
     })
 }

@@ -1,6 +1,7 @@
 //! From a question to the frame that opens its stream.
 
-use kedge_wire::tunnel::{Connect, ConnectUrl, Frame, FrameBody, NodeGet};
+use kedge_wire::tunnel::{Connect, ConnectUrl, Frame, FrameBody, NodeConnect, NodeGet};
+use std::collections::BTreeMap;
 
 /// What official clouds put there; edges use their own address whatever it says.
 const KUBELET: &str = "127.0.0.1:10350";
@@ -11,19 +12,17 @@ const USER_AGENT: &str = "kube-apiserver";
 pub(crate) enum Kind {
     Logs,
     Metrics,
+    /// Bytes both ways.
+    Exec,
+    Attach,
 }
 
 impl Kind {
     /// By the paths of the official stream server.
     pub(crate) fn of(get: &NodeGet) -> Result<Self, String> {
-        let under = |prefix: &str| {
-            get.path
-                .strip_prefix(prefix)
-                .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-        };
-        if under("/containerLogs") {
+        if under(&get.path, "/containerLogs") {
             Ok(Self::Logs)
-        } else if under("/metrics") || under("/stats") {
+        } else if under(&get.path, "/metrics") || under(&get.path, "/stats") {
             Ok(Self::Metrics)
         } else {
             let shown: String = get.path.chars().take(80).collect();
@@ -32,38 +31,82 @@ impl Kind {
             ))
         }
     }
+
+    /// A connection. Forwarding has no frame of its own; an edge does the same with a connection for exec, whatever its
+    /// path is, and its kubelet port serves this one, too.
+    pub(crate) fn of_connection(connect: &NodeConnect) -> Result<Self, String> {
+        if under(&connect.path, "/exec") || under(&connect.path, "/portForward") {
+            Ok(Self::Exec)
+        } else if under(&connect.path, "/attach") {
+            Ok(Self::Attach)
+        } else {
+            let shown: String = connect.path.chars().take(80).collect();
+            Err(format!(
+                "the tunnel carries connections for /exec, /attach and /portForward, not {shown}"
+            ))
+        }
+    }
+
+    fn body(self, connect: &Connect) -> FrameBody {
+        let data = connect.encode();
+        match self {
+            Self::Logs => FrameBody::LogsConnect(data),
+            Self::Metrics => FrameBody::MetricsConnect(data),
+            Self::Exec => FrameBody::ExecConnect(data),
+            Self::Attach => FrameBody::AttachConnect(data),
+        }
+    }
+}
+
+fn under(path: &str, prefix: &str) -> bool {
+    path.strip_prefix(prefix)
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 /// The frame that opens stream `id`.
-pub(crate) fn connect(id: u64, kind: Kind, get: NodeGet) -> Frame {
-    let unescaped = unescape(&get.path);
-    // Go writes the escaped form only when it says more than the plain one.
-    let raw_path = if unescaped == get.path {
-        String::new()
-    } else {
-        get.path
+pub(crate) fn get(id: u64, kind: Kind, get: NodeGet) -> Frame {
+    let connect = Connect {
+        id,
+        url: url(get.path, get.query),
+        header: [user_agent()].into(),
+        method: String::new(),
     };
-    let url = ConnectUrl {
+    let body = kind.body(&connect);
+    Frame { connection: id, body }
+}
+
+/// The same for a connection.
+pub(crate) fn connect(id: u64, kind: Kind, asked: NodeConnect) -> Frame {
+    let mut header: BTreeMap<String, Vec<String>> = [user_agent()].into();
+    for (name, value) in asked.headers {
+        header.entry(name).or_default().push(value);
+    }
+    let connect = Connect {
+        id,
+        url: url(asked.path, asked.query),
+        header,
+        method: asked.method,
+    };
+    let body = kind.body(&connect);
+    Frame { connection: id, body }
+}
+
+fn user_agent() -> (String, Vec<String>) {
+    ("User-Agent".to_owned(), vec![USER_AGENT.to_owned()])
+}
+
+fn url(path: String, query: String) -> ConnectUrl {
+    let unescaped = unescape(&path);
+    // Go writes the escaped form only when it says more than the plain one.
+    let raw_path = if unescaped == path { String::new() } else { path };
+    ConnectUrl {
         scheme: "http".into(),
         host: KUBELET.into(),
         path: unescaped,
         raw_path,
-        raw_query: get.query,
+        raw_query: query,
         ..ConnectUrl::default()
-    };
-    let header = [("User-Agent".to_owned(), vec![USER_AGENT.to_owned()])].into();
-    let connect = Connect {
-        id,
-        url,
-        header,
-        method: String::new(),
     }
-    .encode();
-    let body = match kind {
-        Kind::Logs => FrameBody::LogsConnect(connect),
-        Kind::Metrics => FrameBody::MetricsConnect(connect),
-    };
-    Frame { connection: id, body }
 }
 
 /// Percent-decoding; what is not a valid escape, or not UTF-8 afterwards, stays as it is.
@@ -99,7 +142,7 @@ fn hex(digit: u8) -> Option<u8> {
 mod tests {
     use super::*;
 
-    fn get(path: &str) -> NodeGet {
+    fn asked(path: &str) -> NodeGet {
         NodeGet {
             path: path.into(),
             query: "follow=true".into(),
@@ -108,7 +151,7 @@ mod tests {
 
     #[test]
     fn a_log_opens_with_the_official_frame() {
-        let frame = connect(1, Kind::Logs, get("/containerLogs/default/nginx/nginx"));
+        let frame = get(1, Kind::Logs, asked("/containerLogs/default/nginx/nginx"));
         let FrameBody::LogsConnect(data) = &frame.body else {
             panic!("{frame:?}")
         };
@@ -121,7 +164,7 @@ mod tests {
 
     #[test]
     fn an_escaped_path_travels_in_both_forms() {
-        let frame = connect(2, Kind::Logs, get("/containerLogs/a/b%20c/%C3%BC%2"));
+        let frame = get(2, Kind::Logs, asked("/containerLogs/a/b%20c/%C3%BC%2"));
         let url = Connect::decode(frame.body.data()).unwrap().url;
         assert_eq!(url.path, "/containerLogs/a/b c/ü%2");
         assert_eq!(url.raw_path, "/containerLogs/a/b%20c/%C3%BC%2");
@@ -139,7 +182,64 @@ mod tests {
                 Err("the tunnel carries /containerLogs, /metrics and /stats, not /metricsX".to_owned()),
             ),
         ] {
-            assert_eq!(Kind::of(&get(path)), kind);
+            assert_eq!(Kind::of(&asked(path)), kind);
         }
+    }
+
+    #[test]
+    fn a_command_opens_with_the_recorded_frame() {
+        let vectors = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/../../../test/fixtures/vectors/tunnel.jsonl"
+        );
+        let recorded = std::fs::read_to_string(vectors).unwrap();
+        let lines = recorded.lines().filter_map(|line| {
+            use base64::Engine;
+            let line: serde_json::Value = serde_json::from_str(line).unwrap();
+            let bytes = line["base64"].as_str()?;
+            let bytes = base64::engine::general_purpose::STANDARD.decode(bytes).unwrap();
+            Some(Frame::decode(&bytes).unwrap())
+        });
+        let mut compared = 0;
+        for frame in lines {
+            let FrameBody::ExecConnect(data) = &frame.body else {
+                continue;
+            };
+            let official = Connect::decode(data).unwrap();
+            let headers = official.header.iter().filter(|(name, _)| *name != "User-Agent");
+            let headers = headers
+                .flat_map(|(name, values)| values.iter().map(move |value| (name.clone(), value.clone())));
+            let asked = NodeConnect {
+                method: official.method.clone(),
+                path: official.url.path.clone(),
+                query: official.url.raw_query.clone(),
+                headers: headers.collect(),
+            };
+            let kind = Kind::of_connection(&asked).unwrap();
+            let ours = connect(frame.connection, kind, asked);
+            let mut ours = Connect::decode(ours.body.data()).unwrap();
+            ours.header
+                .insert("User-Agent".to_owned(), official.header["User-Agent"].clone());
+            assert_eq!(ours, official);
+            compared += 1;
+        }
+        assert_eq!(compared, 3);
+    }
+
+    #[test]
+    fn connections_are_told_by_their_path() {
+        let kind = |path: &str| {
+            Kind::of_connection(&NodeConnect {
+                method: "GET".into(),
+                path: path.into(),
+                query: String::new(),
+                headers: Vec::new(),
+            })
+        };
+        assert_eq!(kind("/exec/d/p/c"), Ok(Kind::Exec));
+        assert_eq!(kind("/attach/d/p/c"), Ok(Kind::Attach));
+        assert_eq!(kind("/portForward/d/p"), Ok(Kind::Exec));
+        assert!(kind("/run/d/p/c").unwrap_err().ends_with("not /run/d/p/c"));
+        assert!(kind("/containerLogs/d/p/c").is_err());
     }
 }

@@ -1,12 +1,12 @@
 //! Which node has a tunnel: one task owns the table. The newest tunnel of a node wins.
 
-use crate::NodeAnswer;
 use crate::tunnel::{self, Order};
+use crate::{ConnectAnswer, NodeAnswer};
 use kedge_telemetry::Scope;
 use kedge_telemetry::channel::{ask, queue};
 use kedge_transport::Connection;
 use kedge_wire::NodeName;
-use kedge_wire::tunnel::NodeGet;
+use kedge_wire::tunnel::{NodeConnect, NodeGet};
 use std::collections::HashMap;
 
 /// Orders that wait for one tunnel, which is busy only while it writes.
@@ -22,6 +22,7 @@ pub(crate) struct Arrival {
 
 pub(crate) struct Table {
     gets: ask::Receiver<(NodeName, NodeGet), NodeAnswer>,
+    connects: ask::Receiver<(NodeName, NodeConnect), ConnectAnswer>,
     arriving: queue::Receiver<Arrival>,
     scope: Scope,
     tunnels: HashMap<NodeName, Tunnel>,
@@ -38,11 +39,13 @@ struct Tunnel {
 impl Table {
     pub(crate) fn new(
         gets: ask::Receiver<(NodeName, NodeGet), NodeAnswer>,
+        connects: ask::Receiver<(NodeName, NodeConnect), ConnectAnswer>,
         arriving: queue::Receiver<Arrival>,
         scope: Scope,
     ) -> Self {
         Self {
             gets,
+            connects,
             arriving,
             scope,
             tunnels: HashMap::new(),
@@ -65,10 +68,13 @@ impl Table {
                     Some(arrival) => self.arrive(arrival, &ended),
                     None => return,
                 },
-                question = self.gets.recv() => match question {
-                    Some(question) => self.ask(question),
-                    None => return,
-                },
+                // Nobody need ask: the tunnels stand all the same.
+                Some(ask::Question { question: (node, get), reply }) = self.gets.recv() => {
+                    self.order(&node, Order::Get { get, reply });
+                }
+                Some(ask::Question { question: (node, connect), reply }) = self.connects.recv() => {
+                    self.order(&node, Order::Connect { connect, reply });
+                }
             }
         }
     }
@@ -99,21 +105,14 @@ impl Table {
         });
     }
 
-    fn ask(&mut self, question: ask::Question<(NodeName, NodeGet), NodeAnswer>) {
-        let ask::Question {
-            question: (node, get),
-            reply,
-        } = question;
-        let Some(tunnel) = self.tunnels.get(&node) else {
-            let why = format!(
+    fn order(&self, node: &NodeName, order: Order) {
+        let Some(tunnel) = self.tunnels.get(node) else {
+            return order.refuse(format!(
                 "node {node} has no tunnel to the cloud: it is offline, or its edgeStream is switched off"
-            );
-            return reply.send(Err(why));
+            ));
         };
-        if let Err(order) = tunnel.orders.try_send(Order { get, reply }) {
-            order
-                .reply
-                .send(Err(format!("the tunnel of node {node} is busy; try again")));
+        if let Err(order) = tunnel.orders.try_send(order) {
+            order.refuse(format!("the tunnel of node {node} is busy; try again"));
         }
     }
 }

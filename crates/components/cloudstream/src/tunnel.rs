@@ -1,96 +1,160 @@
 //! One tunnel of one node, from its arrival to its end.
 
-use crate::NodeAnswer;
 use crate::request::{self, Kind};
+use crate::{ConnectAnswer, NodeAnswer};
 use bytes::Bytes;
-use futures_util::StreamExt;
-use futures_util::future::{AbortHandle, Abortable, Aborted, BoxFuture};
-use futures_util::stream::FuturesUnordered;
 use kedge_telemetry::Scope;
 use kedge_telemetry::channel::{ask, queue};
-use kedge_transport::{Close, CloseCode, Connection, Receiver, SendError, Sender};
-use kedge_wire::tunnel::{Frame, FrameBody, NodeGet};
+use kedge_transport::tunnel::{Credit, Frames, Inlets, Outlet, carry, has_credit};
+use kedge_transport::{Close, CloseCode, Connection, Receiver, Sender};
+use kedge_wire::tunnel::{Frame, FrameBody, NodeConnect, NodeGet};
 use std::collections::HashMap;
-use std::time::Duration;
-use tokio::time::Instant;
+use tokio::io::DuplexStream;
+use tokio::sync::oneshot;
 
 /// Streams at one time in one tunnel: several people reading logs of every pod of a node.
 const STREAMS_MAX: usize = 64;
-/// DATA frames that wait for one reader.
+/// Pieces that wait for one reader.
 const WAITING_MAX: usize = 16;
-/// A reader that is full holds the tunnel for this long, so that a slow one slows its node down instead of losing bytes;
-/// then its stream is cut and the others of this node go on.
-const STALL_MAX: Duration = Duration::from_secs(3);
+/// Frames that wait for the socket, together at most half a megabyte.
+const OUT_MAX: usize = 16;
+/// Bytes that wait in each direction of a connection.
+const CONNECTION_BYTES_MAX: usize = 64 * 1024;
 
 /// Opens a stream.
-pub(crate) struct Order {
-    pub(crate) get: NodeGet,
-    pub(crate) reply: ask::Reply<NodeAnswer>,
+#[derive(Debug)]
+pub(crate) enum Order {
+    Get {
+        get: NodeGet,
+        reply: ask::Reply<NodeAnswer>,
+    },
+    Connect {
+        connect: NodeConnect,
+        reply: ask::Reply<ConnectAnswer>,
+    },
 }
 
-/// A stream that a reader takes.
+impl Order {
+    pub(crate) fn refuse(self, why: String) {
+        match self {
+            Self::Get { reply, .. } => reply.send(Err(why)),
+            Self::Connect { reply, .. } => reply.send(Err(why)),
+        }
+    }
+}
+
+/// A stream whose task has not ended.
 struct Stream {
     kind: Kind,
-    bytes: queue::Sender<Bytes>,
-    /// Ends the watch over the reader.
-    watch: AbortHandle,
+    credit: Credit,
+    /// Its end comes because its reader did not read.
+    cut: Option<oneshot::Sender<()>>,
 }
 
-/// A frame that found its reader full.
-struct Stalled {
-    id: u64,
-    data: Bytes,
-    until: Instant,
+/// The way out of this tunnel.
+#[derive(Debug, Clone)]
+struct Out(queue::Sender<Bytes>);
+
+impl Frames for Out {
+    async fn send(&self, frame: Frame) -> bool {
+        self.0.send(Bytes::from(frame.encode())).await.is_ok()
+    }
 }
 
 struct Tunnel {
-    sender: Sender,
+    agreed: bool,
+    inlets: Inlets,
     streams: HashMap<u64, Stream>,
-    /// Completes with the id of a stream whose reader has gone.
-    leaving: FuturesUnordered<BoxFuture<'static, Result<u64, Aborted>>>,
-    stalled: Option<Stalled>,
+    out: Out,
+    /// Takes the id of a stream whose task has ended.
+    ended: queue::Sender<u64>,
     /// From 1, never reused within a tunnel: a late frame of an old stream must not reach a new one.
     last_id: u64,
-    scope: Scope,
+    session: Scope,
 }
 
 /// Serves the tunnel; returns why it ended.
 pub(crate) async fn run(connection: Connection, mut orders: queue::Receiver<Order>, scope: Scope) -> String {
+    let agreed = has_credit(&connection);
     let (sender, mut receiver) = connection.split();
+    let session = scope.child();
+    let (out, frames) = queue::channel("tunnel frames", OUT_MAX);
+    let (ended, mut endings) = queue::channel("tunnel streams ended", STREAMS_MAX);
+    let (last_words, last) = oneshot::channel();
+    let writer = write(sender, frames, last, session.clone());
     let mut tunnel = Tunnel {
-        sender,
+        agreed,
+        inlets: Inlets::new(agreed),
         streams: HashMap::new(),
-        leaving: FuturesUnordered::new(),
-        stalled: None,
+        out: Out(out),
+        ended,
         last_id: 0,
-        scope: scope.clone(),
+        session: session.clone(),
     };
-    let close = loop {
-        let step = tokio::select! {
-            biased;
-            // The end comes before any work.
-            () = scope.cancelled() => {
-                break Close { code: CloseCode::Away, reason: "the cloud stops, or a newer tunnel of this node came".into() };
+    let serve = async move {
+        let close = loop {
+            tokio::select! {
+                biased;
+                // The end comes before any work.
+                () = session.cancelled() => break Close {
+                    code: CloseCode::Away,
+                    reason: "the cloud stops, or a newer tunnel of this node came".into(),
+                },
+                // Streams that end make room.
+                Some(id) = endings.recv() => {
+                    tunnel.streams.remove(&id);
+                    tunnel.inlets.close(id);
+                }
+                cut = tunnel.inlets.unstall() => {
+                    if let Some(id) = cut {
+                        tunnel.cut(id);
+                    }
+                }
+                Some(order) = orders.recv() => tunnel.open(order),
+                step = receive(&mut receiver), if !tunnel.inlets.is_stalled() => match step {
+                    Ok(frame) => tunnel.frame(frame),
+                    Err(close) => break close,
+                },
             }
-            // Readers that go make room.
-            Some(left) = tunnel.leaving.next(), if !tunnel.leaving.is_empty() => tunnel.left(left).await,
-            cut = deliver(&mut tunnel.stalled, &tunnel.streams) => tunnel.delivered(cut).await,
-            Some(order) = orders.recv() => tunnel.open(order).await,
-            step = receive(&mut receiver), if tunnel.stalled.is_none() => match step {
-                Ok(frame) => tunnel.frame(frame).await,
-                Err(close) => break close,
-            },
         };
-        if let Err(error) = step {
-            return error.to_string();
+        let why = close.reason.clone();
+        // Readers see the end now; the last words may take a moment.
+        let _ = last_words.send(close);
+        tunnel.session.cancel();
+        why
+    };
+    let (why, broken) = tokio::join!(serve, writer);
+    broken.unwrap_or(why)
+}
+
+/// Owns the sender, until the last words. Says why when it could not write: that ends the session.
+async fn write(
+    mut sender: Sender,
+    mut frames: queue::Receiver<Bytes>,
+    mut last: oneshot::Receiver<Close>,
+    session: Scope,
+) -> Option<String> {
+    let close = loop {
+        let sent = tokio::select! {
+            biased;
+            close = &mut last => break close.ok(),
+            sent = async {
+                match frames.recv().await {
+                    Some(frame) => sender.send_text(frame).await,
+                    // The tunnel holds one end until it has said its last words.
+                    None => std::future::pending().await,
+                }
+            } => sent,
+        };
+        if let Err(error) = sent {
+            session.cancel();
+            return Some(error.to_string());
         }
     };
-    let why = close.reason.clone();
-    // Readers see the end now; the last words may take a moment.
-    tunnel.streams.clear();
-    tunnel.leaving.clear();
-    tunnel.sender.close(&close).await;
-    why
+    if let Some(close) = close {
+        sender.close(&close).await;
+    }
+    None
 }
 
 async fn receive(receiver: &mut Receiver) -> Result<Frame, Close> {
@@ -106,64 +170,77 @@ async fn receive(receiver: &mut Receiver) -> Result<Frame, Close> {
     })
 }
 
-/// Waits until the stalled frame is delivered; gives the stream to cut when that takes too long. Cancel safe: the frame
-/// stays where it is until it is delivered.
-async fn deliver(stalled: &mut Option<Stalled>, streams: &HashMap<u64, Stream>) -> Option<u64> {
-    let Some(Stalled { id, data, until }) = stalled else {
-        return std::future::pending().await;
-    };
-    let cut = match streams.get(id) {
-        Some(stream) => {
-            let sent = tokio::time::timeout_at(*until, stream.bytes.send(data.clone())).await;
-            sent.is_err().then_some(*id)
-        }
-        // Its reader has gone meanwhile.
-        None => None,
-    };
-    *stalled = None;
-    cut
-}
-
 impl Tunnel {
-    async fn open(&mut self, order: Order) -> Result<(), SendError> {
-        let Order { get, reply } = order;
-        let kind = match Kind::of(&get) {
+    fn open(&mut self, order: Order) {
+        let kind = match &order {
+            Order::Get { get, .. } => Kind::of(get),
+            Order::Connect { connect, .. } => Kind::of_connection(connect),
+        };
+        let kind = match kind {
             Ok(kind) => kind,
-            Err(why) => {
-                reply.send(Err(why));
-                return Ok(());
-            }
+            Err(why) => return order.refuse(why),
         };
         if self.streams.len() >= STREAMS_MAX {
-            reply.send(Err(format!(
+            return order.refuse(format!(
                 "{STREAMS_MAX} streams of this node are open already; end one first"
-            )));
-            return Ok(());
+            ));
         }
         self.last_id += 1;
         let id = self.last_id;
-        self.send(request::connect(id, kind, get)).await?;
-        let (bytes, reader) = queue::channel("node stream", WAITING_MAX);
-        let (watch, registration) = AbortHandle::new_pair();
-        let watched = bytes.clone();
-        let gone = async move {
-            watched.closed().await;
-            id
+        let (cut, was_cut) = oneshot::channel();
+        let task = Task {
+            id,
+            outlet: self.inlets.open(id),
+            credit: Credit::new(self.agreed),
+            out: self.out.clone(),
         };
-        self.leaving.push(Box::pin(Abortable::new(gone, registration)));
-        self.streams.insert(id, Stream { kind, bytes, watch });
-        // An asker that gave up drops the reader, which ends the stream.
-        reply.send(Ok(reader));
-        Ok(())
+        let stream = Stream {
+            kind,
+            credit: task.credit.clone(),
+            cut: Some(cut),
+        };
+        self.streams.insert(id, stream);
+        let ended = self.ended.clone();
+        // What an asker that gave up drops ends the stream.
+        self.session.spawn_until_cancelled("tunnel stream", async move {
+            match order {
+                Order::Get { get, reply } => {
+                    let (bytes, reader) = queue::channel("node stream", WAITING_MAX);
+                    let frame = request::get(id, kind, get);
+                    reply.send(Ok(reader));
+                    let ended = task.read(frame, &bytes).await;
+                    // One end of two: the edge was done, or its bytes were not taken.
+                    if ended && kind == Kind::Logs && was_cut.await.is_ok() {
+                        let last = "\nthe log was cut here: its reader did not take it for too long\n";
+                        let _ = bytes.send(Bytes::from_static(last.as_bytes())).await;
+                    }
+                }
+                Order::Connect { connect, reply } => {
+                    let (near, far) = tokio::io::duplex(CONNECTION_BYTES_MAX);
+                    let frame = request::connect(id, kind, connect);
+                    reply.send(Ok(far));
+                    task.carry(frame, near).await;
+                }
+            }
+            // Room for every stream, so this never waits.
+            let _ = ended.send(id).await;
+        });
     }
 
-    async fn frame(&mut self, frame: Frame) -> Result<(), SendError> {
+    fn frame(&mut self, frame: Frame) {
         let id = frame.connection;
         match frame.body {
-            FrameBody::Data(data) => self.data(id, Bytes::from(data)),
-            FrameBody::Remove => {
-                if let Some(stream) = self.streams.remove(&id) {
-                    stream.watch.abort();
+            FrameBody::Data(data) => {
+                if !self.inlets.data(id, Bytes::from(data)) {
+                    self.cut(id);
+                }
+            }
+            FrameBody::Remove => self.end(id),
+            FrameBody::Window(more) => {
+                let stream = self.streams.get(&id);
+                if stream.is_some_and(|stream| !stream.credit.give(more)) {
+                    tracing::warn!(id, "the edge has taken more of a stream than it was sent");
+                    self.end(id);
                 }
             }
             FrameBody::LogsConnect(_)
@@ -174,62 +251,79 @@ impl Tunnel {
                 tracing::debug!(id, "a frame that only the cloud sends came from the edge")
             }
         }
-        Ok(())
     }
 
-    fn data(&mut self, id: u64, data: Bytes) {
-        // Frames of a stream that was ended here are still on their way for a moment.
-        let Some(stream) = self.streams.get(&id) else {
+    /// The edge is done with it; what it said is still read.
+    fn end(&mut self, id: u64) {
+        self.inlets.close(id);
+        if let Some(stream) = self.streams.get_mut(&id) {
+            stream.cut = None;
+        }
+    }
+
+    fn cut(&mut self, id: u64) {
+        let Some(stream) = self.streams.get_mut(&id) else {
             return;
         };
-        // A reader that has gone is noticed by its watch.
-        if let Err(data) = stream.bytes.try_send(data)
-            && !stream.bytes.is_closed()
-        {
-            self.stalled = Some(Stalled {
-                id,
-                data,
-                until: Instant::now() + STALL_MAX,
+        tracing::warn!(id, kind = ?stream.kind, "a stream was cut because its reader did not take it");
+        if let Some(cut) = stream.cut.take() {
+            let _ = cut.send(());
+        }
+        // Its own task may wait for the reader, and this one for nobody.
+        let out = self.out.clone();
+        self.session
+            .spawn_until_cancelled("end of a cut tunnel stream", async move {
+                let body = FrameBody::Remove;
+                out.send(Frame { connection: id, body }).await;
             });
-        }
+    }
+}
+
+/// What one stream does.
+struct Task {
+    id: u64,
+    outlet: Outlet,
+    credit: Credit,
+    out: Out,
+}
+
+impl Task {
+    async fn say(&self, body: FrameBody) -> bool {
+        let connection = self.id;
+        self.out.send(Frame { connection, body }).await
     }
 
-    async fn left(&mut self, left: Result<u64, Aborted>) -> Result<(), SendError> {
-        match left {
-            Ok(id) if self.streams.remove(&id).is_some() => {
-                self.send(Frame {
-                    connection: id,
-                    body: FrameBody::Remove,
-                })
-                .await
+    /// Opens the stream and hands its bytes on, until nothing more comes. When the reader goes before that, it ends the
+    /// stream, and the answer is `false`.
+    async fn read(mut self, open: Frame, bytes: &queue::Sender<Bytes>) -> bool {
+        if !self.out.send(open).await {
+            return false;
+        }
+        loop {
+            let next = tokio::select! {
+                biased;
+                () = bytes.closed() => break,
+                next = self.outlet.next() => next,
+            };
+            let Some(piece) = next else { return true };
+            let count = piece.len();
+            if bytes.send(piece).await.is_err() {
+                break;
             }
-            // Ended by the edge, or cut.
-            Ok(_) | Err(Aborted) => Ok(()),
+            if let Some(window) = self.outlet.taken(count)
+                && !self.say(window).await
+            {
+                return false;
+            }
         }
+        self.say(FrameBody::Remove).await;
+        false
     }
 
-    async fn delivered(&mut self, cut: Option<u64>) -> Result<(), SendError> {
-        let Some((id, stream)) = cut.and_then(|id| Some((id, self.streams.remove(&id)?))) else {
-            return Ok(());
-        };
-        stream.watch.abort();
-        tracing::warn!(id, "a stream was cut because its reader did not take it");
-        if stream.kind == Kind::Logs {
-            let last =
-                Bytes::from_static(b"\nthe log was cut here: its reader did not take it for too long\n");
-            self.scope
-                .spawn_until_cancelled("last words of a cut stream", async move {
-                    let _ = stream.bytes.send(last).await;
-                });
+    /// Opens the stream and carries both directions.
+    async fn carry(mut self, open: Frame, stream: DuplexStream) {
+        if self.out.send(open).await {
+            carry(self.id, stream, &mut self.outlet, &self.credit, &self.out).await;
         }
-        self.send(Frame {
-            connection: id,
-            body: FrameBody::Remove,
-        })
-        .await
-    }
-
-    async fn send(&mut self, frame: Frame) -> Result<(), SendError> {
-        self.sender.send_text(Bytes::from(frame.encode())).await
     }
 }

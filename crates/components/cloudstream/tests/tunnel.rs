@@ -4,16 +4,19 @@
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use kedge_cloudstream::{CloudStream, Config, NodeAnswer, Ports};
+use kedge_cloudstream::{CloudStream, Config, ConnectAnswer, NodeAnswer, Ports};
 use kedge_pki::{Authority, ServerNames, UnixTime};
 use kedge_telemetry::Scope;
 use kedge_telemetry::channel::{ask, queue};
 use kedge_transport::{DialError, Message, Plug, Receiver, RecvError, Sender, Target, dial};
 use kedge_wire::NodeName;
-use kedge_wire::tunnel::{Connect, Frame, FrameBody, NodeGet};
+use kedge_wire::tunnel::{
+    Connect, Frame, FrameBody, NodeConnect, NodeGet, OFFER, OFFER_HEADER, WINDOW_BYTES,
+};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -21,6 +24,7 @@ struct World {
     authority: Authority,
     address: SocketAddr,
     gets: ask::Sender<(NodeName, NodeGet), NodeAnswer>,
+    connects: ask::Sender<(NodeName, NodeConnect), ConnectAnswer>,
     scope: Scope,
 }
 
@@ -42,11 +46,20 @@ impl World {
         };
         let identity = authority.issue_server(&names, UnixTime::now()).unwrap();
         let (gets, asked) = ask::channel("gets", 16);
+        let (connects, connected) = ask::channel("connects", 16);
         let config = Config {
             address: "127.0.0.1:0".parse().unwrap(),
             identity,
         };
-        let stream = CloudStream::bind(config, Ports { gets: asked }).await.unwrap();
+        let stream = CloudStream::bind(
+            config,
+            Ports {
+                gets: asked,
+                connects: connected,
+            },
+        )
+        .await
+        .unwrap();
         let scope = Scope::new();
         let address = stream.local_address();
         scope.spawn("cloudstream", stream.run(scope.clone()));
@@ -54,11 +67,26 @@ impl World {
             authority,
             address,
             gets,
+            connects,
             scope,
         }
     }
 
+    /// As an official edge.
     async fn dial(&self, node: &str, claimed: &str) -> Result<Edge, DialError> {
+        let target = Target::tunnel(&self.address.to_string(), &name(claimed), "192.0.2.7");
+        self.dial_as(node, target).await
+    }
+
+    /// As one of ours.
+    async fn dial_with_credit(&self, node: &str) -> Edge {
+        let target = Target::tunnel(&self.address.to_string(), &name(node), "192.0.2.7");
+        self.dial_as(node, target.with_header(OFFER_HEADER, OFFER))
+            .await
+            .unwrap()
+    }
+
+    async fn dial_as(&self, node: &str, target: Target) -> Result<Edge, DialError> {
         let organizations = [kedge_pki::NODES_ORGANIZATION];
         let common_name = format!("system:node:{node}");
         let lifetime = Duration::from_secs(60);
@@ -66,9 +94,12 @@ impl World {
             .authority
             .issue_client(&common_name, &organizations, lifetime, UnixTime::now())
             .unwrap();
-        let target = Target::tunnel(&self.address.to_string(), &name(claimed), "192.0.2.7");
         let tls = Arc::new(identity.client_config().unwrap());
-        let (sender, receiver) = dial(&target, tls, &Plug::new()).await?.split();
+        let connection = dial(&target, tls, &Plug::new()).await?;
+        // An official edge is told nothing that it does not know.
+        let offered = target.headers.iter().any(|(name, _)| name == OFFER_HEADER);
+        assert_eq!(connection.header(OFFER_HEADER), offered.then_some(OFFER));
+        let (sender, receiver) = connection.split();
         Ok(Edge { sender, receiver })
     }
 
@@ -78,6 +109,26 @@ impl World {
             query: "follow=true".into(),
         };
         self.gets.ask((name(node), get), SOON).await.unwrap()
+    }
+
+    /// Connects until the tunnel, which was dialled just now, is in the table.
+    async fn connect(&self, node: &str, path: &str) -> DuplexStream {
+        let connected = async {
+            loop {
+                let connect = NodeConnect {
+                    method: "POST".into(),
+                    path: path.into(),
+                    query: "command=ls".into(),
+                    headers: vec![("Upgrade".into(), "SPDY/3.1".into())],
+                };
+                match self.connects.ask((name(node), connect), SOON).await.unwrap() {
+                    Ok(stream) => return stream,
+                    Err(why) if why.contains("has no tunnel") => tokio::task::yield_now().await,
+                    Err(why) => panic!("{why}"),
+                }
+            }
+        };
+        tokio::time::timeout(SOON, connected).await.unwrap()
     }
 
     /// Asks until the tunnel, which was dialled just now, is in the table.
@@ -108,6 +159,16 @@ impl Edge {
         Frame::decode(&bytes).unwrap()
     }
 
+    /// The next frame that is no credit, which comes whenever enough was read.
+    async fn hear_more(&mut self) -> Frame {
+        loop {
+            let frame = self.hear().await;
+            if !matches!(frame.body, FrameBody::Window(_)) {
+                return frame;
+            }
+        }
+    }
+
     async fn say(&mut self, connection: u64, body: FrameBody) {
         self.sender
             .send_text(Bytes::from(Frame { connection, body }.encode()))
@@ -135,6 +196,15 @@ async fn next(reader: &mut queue::Receiver<Bytes>) -> Option<Bytes> {
     tokio::time::timeout(SOON, reader.recv()).await.unwrap()
 }
 
+/// All bytes up to the end.
+async fn all(reader: &mut queue::Receiver<Bytes>) -> Vec<u8> {
+    let mut all = Vec::new();
+    while let Some(bytes) = next(reader).await {
+        all.extend_from_slice(&bytes);
+    }
+    all
+}
+
 #[tokio::test]
 async fn a_log_streams_until_the_edge_is_done() {
     let world = World::start().await;
@@ -156,9 +226,7 @@ async fn a_log_streams_until_the_edge_is_done() {
     edge.data(1, bytes).await;
     edge.data(99, b"of no stream").await;
     edge.say(1, FrameBody::Remove).await;
-    assert_eq!(next(&mut reader).await.unwrap(), "hello\n");
-    assert_eq!(next(&mut reader).await.unwrap(), bytes);
-    assert_eq!(next(&mut reader).await, None);
+    assert_eq!(all(&mut reader).await, [b"hello\n", bytes].concat());
 
     let _metrics = world.ask("edge-1", "/metrics/cadvisor").await.unwrap();
     let frame = edge.hear().await;
@@ -199,14 +267,7 @@ async fn recorded_binary_data_in_text_messages_arrives() {
         }
         edge.say(1, FrameBody::Remove).await;
     };
-    let reading = async {
-        let mut all = Vec::new();
-        while let Some(bytes) = next(&mut reader).await {
-            all.extend_from_slice(&bytes);
-        }
-        all
-    };
-    let ((), all) = tokio::join!(playing, reading);
+    let ((), all) = tokio::join!(playing, all(&mut reader));
     assert_eq!(all, data.concat());
 }
 
@@ -234,8 +295,9 @@ async fn a_reader_that_does_not_read_loses_its_stream_and_the_others_go_on() {
     let mut good = world.open("edge-1", "/containerLogs/default/good/c").await;
     edge.hear().await;
     edge.hear().await;
-    for _ in 0..20 {
-        edge.data(1, b"x").await;
+    // What waits here for a reader, and something more.
+    for _ in 0..(16 * 32 * 1024 + WINDOW_BYTES) / 32_768 + 2 {
+        edge.data(1, &[b'x'; 32_768]).await;
     }
     edge.data(2, b"still here").await;
     assert_eq!(next(&mut good).await.unwrap(), "still here");
@@ -264,16 +326,21 @@ async fn a_slow_reader_loses_nothing() {
     edge.hear().await;
     let sending = async {
         for number in 0..2000 {
-            edge.data(1, format!("{number}").as_bytes()).await;
+            edge.data(1, format!("{number}\n").as_bytes()).await;
         }
+        edge.say(1, FrameBody::Remove).await;
     };
     let reading = async {
-        for number in 0..2000 {
+        let mut all = Vec::new();
+        while let Some(bytes) = next(&mut reader).await {
             tokio::task::yield_now().await;
-            assert_eq!(next(&mut reader).await.unwrap(), format!("{number}"));
+            all.extend_from_slice(&bytes);
         }
+        all
     };
-    tokio::join!(sending, reading);
+    let ((), all) = tokio::join!(sending, reading);
+    let wanted: String = (0..2000).map(|number| format!("{number}\n")).collect();
+    assert_eq!(all, wanted.into_bytes());
 }
 
 #[tokio::test]
@@ -329,4 +396,136 @@ async fn the_newest_tunnel_wins_and_the_end_of_one_ends_its_streams() {
     assert_eq!(new.end().await, "1008 tunnel frame of type 77 is not known");
     assert_eq!(next(&mut of_new).await, None);
     assert!(world.scope.drain(SOON).await.left.is_empty());
+}
+
+#[tokio::test]
+async fn a_connection_carries_bytes_both_ways_until_either_side_is_done() {
+    let world = World::start().await;
+    let mut edge = world.dial("edge-1", "edge-1").await.unwrap();
+    let mut stream = world.connect("edge-1", "/exec/default/web/nginx").await;
+    let frame = edge.hear().await;
+    let FrameBody::ExecConnect(data) = &frame.body else {
+        panic!("{frame:?}")
+    };
+    let connect = Connect::decode(data).unwrap();
+    assert_eq!(
+        (connect.method.as_str(), connect.url.path.as_str()),
+        ("POST", "/exec/default/web/nginx")
+    );
+    assert_eq!(connect.header["Upgrade"], ["SPDY/3.1"]);
+
+    stream.write_all(b"to the edge").await.unwrap();
+    assert_eq!(edge.hear().await.body, FrameBody::Data(b"to the edge".to_vec()));
+    edge.data(1, b"HTTP/1.1 101 ").await;
+    edge.data(1, b"and the end").await;
+    edge.say(1, FrameBody::Remove).await;
+    let mut all = String::new();
+    tokio::time::timeout(SOON, stream.read_to_string(&mut all))
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(all, "HTTP/1.1 101 and the end");
+
+    let stream = world.connect("edge-1", "/portForward/default/web").await;
+    assert!(matches!(edge.hear().await.body, FrameBody::ExecConnect(_)));
+    drop(stream);
+    let removed = Frame {
+        connection: 2,
+        body: FrameBody::Remove,
+    };
+    assert_eq!(edge.hear().await, removed);
+    let refused = world.connects.ask(
+        (
+            name("edge-1"),
+            NodeConnect {
+                method: "POST".into(),
+                path: "/run/default/web/nginx".into(),
+                query: String::new(),
+                headers: Vec::new(),
+            },
+        ),
+        SOON,
+    );
+    assert!(
+        refused
+            .await
+            .unwrap()
+            .unwrap_err()
+            .ends_with("not /run/default/web/nginx")
+    );
+}
+
+#[tokio::test]
+async fn with_credit_a_stalled_stream_stalls_nothing_else_and_loses_nothing() {
+    let world = World::start().await;
+    let mut edge = world.dial_with_credit("edge-1").await;
+    let mut stuck = world.connect("edge-1", "/exec/d/stuck/c").await;
+    let mut log = world.open("edge-1", "/containerLogs/d/good/c").await;
+    edge.hear().await;
+    edge.hear().await;
+
+    // Towards the cloud: all that may go, and the other stream goes on.
+    let full: Vec<u8> = (0..WINDOW_BYTES).map(|number| number as u8).collect();
+    for part in full.chunks(30_000) {
+        edge.data(1, part).await;
+    }
+    for _ in 0..20 {
+        edge.data(2, b"line\n").await;
+        assert_eq!(next(&mut log).await.unwrap(), "line\n");
+    }
+    let mut all = vec![0; WINDOW_BYTES];
+    tokio::time::timeout(SOON, stuck.read_exact(&mut all))
+        .await
+        .unwrap()
+        .unwrap();
+    assert!(all == full);
+    let mut credit = 0;
+    while credit < WINDOW_BYTES / 2 {
+        match edge.hear().await {
+            Frame {
+                connection: 1,
+                body: FrameBody::Window(more),
+            } => credit += more as usize,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    // Towards the edge: no more than it has room for.
+    let (mut from, mut to) = tokio::io::split(stuck);
+    let writing = tokio::spawn(async move { to.write_all(&vec![b'y'; WINDOW_BYTES + 5]).await });
+    let mut heard = 0;
+    while heard < WINDOW_BYTES {
+        match edge.hear_more().await.body {
+            FrameBody::Data(data) => heard += data.len(),
+            other => panic!("{other:?}"),
+        }
+    }
+    edge.say(1, FrameBody::Window(100_000)).await;
+    while heard < WINDOW_BYTES + 5 {
+        match edge.hear_more().await.body {
+            FrameBody::Data(data) => heard += data.len(),
+            other => panic!("{other:?}"),
+        }
+    }
+    tokio::time::timeout(SOON, writing)
+        .await
+        .unwrap()
+        .unwrap()
+        .unwrap();
+
+    // A peer that does not keep to it loses the stream.
+    for part in vec![b'z'; 3 * WINDOW_BYTES].chunks(30_000) {
+        edge.data(1, part).await;
+    }
+    let removed = Frame {
+        connection: 1,
+        body: FrameBody::Remove,
+    };
+    assert_eq!(edge.hear_more().await, removed);
+    let mut rest = Vec::new();
+    tokio::time::timeout(SOON, from.read_to_end(&mut rest))
+        .await
+        .unwrap()
+        .unwrap();
+    assert!(rest.len() <= 2 * WINDOW_BYTES, "{}", rest.len());
 }

@@ -1,17 +1,20 @@
-//! The edge's end of the tunnel through which the cloud reads logs and metrics of this node.
+//! The edge's end of the tunnel through which the cloud reads logs and metrics of this node, and talks with its
+//! containers.
 //!
-//! **Duty.** Hold one WebSocket to CloudStream, dialled from here, so that a node behind NAT can be read; turn each
-//! `LOGS_CONNECT` and `METRIC_CONNECT` into a question to edged and its answer into `DATA` frames; end streams when
-//! either side is done.
+//! **Duty.** Hold one WebSocket to CloudStream, dialled from here, so that a node behind NAT can be reached; turn each
+//! `LOGS_CONNECT` and `METRIC_CONNECT` into a question to edged and its answer into `DATA` frames; hand each
+//! `EXEC_CONNECT` and `ATTACH_CONNECT` to edged as a connection to its kubelet port, and carry the bytes both ways; end
+//! streams when either side is done.
 //!
-//! **Inputs.** [`Config`], [`Ports`], the identity of the node. **Outputs.** Questions to edged, frames to the cloud.
+//! **Inputs.** [`Config`], [`Ports`], the identity of the node. **Outputs.** Questions and connections to edged, frames to
+//! the cloud.
 //!
 //! **Never.** It opens no connection but the tunnel: of the URL in a connect frame only path and query are used, so
-//! the cloud cannot make this node fetch from elsewhere. It interprets no logs. It does not retry a stream: the cloud
-//! asks again.
+//! the cloud cannot make this node reach elsewhere. It interprets no logs and no bytes of connections. It does not retry
+//! a stream: the cloud asks again.
 //!
 //! ```text
-//!   session ── reader: frames --> one task a stream --ask--> edged
+//!   session ── reader: frames --> one task a stream --ask, connect--> edged
 //!      │                               │ bytes, cut to DATA frames
 //!      └── writer: frames and pings <──┴ one bounded queue, so a slow link slows the streams
 //! ```
@@ -31,7 +34,7 @@ use kedge_telemetry::Scope;
 use kedge_telemetry::channel::{ask, latest, queue};
 use kedge_transport::{Plug, Target, dial};
 use kedge_wire::NodeName;
-use kedge_wire::tunnel::NodeGet;
+use kedge_wire::tunnel::{NodeGet, OFFER, OFFER_HEADER};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -60,8 +63,17 @@ pub struct Ports {
     pub identity: latest::Receiver<Option<Identity>>,
     /// To edged.
     pub gets: ask::Sender<NodeGet, NodeAnswer>,
+    /// To edged.
+    pub connects: queue::Sender<kedge_streaming::Connection>,
     /// The cable, which a demo may pull.
     pub plug: Plug,
+}
+
+/// The ways to edged.
+#[derive(Debug, Clone)]
+struct Node {
+    gets: ask::Sender<NodeGet, NodeAnswer>,
+    connects: queue::Sender<kedge_streaming::Connection>,
 }
 
 /// The component.
@@ -95,7 +107,11 @@ impl EdgeStream {
                 connected = self.connect() => match connected {
                     Ok(connection) => {
                         tracing::info!(server = self.config.server, "tunnel stands");
-                        session::run(connection, self.ports.gets.clone(), &scope).await
+                        let node = Node {
+                            gets: self.ports.gets.clone(),
+                            connects: self.ports.connects.clone(),
+                        };
+                        session::run(connection, node, &scope).await
                     }
                     Err(why) => why,
                 },
@@ -110,7 +126,7 @@ impl EdgeStream {
                 tracing::warn!(
                     why = ended,
                     ?delay,
-                    "no tunnel to the cloud; logs cannot be read until there is one"
+                    "no tunnel to the cloud; logs cannot be read and containers not be entered until there is one"
                 );
                 complaint = ended;
             }
@@ -126,7 +142,8 @@ impl EdgeStream {
         let identity = self.ports.identity.borrow().clone();
         let identity = identity.ok_or_else(|| "this node has no certificate".to_owned())?;
         let tls = identity.client_config().map_err(|error| error.to_string())?;
-        let target = Target::tunnel(&self.config.server, &self.config.node, &self.config.internal_ip);
+        let target = Target::tunnel(&self.config.server, &self.config.node, &self.config.internal_ip)
+            .with_header(OFFER_HEADER, OFFER);
         let after = self.config.handshake_timeout;
         let attempt = dial(&target, Arc::new(tls), &self.ports.plug);
         match tokio::time::timeout(after, attempt).await {

@@ -1,21 +1,23 @@
-//! One stream: ask edged, cut its bytes into frames, say that it is over.
+//! One stream: ask edged, or connect to it; cut its bytes into frames, say that it is over.
 
-use crate::{NodeAnswer, request};
+use crate::{Node, request};
 use bytes::Bytes;
-use kedge_telemetry::channel::{Closed, ask, queue};
-use kedge_wire::tunnel::{Frame, FrameBody, NodeGet};
+use kedge_streaming::Connection;
+use kedge_telemetry::channel::queue;
+use kedge_transport::tunnel::{Credit, Frames, Outlet, carry, send};
+use kedge_wire::tunnel::{Frame, FrameBody, NodeConnect, NodeGet};
 use std::time::Duration;
 
-/// Bytes of one DATA frame. Official edges send 256; a larger frame costs less, and this size still lets other
-/// streams through in between.
-pub(crate) const DATA_BYTES_MAX: usize = 32 * 1024;
 /// How long edged may take to open a log.
 const ANSWER_MAX: Duration = Duration::from_secs(30);
+/// Bytes that wait in each direction of a connection.
+const CONNECTION_BYTES_MAX: usize = 64 * 1024;
 
 /// What a stream shall do.
 #[derive(Debug)]
 pub(crate) enum Work {
     Get(NodeGet),
+    Connect(NodeConnect),
     /// Say these bytes and end.
     Say(Vec<u8>),
 }
@@ -30,61 +32,122 @@ impl Work {
                     Err(why) => Self::Say(line(&why)),
                 })
             }
-            FrameBody::ExecConnect(_) => Some(Self::Say(not_implemented("exec"))),
-            FrameBody::AttachConnect(_) => Some(Self::Say(not_implemented("attach"))),
-            FrameBody::Data(_) | FrameBody::Remove | FrameBody::Close(_) => None,
+            FrameBody::ExecConnect(data) | FrameBody::AttachConnect(data) => {
+                Some(match request::read_connection(data) {
+                    Ok(connect) => Self::Connect(connect),
+                    Err(why) => Self::Say(answer("400 Bad Request", &why)),
+                })
+            }
+            FrameBody::Data(_) | FrameBody::Remove | FrameBody::Close(_) | FrameBody::Window(_) => None,
+        }
+    }
+
+    pub(crate) fn is_connection(&self) -> bool {
+        match self {
+            Self::Connect(_) => true,
+            Self::Get(_) | Self::Say(_) => false,
+        }
+    }
+
+    /// How a refusal of this work is said.
+    pub(crate) fn refusal(&self, why: &str) -> Vec<u8> {
+        match self {
+            Self::Connect(_) => answer("503 Service Unavailable", why),
+            Self::Get(_) | Self::Say(_) => line(why),
         }
     }
 }
 
-/// Runs one stream to its end. Dropping it ends the stream without a word.
-pub(crate) async fn run(
-    id: u64,
-    work: Work,
-    gets: ask::Sender<NodeGet, NodeAnswer>,
-    out: queue::Sender<Bytes>,
-) {
-    let sent = match work {
-        Work::Say(text) => say(id, &text, &out).await,
-        Work::Get(get) => match gets.ask(get, ANSWER_MAX).await {
-            Ok(Ok(bytes)) => copy(id, bytes, &out).await,
-            // Status and headers do not travel: the text is all the reader gets.
-            Ok(Err(why)) => say(id, &line(&why), &out).await,
-            Err(error) => say(id, &line(&format!("the edge does not answer: {error}")), &out).await,
-        },
-    };
-    if sent.is_ok() {
+/// The way out of the tunnel.
+#[derive(Debug, Clone)]
+pub(crate) struct Out(pub(crate) queue::Sender<Bytes>);
+
+impl Frames for Out {
+    async fn send(&self, frame: Frame) -> bool {
+        self.0.send(Bytes::from(frame.encode())).await.is_ok()
+    }
+}
+
+impl Out {
+    /// Says it if there is room.
+    pub(crate) fn try_say(&self, connection: u64, body: FrameBody) -> Option<()> {
+        let frame = Frame { connection, body };
+        self.0.try_send(Bytes::from(frame.encode())).ok()
+    }
+}
+
+/// What a stream has to do its work.
+pub(crate) struct Stream {
+    pub(crate) id: u64,
+    /// What the cloud says, for connections.
+    pub(crate) outlet: Option<Outlet>,
+    pub(crate) credit: Credit,
+    pub(crate) out: Out,
+}
+
+impl Stream {
+    /// Runs it to its end. Dropping this ends the stream without a word.
+    pub(crate) async fn run(mut self, work: Work, node: Node) {
+        let goes_on = match work {
+            Work::Say(text) => self.say(&text).await,
+            Work::Connect(connect) => match self.outlet.take() {
+                Some(outlet) => return self.connect(connect, outlet, node).await,
+                None => true,
+            },
+            Work::Get(get) => match node.gets.ask(get, ANSWER_MAX).await {
+                Ok(Ok(bytes)) => self.copy(bytes).await,
+                // Status and headers do not travel: the text is all the reader gets.
+                Ok(Err(why)) => self.say(&line(&why)).await,
+                Err(error) => {
+                    self.say(&line(&format!("the edge does not answer: {error}")))
+                        .await
+                }
+            },
+        };
+        if goes_on {
+            self.end().await;
+        }
+    }
+
+    async fn connect(self, connect: NodeConnect, mut outlet: Outlet, node: Node) {
+        let (mut asker, connection) = Connection::pair(connect, CONNECTION_BYTES_MAX);
+        if node.connects.try_send(connection).is_err() {
+            let why = "this edge is busy with other connections that begin; try again";
+            if self.say(&answer("503 Service Unavailable", why)).await {
+                self.end().await;
+            }
+            return;
+        }
+        carry(self.id, &mut asker.stream, &mut outlet, &self.credit, &self.out).await;
+    }
+
+    async fn copy(&self, mut bytes: queue::Receiver<Bytes>) -> bool {
+        while let Some(chunk) = bytes.recv().await {
+            if !self.say(&chunk).await {
+                return false;
+            }
+        }
+        true
+    }
+
+    async fn say(&self, bytes: &[u8]) -> bool {
+        send(self.id, bytes, &self.credit, &self.out).await
+    }
+
+    async fn end(&self) {
+        let (connection, body) = (self.id, FrameBody::Remove);
         // If the tunnel ends now, the cloud knows anyway.
-        let _ = out.send(encode(id, FrameBody::Remove)).await;
+        let _ = self.out.send(Frame { connection, body }).await;
     }
 }
 
-async fn copy(id: u64, mut bytes: queue::Receiver<Bytes>, out: &queue::Sender<Bytes>) -> Result<(), Closed> {
-    while let Some(chunk) = bytes.recv().await {
-        say(id, &chunk, out).await?;
-    }
-    Ok(())
-}
-
-async fn say(id: u64, bytes: &[u8], out: &queue::Sender<Bytes>) -> Result<(), Closed> {
-    for part in bytes.chunks(DATA_BYTES_MAX) {
-        out.send(encode(id, FrameBody::Data(part.to_vec()))).await?;
-    }
-    Ok(())
-}
-
-pub(crate) fn encode(connection: u64, body: FrameBody) -> Bytes {
-    Bytes::from(Frame { connection, body }.encode())
-}
-
-pub(crate) fn line(text: &str) -> Vec<u8> {
+fn line(text: &str) -> Vec<u8> {
     format!("{text}\n").into_bytes()
 }
 
 /// In exec and attach the bytes are those of an HTTP connection, so a refusal is an HTTP answer.
-fn not_implemented(what: &str) -> Vec<u8> {
-    let text = format!("{what} is not available on this edge: it serves logs and metrics\n");
-    let length = text.len();
-    let head = "HTTP/1.1 501 Not Implemented\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close";
-    format!("{head}\r\nContent-Length: {length}\r\n\r\n{text}").into_bytes()
+fn answer(status: &str, why: &str) -> Vec<u8> {
+    let length = why.len() + 1;
+    let head = format!("HTTP/1.1 {status}\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close");
+    format!("{head}\r\nContent-Length: {length}\r\n\r\n{why}\n").into_bytes()
 }

@@ -1,23 +1,25 @@
 //! The tunnel on loopback TLS, with the cloud and edged in the hands of the test.
 
 use crate::session::STREAMS_MAX;
-use crate::stream::DATA_BYTES_MAX;
 use crate::{Config, EdgeStream, NodeAnswer, Ports};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use kedge_pki::{Authority, ClientAuth, ServerNames, UnixTime};
+use kedge_streaming::Connection;
 use kedge_telemetry::Scope;
 use kedge_telemetry::channel::ask::{self, Question};
 use kedge_telemetry::channel::{latest, queue};
+use kedge_transport::tunnel::DATA_BYTES_MAX;
 use kedge_transport::{
     Acceptance, Framing, Limits, Listener, Message, Plug, Receiver, Sender, UpgradeRequest, accept,
 };
 use kedge_wire::NodeName;
-use kedge_wire::tunnel::{Connect, ConnectUrl, Frame, FrameBody, NodeGet};
+use kedge_wire::tunnel::{Connect, ConnectUrl, Frame, FrameBody, NodeGet, OFFER, OFFER_HEADER, WINDOW_BYTES};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -25,6 +27,7 @@ struct World {
     listener: Listener,
     tls: Arc<rustls::ServerConfig>,
     gets: ask::Receiver<NodeGet, NodeAnswer>,
+    connects: queue::Receiver<Connection>,
     scope: Scope,
     _identity: latest::Sender<Option<kedge_pki::Identity>>,
 }
@@ -58,9 +61,11 @@ impl World {
         // It waits until the node has joined.
         let (identity, identity_in) = latest::channel(None);
         let (gets_out, gets) = ask::channel("gets", 4);
+        let (connects_out, connects) = queue::channel("connects", 4);
         let ports = Ports {
             identity: identity_in,
             gets: gets_out,
+            connects: connects_out,
             plug: Plug::new(),
         };
         let scope = Scope::new();
@@ -71,21 +76,33 @@ impl World {
             listener,
             tls,
             gets,
+            connects,
             scope,
             _identity: identity,
         }
     }
 
+    /// As the official cloud does.
     async fn accept(&self) -> Tunnel {
+        self.accept_with(Vec::new()).await
+    }
+
+    /// As ours does.
+    async fn accept_with_credit(&self) -> Tunnel {
+        self.accept_with(vec![(OFFER_HEADER, OFFER)]).await
+    }
+
+    async fn accept_with(&self, headers: Vec<(&'static str, &'static str)>) -> Tunnel {
         let accepted = async {
             let (tcp, _) = self.listener.accept().await;
             let decide = |request: &UpgradeRequest<'_>| {
                 assert_eq!(request.path, "/v1/kubeedge/connect");
                 assert_eq!(request.header("SessionHostNameOverride"), Some("edge-1"));
                 assert_eq!(request.header("SessionInternalIP"), Some("10.1.2.3"));
+                assert_eq!(request.header(OFFER_HEADER), Some(OFFER));
                 Ok(Acceptance {
                     value: (),
-                    headers: Vec::new(),
+                    headers,
                     framing: Framing::Official,
                 })
             };
@@ -96,6 +113,10 @@ impl World {
         };
         let (sender, receiver) = in_time(accepted).await.split();
         Tunnel { sender, receiver }
+    }
+
+    async fn connected(&mut self) -> Connection {
+        in_time(self.connects.recv()).await.unwrap()
     }
 
     async fn asked(&mut self) -> Question<NodeGet, NodeAnswer> {
@@ -129,6 +150,22 @@ impl Tunnel {
         self.say(id, FrameBody::LogsConnect(connect.encode())).await;
     }
 
+    async fn exec(&mut self, id: u64) {
+        let path = "/exec/default/web/nginx".to_owned();
+        let url = ConnectUrl {
+            path,
+            raw_query: "command=ls".to_owned(),
+            ..ConnectUrl::default()
+        };
+        let connect = Connect {
+            id,
+            url,
+            header: [("Upgrade".to_owned(), vec!["SPDY/3.1".to_owned()])].into(),
+            method: "POST".to_owned(),
+        };
+        self.say(id, FrameBody::ExecConnect(connect.encode())).await;
+    }
+
     async fn next(&mut self) -> Frame {
         // An official cloud drops a tunnel that says anything but text.
         let Message::Text(bytes) = in_time(self.receiver.recv_message()).await.unwrap() else {
@@ -153,6 +190,15 @@ impl Tunnel {
             }
         }
     }
+}
+
+/// Serves a connection, without a word, until its asker has hung up.
+async fn until_gone(connection: Connection) {
+    let gone = connection.serve(|_, stream| async move {
+        std::future::pending::<()>().await;
+        drop(stream);
+    });
+    assert_eq!(in_time(gone).await, None);
 }
 
 async fn in_time<T>(fact: impl Future<Output = T>) -> T {
@@ -181,7 +227,8 @@ async fn the_recorded_official_cloud_is_served() {
     let mut world = World::start().await;
     let mut tunnel = world.accept().await;
     let noise = Bytes::from_iter((0..=255_u8).cycle().take(3000));
-    let (mut served, mut refused) = (0, 0);
+    let (mut served, mut connected) = (0, 0);
+    let mut open = None;
     for bytes in frames {
         tunnel.sender.send_text(bytes.clone()).await.unwrap();
         let Frame { connection, body } = Frame::decode(&bytes).unwrap();
@@ -196,14 +243,36 @@ async fn the_recorded_official_cloud_is_served() {
                 assert_eq!(tunnel.all(connection).await, noise);
                 served += 1;
             }
-            FrameBody::ExecConnect(_) | FrameBody::AttachConnect(_) => {
-                assert!(tunnel.all(connection).await.starts_with(b"HTTP/1.1 501 "));
-                refused += 1;
+            FrameBody::ExecConnect(data) | FrameBody::AttachConnect(data) => {
+                let asked = world.connected().await;
+                let url = Connect::decode(&data).unwrap().url;
+                assert_eq!(asked.request.method, "POST");
+                assert_eq!(
+                    (&asked.request.path, &asked.request.query),
+                    (&url.path, &url.raw_query)
+                );
+                let versions: Vec<&str> = asked.request.values("X-Stream-Protocol-Version").collect();
+                assert!(versions.contains(&"v4.channel.k8s.io"));
+                open = Some(asked);
+                connected += 1;
             }
-            FrameBody::Data(_) | FrameBody::Remove | FrameBody::Close(_) => {}
+            FrameBody::Data(data) => {
+                let stream = &mut open.as_mut().unwrap().stream;
+                let mut came = vec![0; data.len()];
+                in_time(stream.read_exact(&mut came)).await.unwrap();
+                assert_eq!(came, data);
+                stream.write_all(&data).await.unwrap();
+                assert_eq!(tunnel.next().await.body, FrameBody::Data(data));
+            }
+            FrameBody::Remove => {
+                if let Some(asked) = open.take() {
+                    until_gone(asked).await;
+                }
+            }
+            FrameBody::Close(_) | FrameBody::Window(_) => {}
         }
     }
-    assert_eq!((served, refused), (2, 3));
+    assert_eq!((served, connected), (2, 3));
 }
 
 #[tokio::test]
@@ -244,14 +313,8 @@ async fn what_cannot_be_served_is_said_in_words() {
 
     tunnel.say(2, FrameBody::ExecConnect(b"{}".to_vec())).await;
     let refused = String::from_utf8(tunnel.all(2).await).unwrap();
-    assert!(
-        refused.starts_with("HTTP/1.1 501 Not Implemented\r\n"),
-        "{refused}"
-    );
-    assert!(
-        refused.ends_with("exec is not available on this edge: it serves logs and metrics\n"),
-        "{refused}"
-    );
+    assert!(refused.starts_with("HTTP/1.1 400 Bad Request\r\n"), "{refused}");
+    assert!(refused.contains("the request is not understood"), "{refused}");
 
     tunnel
         .say(3, FrameBody::MetricsConnect(b"no json".to_vec()))
@@ -327,4 +390,111 @@ async fn a_closed_or_broken_tunnel_is_dialled_again_and_its_streams_end() {
     let mut tunnel = world.accept().await;
     tunnel.logs(2).await;
     world.asked().await;
+}
+
+#[tokio::test]
+async fn a_connection_ends_when_edged_is_done_with_it() {
+    let mut world = World::start().await;
+    let mut tunnel = world.accept().await;
+    tunnel.exec(7).await;
+    let mut asked = world.connected().await;
+    asked.stream.write_all(b"HTTP/1.1 101 ").await.unwrap();
+    asked.stream.write_all(&[0xff; 70_000]).await.unwrap();
+    drop(asked);
+    let all = tunnel.all(7).await;
+    assert_eq!((&all[..13], all.len()), (b"HTTP/1.1 101 ".as_slice(), 70_013));
+}
+
+#[tokio::test]
+async fn connections_that_nobody_takes_are_refused_as_http_does() {
+    let world = World::start().await;
+    let mut tunnel = world.accept().await;
+    for id in 1..=5 {
+        tunnel.exec(id).await;
+    }
+    let refused = String::from_utf8(tunnel.all(5).await).unwrap();
+    assert!(refused.starts_with("HTTP/1.1 503 "), "{refused}");
+    assert!(world.scope.drain(PATIENCE).await.left.is_empty());
+}
+
+#[tokio::test]
+async fn an_official_cloud_that_floods_one_connection_loses_it_and_no_other() {
+    let mut world = World::start().await;
+    let mut tunnel = world.accept().await;
+    tunnel.exec(1).await;
+    let stuck = world.connected().await;
+    tunnel.exec(2).await;
+    let mut good = world.connected().await;
+    for _ in 0..20 {
+        tunnel.say(1, FrameBody::Data(vec![b'x'; 32_768])).await;
+    }
+    tunnel.say(2, FrameBody::Data(b"still here".to_vec())).await;
+    let mut came = [0; 10];
+    in_time(good.stream.read_exact(&mut came)).await.unwrap();
+    assert_eq!(&came, b"still here");
+    assert_eq!(tunnel.next().await.connection, 1);
+    until_gone(stuck).await;
+}
+
+#[tokio::test]
+async fn with_credit_a_stalled_connection_stalls_nothing_else() {
+    let mut world = World::start().await;
+    let mut tunnel = world.accept_with_credit().await;
+    tunnel.exec(1).await;
+    let mut stuck = world.connected().await;
+    for part in vec![b'x'; WINDOW_BYTES].chunks(32_768) {
+        tunnel.say(1, FrameBody::Data(part.to_vec())).await;
+    }
+    // Logs end, or go on when the cloud has room: they have credit, too.
+    tunnel.logs(2).await;
+    let (bytes, answer) = queue::channel("log", 64);
+    world.asked().await.reply.send(Ok(answer));
+    for _ in 0..10 {
+        bytes.send(Bytes::from(vec![b'l'; 32_768])).await.unwrap();
+    }
+    let mut log = 0;
+    while log < WINDOW_BYTES {
+        match tunnel.next().await {
+            Frame {
+                connection: 2,
+                body: FrameBody::Data(data),
+            } => log += data.len(),
+            Frame {
+                connection: 1,
+                body: FrameBody::Window(_),
+            } => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(log, WINDOW_BYTES);
+    let mut came = vec![0; WINDOW_BYTES];
+    in_time(stuck.stream.read_exact(&mut came)).await.unwrap();
+    stuck.stream.write_all(b"done").await.unwrap();
+    loop {
+        match tunnel.next().await {
+            Frame {
+                connection: 1,
+                body: FrameBody::Data(data),
+            } => break assert_eq!(data, b"done"),
+            Frame {
+                connection: 1,
+                body: FrameBody::Window(_),
+            } => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    tunnel.say(2, FrameBody::Window(200_000)).await;
+    while log < 10 * 32_768 {
+        match tunnel.next().await {
+            Frame {
+                connection: 2,
+                body: FrameBody::Data(data),
+            } => log += data.len(),
+            Frame {
+                connection: 1,
+                body: FrameBody::Window(_),
+            } => {}
+            other => panic!("{other:?}"),
+        }
+    }
 }

@@ -114,6 +114,8 @@ pub struct Connection {
     limits: Limits,
     framing: Framing,
     wire: Wire,
+    patience: Duration,
+    last_patience: Duration,
     headers: Box<HeaderMap>,
 }
 
@@ -172,7 +174,25 @@ impl Connection {
             limits,
             framing,
             wire,
+            patience: WRITE_TIMEOUT,
+            last_patience: CLOSE_TIMEOUT,
             headers: Box::new(headers),
+        }
+    }
+
+    /// The accepting end of a WebSocket whose upgrade somebody else has answered, see [`crate::websocket_accept`].
+    /// `patience` is how long its peer may take for one message, and for the last words.
+    pub fn upgraded(
+        io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        message_bytes_max: usize,
+        patience: Duration,
+    ) -> Self {
+        let limits = Limits { message_bytes_max };
+        let (carrier, framing) = (Carrier::WebSocketServer, Framing::Official);
+        Self {
+            patience,
+            last_patience: patience,
+            ..Self::new(io, carrier, limits, framing, Wire::fixed(), HeaderMap::new())
         }
     }
 
@@ -204,6 +224,8 @@ impl Connection {
             carrier: self.carrier,
             framing: self.framing,
             wire: self.wire,
+            patience: self.patience,
+            last_patience: self.last_patience,
         };
         (sender, receiver)
     }
@@ -242,6 +264,8 @@ pub struct Sender {
     carrier: Carrier,
     framing: Framing,
     wire: Wire,
+    patience: Duration,
+    last_patience: Duration,
 }
 
 impl std::fmt::Debug for Sender {
@@ -301,7 +325,7 @@ impl Sender {
         tokio::select! {
             biased;
             () = self.wire.cut() => {}
-            _ = tokio::time::timeout(CLOSE_TIMEOUT, said) => {}
+            _ = tokio::time::timeout(self.last_patience, said) => {}
         }
     }
 
@@ -321,13 +345,14 @@ impl Sender {
         let _waits = SenderWaits::new(&self.core);
         let mut payload = Some(payload);
         let sent = poll_fn(|cx| self.poll_send(&mut payload, cx));
-        let sent = tokio::time::timeout(WRITE_TIMEOUT, sent);
+        let after = self.patience;
+        let sent = tokio::time::timeout(after, sent);
         tokio::select! {
             biased;
             // A pulled plug lets nothing through, not even what could still be written.
             () = self.wire.cut() => Err(SendError::Unplugged),
             sent = sent => match sent {
-                Err(_) => Err(SendError::Timeout { after: WRITE_TIMEOUT }),
+                Err(_) => Err(SendError::Timeout { after }),
                 Ok(sent) => sent,
             },
         }

@@ -147,7 +147,8 @@ pub(crate) fn agree(carrier: Carrier, headers: &HeaderMap) -> Result<String, Ref
     Ok(answer)
 }
 
-fn accept_of(key: &[u8]) -> String {
+/// What a server answers to a client's key.
+pub(crate) fn accept_of(key: &[u8]) -> String {
     // The protocol fixes SHA-1; nothing secret depends on it.
     let mut digest = digest::Context::new(&digest::SHA1_FOR_LEGACY_USE_ONLY);
     digest.update(key);

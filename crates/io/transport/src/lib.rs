@@ -16,6 +16,8 @@
 //!   Packet ── packet ────────────────────── incoming: frames to messages ─┘
 //! ```
 //!
+//! What the tunnel carries are streams; [`tunnel`] is what both of its ends do with them.
+//!
 //! A connection between two messages owns no buffer beside that of TLS: nothing is read ahead, and what is written
 //! passes through a scratch buffer of the thread.
 
@@ -35,6 +37,7 @@ mod pack;
 mod packet;
 mod plug;
 mod quic;
+pub mod tunnel;
 
 pub use accept::{AcceptError, Acceptance, Refusal, UpgradeRequest, accept, accept_tls};
 pub use acceptor::{Acceptor, Handshake};
@@ -48,6 +51,11 @@ pub use plug::Plug;
 pub use quic::{QuicHandshake, QuicListener, dial_quic};
 
 use std::time::Duration;
+
+/// The header `Sec-WebSocket-Accept` that answers this `Sec-WebSocket-Key`.
+pub fn websocket_accept(key: &str) -> String {
+    head::accept_of(key.as_bytes())
+}
 
 /// A TLS handshake and an upgrade each; the official edge waits 30 s for both.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(15);

@@ -9,10 +9,10 @@ use kedge_transport::{
     Acceptance, BindError, Close, CloseCode, Connection, DialError, Framing, Limits, Listener, Plug,
     RecvError, Refusal, SendError, Target, TlsTrouble, accept, dial, dial_quic, pair,
 };
-use kedge_wire::{Body, Envelope, Header, MessageId, Packet, RawRoute};
+use kedge_wire::{Body, Envelope, Header, MessageId, Packet};
 use std::sync::Arc;
 use std::time::Duration;
-use world::{World, decide, edge_of, hub_target, node, tls};
+use world::{World, decide, edge_of, hub_target, keepalive, node, tls, welcome};
 
 fn packet(text: &str) -> Packet {
     Packet::from(Envelope {
@@ -24,13 +24,7 @@ fn packet(text: &str) -> Packet {
             sync: false,
             kind: None,
         },
-        route: RawRoute {
-            source: "websocket".into(),
-            group: "resource".into(),
-            operation: "keepalive".into(),
-            resource: "node".into(),
-            ..RawRoute::default()
-        },
+        route: keepalive(),
         content: Body::text(text),
     })
 }
@@ -408,15 +402,7 @@ async fn a_name_that_the_certificate_does_not_carry_is_refused() {
     let dialled = dial(&target, tls(&world.edge), &plug);
     let accepted = async {
         let (tcp, _) = listener.accept().await;
-        accept(tcp, server, Limits::HUB, |_| {
-            Ok(Acceptance {
-                value: (),
-                headers: Vec::new(),
-                framing: Framing::Official,
-            })
-        })
-        .await
-        .unwrap_err()
+        accept(tcp, server, Limits::HUB, welcome).await.unwrap_err()
     };
     match tokio::join!(dialled, accepted).0.unwrap_err() {
         DialError::Tls {
@@ -437,15 +423,7 @@ async fn a_client_without_a_certificate_does_not_get_in() {
     let dialled = dial(&target, Arc::new(anonymous), &plug);
     let accepted = async {
         let (tcp, _) = listener.accept().await;
-        accept(tcp, server, Limits::HUB, |_| {
-            Ok(Acceptance {
-                value: (),
-                headers: Vec::new(),
-                framing: Framing::Official,
-            })
-        })
-        .await
-        .unwrap_err()
+        accept(tcp, server, Limits::HUB, welcome).await.unwrap_err()
     };
     match tokio::join!(dialled, accepted).0.unwrap_err() {
         DialError::Tls {

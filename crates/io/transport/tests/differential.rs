@@ -6,10 +6,9 @@ mod world;
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
 use kedge_transport::{
-    Acceptance, Close, CloseCode, Connection, Framing, Limits, Listener, Plug, RecvError, Target, accept,
-    dial, dial_tls,
+    Close, CloseCode, Connection, Limits, Listener, Plug, RecvError, Target, accept, dial, dial_tls,
 };
-use kedge_wire::{Body, Envelope, Header, MessageId, Packet, RawRoute};
+use kedge_wire::{Body, Envelope, Header, MessageId, Packet};
 use proptest::prelude::*;
 use std::time::Duration;
 use tokio::net::TcpStream;
@@ -18,7 +17,7 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::{CloseCode as Their
 use tokio_tungstenite::tungstenite::protocol::frame::{CloseFrame, Frame};
 use tokio_tungstenite::tungstenite::{Error, Message};
 use tokio_tungstenite::{WebSocketStream, accept_async, client_async};
-use world::{World, node};
+use world::{World, keepalive, node, welcome};
 
 /// Who listens and who dials.
 struct Wire {
@@ -53,16 +52,10 @@ impl Wire {
         };
         let accepted = async {
             let (tcp, _) = self.listener.accept().await;
-            accept(tcp, self.world.server_tls(), Limits::HUB, |_| {
-                Ok(Acceptance {
-                    value: (),
-                    headers: Vec::new(),
-                    framing: Framing::Official,
-                })
-            })
-            .await
-            .unwrap()
-            .0
+            accept(tcp, self.world.server_tls(), Limits::HUB, welcome)
+                .await
+                .unwrap()
+                .0
         };
         tokio::join!(accepted, dialled)
     }
@@ -92,13 +85,7 @@ impl Wire {
 fn envelope(text: &str) -> Envelope {
     Envelope {
         header: Header::new(MessageId::new("m1"), 1_767_225_600_000),
-        route: RawRoute {
-            source: "websocket".into(),
-            group: "resource".into(),
-            operation: "keepalive".into(),
-            resource: "node".into(),
-            ..RawRoute::default()
-        },
+        route: keepalive(),
         content: Body::text(text),
     }
 }

@@ -4,8 +4,7 @@
 mod world;
 
 use kedge_transport::{
-    AcceptError, Acceptance, BindError, DialError, Framing, HandshakeLimits, Limits, Plug, QuicListener,
-    UpgradeRequest, dial_quic,
+    AcceptError, BindError, DialError, Framing, HandshakeLimits, Limits, Plug, QuicListener, dial_quic,
 };
 use kedge_wire::Packet;
 use quinn::crypto::rustls::QuicClientConfig;
@@ -14,7 +13,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::UdpSocket;
-use world::{World, decide, hub_target};
+use world::{World, decide, hub_target, welcome};
 
 const SOON: Duration = Duration::from_secs(10);
 
@@ -119,14 +118,7 @@ async fn the_official_framing_is_not_spoken_over_quic() {
     let plug = Plug::new();
     let accepted = async {
         let handshake = listener.next().await;
-        let decide = |_: &UpgradeRequest<'_>| {
-            Ok(Acceptance {
-                value: (),
-                headers: Vec::new(),
-                framing: Framing::Official,
-            })
-        };
-        handshake.run(Limits::HUB, decide).await.unwrap_err()
+        handshake.run(Limits::HUB, welcome).await.unwrap_err()
     };
     let (dialled, _) = tokio::join!(dial_quic(&target, world.edge_tls(), &plug), accepted);
     match dialled.unwrap_err() {

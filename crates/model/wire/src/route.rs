@@ -120,7 +120,7 @@ vocabulary!(
         PrePull = "prepull",
         /// The four letters `null`, which MetaServer traffic uses.
         Null = "null",
-        /// Our own: the digest that opens a session between two of our own ends.
+        /// Our own: the digest that opens a session between two of our own ends, and the word that its end is reached.
         Resume = "resume",
     }
 );

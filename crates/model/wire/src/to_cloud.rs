@@ -261,7 +261,8 @@ fn keepalive_route() -> Route {
     )
 }
 
-fn resume_route() -> Route {
+/// The route by which our own ends begin and end a resumption.
+pub(crate) fn resume_route() -> Route {
     Route::new(
         Source::Kedge,
         Group::Hub,

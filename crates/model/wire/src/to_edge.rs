@@ -1,5 +1,6 @@
 //! What the cloud says to an edge: a closed vocabulary.
 
+use crate::to_cloud::resume_route;
 use crate::{
     Body, Envelope, Group, Letter, ObjectKey, ObjectKind, Operation, Resource, ResourceVersion, Route, Source,
 };
@@ -19,6 +20,8 @@ pub enum ToEdge {
     Task { route: Route, body: Body },
     /// CSI volume commands.
     Volume { route: Route, body: Body },
+    /// Our own: everything that the node must hold has been acknowledged since its digest.
+    Resumed,
     /// A route this version does not know. Counted, logged once per kind, never acted on.
     Other { route: Route, body: Body },
 }
@@ -144,6 +147,7 @@ impl ToEdge {
                     change(route, header.resource_version.clone(), body)
                 }
             }
+            Group::Hub if route == resume_route() => Self::Resumed,
             Group::None | Group::Meta | Group::Hub | Group::DynamicController | Group::Other(_) => {
                 Self::Other { route, body }
             }
@@ -166,6 +170,7 @@ impl ToEdge {
             | Self::Task { route, .. }
             | Self::Volume { route, .. }
             | Self::Other { route, .. } => route.clone(),
+            Self::Resumed => resume_route(),
         }
     }
 
@@ -179,6 +184,7 @@ impl ToEdge {
             | Self::User { .. }
             | Self::Task { .. }
             | Self::Volume { .. }
+            | Self::Resumed
             | Self::Other { .. } => false,
         }
     }
@@ -305,6 +311,7 @@ impl Letter<ToEdge> {
             | ToEdge::Task { body, .. }
             | ToEdge::Volume { body, .. }
             | ToEdge::Other { body, .. } => body,
+            ToEdge::Resumed => Body::null(),
         };
         Envelope {
             header,

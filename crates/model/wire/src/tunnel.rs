@@ -1,8 +1,19 @@
 //! Frames of the CloudStream tunnel: `uvarint(connection id) uvarint(type) data` in one WebSocket message.
+//!
+//! Two own ends agree in the upgrade ([`OFFER_HEADER`]) that DATA needs credit: each direction of a stream begins with
+//! [`WINDOW_BYTES`], and its receiver gives more with [`FrameBody::Window`] as it takes what came. So a stream that nobody
+//! reads holds up nothing but itself. Official peers know neither the header nor the frame.
 
 use crate::limits::TUNNEL_DATA_BYTES_MAX;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+
+/// An edge says it in the upgrade of the tunnel; a cloud that says it back counts credit.
+pub const OFFER_HEADER: &str = "Kedge-Tunnel";
+/// Its value: the version of what is agreed upon.
+pub const OFFER: &str = "1";
+/// Bytes that may be on their way in one direction of a stream: what a link of 20 Mbit/s and 100 ms holds.
+pub const WINDOW_BYTES: usize = 256 * 1024;
 
 /// What a frame is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,6 +27,8 @@ pub enum FrameBody {
     Remove,
     /// Ends the whole tunnel; the edge dials again.
     Close(Vec<u8>),
+    /// So many bytes of DATA more may come. Only between two own ends: an official edge does not survive it.
+    Window(u32),
 }
 
 /// One frame.
@@ -64,6 +77,8 @@ pub enum FrameError {
     VarintTooLong,
     #[error("tunnel frame of type {0} is not known")]
     UnknownType(u64),
+    #[error("tunnel frame gives no number of bytes that could be")]
+    BadWindow,
     #[error("tunnel frame of {bytes} bytes is larger than the limit of {max}")]
     TooLarge { bytes: usize, max: usize },
 }
@@ -82,6 +97,7 @@ impl FrameBody {
             Self::Remove => 4,
             Self::Close(_) => 5,
             Self::AttachConnect(_) => 6,
+            Self::Window(_) => 7,
         }
     }
 
@@ -94,7 +110,7 @@ impl FrameBody {
             | Self::AttachConnect(data)
             | Self::Data(data)
             | Self::Close(data) => data,
-            Self::Remove => &[],
+            Self::Remove | Self::Window(_) => &[],
         }
     }
 }
@@ -120,6 +136,14 @@ impl Frame {
             4 => FrameBody::Remove,
             5 => FrameBody::Close(rest.to_vec()),
             6 => FrameBody::AttachConnect(rest.to_vec()),
+            7 => {
+                let bytes = read_varint(&mut rest, "window")?;
+                let bytes = u32::try_from(bytes).map_err(|_| FrameError::BadWindow)?;
+                if bytes == 0 || !rest.is_empty() {
+                    return Err(FrameError::BadWindow);
+                }
+                FrameBody::Window(bytes)
+            }
             unknown => return Err(FrameError::UnknownType(unknown)),
         };
         Ok(Self { connection, body })
@@ -132,6 +156,9 @@ impl Frame {
         push_varint(&mut bytes, self.connection);
         push_varint(&mut bytes, self.body.number());
         bytes.extend_from_slice(data);
+        if let FrameBody::Window(more) = self.body {
+            push_varint(&mut bytes, more.into());
+        }
         bytes
     }
 }
@@ -187,4 +214,27 @@ fn null_is_empty<'de, D: serde::Deserializer<'de>>(
 pub struct NodeGet {
     pub path: String,
     pub query: String,
+}
+
+/// A request for a connection to a node's kubelet port: exec, attach or port forwarding. What follows are the bytes of an
+/// HTTP/1.1 connection, of which this is the first head; the node's answer comes back as bytes, refusals included.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeConnect {
+    pub method: String,
+    /// As in [`NodeGet`].
+    pub path: String,
+    pub query: String,
+    /// Those that say to what the connection shall be upgraded; never credentials.
+    pub headers: Vec<(String, String)>,
+}
+
+impl NodeConnect {
+    /// The values of a header, in their order, with lists taken apart at commas.
+    pub fn values<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
+        self.headers
+            .iter()
+            .filter(move |(key, _)| key.eq_ignore_ascii_case(name))
+            .flat_map(|(_, value)| value.split(','))
+            .map(str::trim)
+    }
 }

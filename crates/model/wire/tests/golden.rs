@@ -51,6 +51,7 @@ fn to_edge_family(message: &ToEdge) -> String {
         ToEdge::User { .. } => "User".to_owned(),
         ToEdge::Task { .. } => "Task".to_owned(),
         ToEdge::Volume { .. } => "Volume".to_owned(),
+        ToEdge::Resumed => "Resumed".to_owned(),
         ToEdge::Other { route, .. } => format!("Other {route}"),
     };
     format!("to edge:  {family}{ack}")
@@ -196,6 +197,7 @@ fn every_recorded_tunnel_frame_is_typed_and_written_back_byte_for_byte() {
             FrameBody::Data(_) => "data".to_owned(),
             FrameBody::Remove => "remove".to_owned(),
             FrameBody::Close(_) => "close".to_owned(),
+            FrameBody::Window(_) => panic!("an official peer knows no windows"),
         };
         *counts.entry(format!("{} {family}", line.dir)).or_default() += 1;
     }

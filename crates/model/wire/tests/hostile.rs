@@ -210,7 +210,21 @@ fn a_frame_that_claims_much_allocates_nothing() {
     }
     assert_eq!(Frame::decode(&[]), Err(FrameError::Truncated("connection id")));
     assert_eq!(Frame::decode(&[1]), Err(FrameError::Truncated("type")));
-    assert_eq!(Frame::decode(&[1, 7]), Err(FrameError::UnknownType(7)));
+    assert_eq!(Frame::decode(&[1, 8]), Err(FrameError::UnknownType(8)));
+    assert_eq!(Frame::decode(&[1, 7]), Err(FrameError::Truncated("window")));
+    for window in [
+        &[1, 7, 0][..],
+        &[1, 7, 1, 1],
+        &[1, 7, 0xff, 0xff, 0xff, 0xff, 0x7f],
+    ] {
+        assert_eq!(Frame::decode(window), Err(FrameError::BadWindow));
+    }
+    let body = FrameBody::Window(131_072);
+    let window = Frame {
+        connection: 300,
+        body,
+    };
+    assert_eq!(Frame::decode(&window.encode()), Ok(window));
     assert_eq!(Frame::decode(&[0xff; 11]), Err(FrameError::VarintTooLong));
 
     let mut large = vec![1, 3];

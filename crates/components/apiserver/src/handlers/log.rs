@@ -30,13 +30,7 @@ pub(super) async fn log(call: &Call) -> Result<Reply, Status> {
     let pod = read::find(call)?.value();
     let (namespace, name) = (&call.target.namespace, &call.target.name);
     let container = container(&pod, call.query.text("container"), name)?;
-    let node = meta::text(&pod, &["spec", "nodeName"]);
-    if node.is_empty() {
-        return Err(Status::bad_request(format!(
-            "pod {name} does not have a host assigned"
-        )));
-    }
-    let node = NodeName::new(node).map_err(|error| Status::bad_request(error.to_string()))?;
+    let node = node(&pod, name)?;
     let Some(port) = &call.server.ports.node_get else {
         return Err(Status::unavailable(
             "logs are not available: this server has no way to its nodes",
@@ -75,8 +69,18 @@ fn query(call: &Call) -> String {
     pairs.join("&")
 }
 
+/// The node of a pod.
+pub(super) fn node(pod: &Value, name: &str) -> Result<NodeName, Status> {
+    match meta::text(pod, &["spec", "nodeName"]) {
+        "" => Err(Status::bad_request(format!(
+            "pod {name} does not have a host assigned"
+        ))),
+        node => NodeName::new(node).map_err(|error| Status::bad_request(error.to_string())),
+    }
+}
+
 /// The container that is meant: named, the only one, or the pod's own default.
-fn container(pod: &Value, asked: &str, name: &str) -> Result<String, Status> {
+pub(super) fn container(pod: &Value, asked: &str, name: &str) -> Result<String, Status> {
     let names = |list: &str| -> Vec<String> {
         let all = meta::items(pod, &["spec", list]).iter();
         all.map(|container| meta::text(container, &["name"]).to_owned())
@@ -84,7 +88,9 @@ fn container(pod: &Value, asked: &str, name: &str) -> Result<String, Status> {
     };
     let (mut containers, init) = (names("containers"), names("initContainers"));
     if !asked.is_empty() {
-        let known = containers.iter().chain(&init).any(|container| container == asked);
+        let ephemeral = names("ephemeralContainers");
+        let mut all = containers.iter().chain(&init).chain(&ephemeral);
+        let known = all.any(|container| container == asked);
         let refused = || Status::bad_request(format!("container {asked} is not valid for pod {name}"));
         return if known {
             Ok(asked.to_owned())

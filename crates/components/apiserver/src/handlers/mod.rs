@@ -3,6 +3,7 @@
 //! [`answer`] finds out what is asked and by whom and hands it to one module an act.
 
 mod bootstrap;
+mod connect;
 mod discovery;
 mod log;
 mod read;
@@ -222,7 +223,7 @@ async fn respond(
     scope: Scope,
     request: Request<Incoming>,
 ) -> Result<Reply, Status> {
-    let (head, body) = request.into_parts();
+    let (mut head, body) = request.into_parts();
     let route = Route::parse(head.uri.path());
     match route {
         Route::Health => return Ok(reply::text(StatusCode::OK, "ok")),
@@ -279,6 +280,9 @@ async fn respond(
         headers: head.headers,
         scope,
     };
+    if let Some(kind) = connect::Kind::of(&call) {
+        return connect::connect(&call, kind, &head.method, head.extensions.remove()).await;
+    }
     dispatch(call, operation, body).await
 }
 
@@ -308,12 +312,7 @@ async fn dispatch(call: Call, operation: Operation, body: Incoming) -> Result<Re
 
 async fn subresource(call: Call, operation: Operation, body: Incoming) -> Result<Reply, Status> {
     let name = call.target.subresource.as_str();
-    if call.kind.is("pods")
-        && matches!(
-            name,
-            "exec" | "attach" | "portforward" | "proxy" | "ephemeralcontainers"
-        )
-    {
+    if call.kind.is("pods") && matches!(name, "proxy" | "ephemeralcontainers") {
         return Ok(not_available(name));
     }
     let Some(subresource) = Subresource::parse(name).filter(|s| call.kind.has(*s)) else {

@@ -181,6 +181,16 @@ impl Answer {
 }
 
 impl Client {
+    /// A connection for a client that writes HTTP/1.1 by itself.
+    pub(crate) async fn connect_for_http1(&self) -> tokio_rustls::client::TlsStream<tokio::net::TcpStream> {
+        let mut tls = (*self.tls).clone();
+        tls.alpn_protocols = vec![b"http/1.1".to_vec()];
+        let stream = tokio::net::TcpStream::connect(self.address).await.unwrap();
+        let name = ServerName::try_from("localhost").unwrap();
+        let connector = tokio_rustls::TlsConnector::from(Arc::new(tls));
+        connector.connect(name, stream).await.unwrap()
+    }
+
     async fn open(&self, request: Request<Full<Bytes>>) -> http::Response<Incoming> {
         let stream = tokio::net::TcpStream::connect(self.address).await.unwrap();
         let name = ServerName::try_from("localhost").unwrap();

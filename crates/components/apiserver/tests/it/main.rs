@@ -4,6 +4,7 @@
 
 mod certificates;
 mod client;
+mod connections;
 mod controllers;
 mod manifests;
 mod objects;

@@ -3,7 +3,8 @@
 //!
 //! It only tells. A kubelet's read-only port also runs commands in containers, attaches to them, forwards ports and
 //! serves the node's log files, for whoever can reach the port; here these paths are refused with a sentence, because
-//! the port asks nobody who they are. Commands come through the tunnel, where the API server has asked.
+//! the port asks nobody who they are. Commands and connections come through the tunnel ([`streams`]), where the API
+//! server has asked.
 //!
 //! A port that is taken does not keep pods from running: it is said, and tried again.
 
@@ -12,6 +13,7 @@ mod kubelet;
 mod pods;
 mod probes;
 mod resource;
+mod streams;
 mod text;
 
 pub(crate) use probes::ProbeCounts;
@@ -60,6 +62,8 @@ pub struct Settings {
     pub configz: String,
     /// Where the control groups of pods are looked for.
     pub cgroup_roots: Vec<String>,
+    /// `streamingConnectionIdleTimeout`: a conversation in which nothing is said for so long is ended.
+    pub streaming_idle: Duration,
 }
 
 impl Default for Settings {
@@ -69,6 +73,7 @@ impl Default for Settings {
             debugging_handlers: true,
             configz: "{}".to_owned(),
             cgroup_roots: Self::roots_below(""),
+            streaming_idle: Duration::from_secs(4 * 3600),
         }
     }
 }
@@ -92,6 +97,8 @@ impl Settings {
 pub(crate) struct Ports {
     /// Questions through the tunnel.
     pub(crate) node_get: ask::Receiver<NodeGet, LogAnswer>,
+    /// Connections through the tunnel.
+    pub(crate) node_connect: queue::Receiver<kedge_streaming::Connection>,
     /// To the owner of the logs.
     pub(crate) logs: ask::Sender<NodeGet, LogAnswer>,
     /// When the owner of the pods was last seen alive.
@@ -105,7 +112,7 @@ pub(crate) struct Ports {
 pub(crate) fn start(beside: Beside, ports: Ports) {
     let scope = beside.scope.clone();
     let listen = beside.config.face.listen;
-    let node_get = ports.node_get;
+    let (node_get, node_connect) = (ports.node_get, ports.node_connect);
     let face = Face {
         beside: Arc::new(beside),
         logs: ports.logs,
@@ -117,6 +124,10 @@ pub(crate) fn start(beside: Beside, ports: Ports) {
     if let Some(address) = listen {
         scope.spawn_until_cancelled("edged-port", listen_on(address, face.clone()));
     }
+    scope.spawn_until_cancelled(
+        "edged-tunnel-connections",
+        streams::serve_all(Arc::clone(&face.beside), node_connect),
+    );
     scope.spawn_until_cancelled("edged-tunnel-questions", face.answer_tunnel(node_get));
 }
 
@@ -349,11 +360,11 @@ fn refused(path: &str) -> Option<Answer> {
     let why = match first {
         "exec" | "attach" | "run" | "cri" => {
             "commands are not run from this port, which asks nobody who they are; \
-             the tunnel of CloudStream is the way for them, and this version does not carry them yet"
+             kubectl exec and attach reach them through the tunnel of CloudStream"
         }
         "portForward" => {
             "ports are not forwarded from this port, which asks nobody who they are: \
-             the tunnel of CloudStream is the way into this node"
+             kubectl port-forward reaches them through the tunnel of CloudStream"
         }
         "checkpoint" => {
             "containers are not checkpointed from this port, which asks nobody who they are; \

@@ -5,7 +5,7 @@ use kedge_pki::{Authority, ClientAuth, Identity, ServerNames, UnixTime};
 use kedge_transport::{
     Acceptance, Framing, HandshakeLimits, Limits, Listener, QuicListener, Refusal, Target, UpgradeRequest,
 };
-use kedge_wire::NodeName;
+use kedge_wire::{NodeName, RawRoute};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -94,5 +94,25 @@ pub(crate) fn decide(
             headers,
             framing,
         })
+    }
+}
+
+/// Takes whoever asks, in the official framing, and looks at nothing.
+pub(crate) fn welcome(_: &UpgradeRequest<'_>) -> Result<Acceptance<()>, Refusal> {
+    Ok(Acceptance {
+        value: (),
+        headers: Vec::new(),
+        framing: Framing::Official,
+    })
+}
+
+/// A route that both ends know.
+pub(crate) fn keepalive() -> RawRoute {
+    RawRoute {
+        source: "websocket".into(),
+        group: "resource".into(),
+        operation: "keepalive".into(),
+        resource: "node".into(),
+        ..RawRoute::default()
     }
 }
