@@ -18,7 +18,9 @@ use kedge_pods::{Amounts, Eviction, PodSource};
 use kedge_runtime::Runtime;
 use kedge_telemetry::Scope;
 use kedge_telemetry::channel::{latest, queue};
+use std::collections::BTreeSet;
 use std::sync::Arc;
+use tokio::sync::Notify;
 
 /// Orders that wait for the owner. It takes one at a time between its other events; who orders waits for a place.
 pub(crate) const ORDERS_MAX: usize = 16;
@@ -39,7 +41,7 @@ pub(crate) struct PodView {
 }
 
 /// What a task beside the owner wants.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub(crate) enum Order {
     /// End this pod for good.
     Evict { uid: String, eviction: Eviction },
@@ -49,6 +51,12 @@ pub(crate) enum Order {
     Node(Arc<Node>),
     /// What the node is short of has changed: it counts for new pods.
     Pressures(Pressures),
+    /// Handlers of the runtime that make recursive read-only mounts are others now.
+    RecursiveReadOnly(BTreeSet<String>),
+    /// The machine shuts down: no pod begins any more.
+    ShuttingDown,
+    /// Somebody waits until all that is to be told of pods is with the cloud, or kept for it.
+    WhenTold(Arc<Notify>),
 }
 
 /// Everything that a task beside the owner may need. Cloned into each.

@@ -3,7 +3,7 @@
 use crate::{EventLimits, LogRotation, PodRules, PullLimits, StaticPods};
 use kedge_api::{Quantity, Taint};
 use kedge_pods::Amounts;
-use kedge_pods::{allocatable, eviction, image_gc};
+use kedge_pods::{allocatable, eviction, image_gc, shutdown};
 use kedge_wire::NodeName;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -39,6 +39,8 @@ pub struct Config {
     /// When pods must go for what the node needs; `None`: never, and nothing is measured.
     pub eviction: Option<eviction::Rules>,
     pub images: Images,
+    /// How pods end when the machine shuts down.
+    pub shutdown: shutdown::Rules,
     /// Where device plug-ins find this node, officially [`Config::DEVICE_PLUGINS`]; `None`: there are none.
     pub device_plugins: Option<PathBuf>,
     /// Mount volumes and serve CSI drivers. Else every volume is a plain directory, which is what hollow nodes and tests
@@ -149,6 +151,7 @@ impl Config {
                 gc: None,
                 sandbox: String::new(),
             },
+            shutdown: shutdown::Rules::default(),
             device_plugins: None,
             mount_volumes: false,
             face: crate::face::Settings::default(),

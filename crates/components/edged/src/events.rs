@@ -5,15 +5,14 @@ mod correlate;
 use crate::beside::PodView;
 use crate::clock::Clock;
 use crate::cloud::Cloud;
-use crate::rate::Bucket;
 use correlate::{Correlator, News, Told};
 use kedge_api::{Event, EventSource, ObjectMeta, ObjectReference, Pod, Timestamp};
+use kedge_link::{Bucket, Rate};
 use kedge_pods::PodEvent;
 use kedge_telemetry::Scope;
 use kedge_telemetry::channel::{latest, lossy};
 use kedge_wire::{Body, ObjectKey, ObjectKind, Operation};
 use std::sync::Arc;
-use tokio::time::Instant;
 
 /// A burst of a node's start: ten pods with five events each, twice.
 const WAITING_MAX: usize = 128;
@@ -36,6 +35,13 @@ impl Default for Limits {
             per_second: 50,
             burst: 100,
         }
+    }
+}
+
+impl Limits {
+    fn rate(self) -> Option<Rate> {
+        let Self { per_second, burst } = self;
+        (per_second > 0).then_some(Rate { per_second, burst })
     }
 }
 
@@ -62,7 +68,8 @@ impl Events {
             let (tx, rx) = lossy::channel("edged-events", WAITING_MAX);
             let sender = Sender {
                 correlator: Correlator::default(),
-                bucket: Bucket::new(f64::from(limits.per_second), limits.burst, Instant::now()),
+                rate: limits.rate(),
+                bucket: Bucket::default(),
                 cloud,
                 node: Arc::clone(&node),
                 clock,
@@ -139,6 +146,8 @@ fn list_of(pod: &Pod, container: &str) -> &'static str {
 /// The task that sends.
 struct Sender {
     correlator: Correlator,
+    /// `None` sets no limit.
+    rate: Option<Rate>,
     bucket: Bucket,
     cloud: Cloud,
     node: Arc<str>,
@@ -151,8 +160,10 @@ impl Sender {
             let now_ms = self.clock.now().as_ms();
             // What is dropped here was told often enough.
             if let Some(told) = self.correlator.next(news, now_ms) {
-                while let Err(wait) = self.bucket.take(Instant::now()) {
-                    tokio::time::sleep(wait).await;
+                if let Some(rate) = self.rate {
+                    while let Err(wait) = self.bucket.take(rate, self.clock.now()) {
+                        tokio::time::sleep(wait).await;
+                    }
                 }
                 self.send(told).await;
             }

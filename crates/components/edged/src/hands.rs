@@ -143,6 +143,7 @@ impl Hands {
             image_username: None,
             allocated: &Allocated::default(),
             target: None,
+            recursive_read_only: false,
         };
         match self.volumes.prepare(&inputs, &sources, self.clock.now()).await {
             Ok(prepared) => Ok(VolumesReady {

@@ -7,8 +7,9 @@ mod registries;
 
 pub(crate) use registries::Registries;
 
-use crate::rate::Bucket;
+use crate::clock::Clock;
 use kedge_containers::{Credentials, Image};
+use kedge_link::{Bucket, Rate};
 use kedge_runtime::Runtime;
 use kedge_telemetry::Scope;
 use kedge_telemetry::channel::ask;
@@ -46,6 +47,15 @@ impl Default for Limits {
             per_second: 5,
             burst: 10,
         }
+    }
+}
+
+impl Limits {
+    fn rate(self) -> Option<Rate> {
+        (self.per_second > 0).then_some(Rate {
+            per_second: self.per_second,
+            burst: self.burst,
+        })
     }
 }
 
@@ -107,10 +117,12 @@ pub(crate) struct Images {
 
 impl Images {
     /// Starts the task.
-    pub(crate) fn start(limits: Limits, runtime: Arc<dyn Runtime>, scope: &Scope) -> Self {
+    pub(crate) fn start(limits: Limits, runtime: Arc<dyn Runtime>, clock: Clock, scope: &Scope) -> Self {
         let (port, questions) = ask::channel("edged-pulls", WAITING_MAX);
         let puller = Puller {
-            bucket: Bucket::new(f64::from(limits.per_second), limits.burst, Instant::now()),
+            rate: limits.rate(),
+            bucket: Bucket::default(),
+            clock,
             parallel_max: limits.parallel_max.map_or(usize::MAX, |max| max.max(1) as usize),
             runtime,
             pulls: VecDeque::new(),
@@ -148,7 +160,10 @@ struct Pull {
 
 struct Puller {
     runtime: Arc<dyn Runtime>,
+    /// `None` sets no limit.
+    rate: Option<Rate>,
     bucket: Bucket,
+    clock: Clock,
     parallel_max: usize,
     /// In the order in which they were asked for.
     pulls: VecDeque<Pull>,
@@ -201,7 +216,9 @@ impl Puller {
     fn begin(&mut self) -> Option<Duration> {
         while self.running.len() < self.parallel_max {
             let next = self.pulls.iter_mut().find(|pull| pull.task.is_none())?;
-            if let Err(wait) = self.bucket.take(Instant::now()) {
+            if let Some(rate) = self.rate
+                && let Err(wait) = self.bucket.take(rate, self.clock.now())
+            {
                 return Some(wait);
             }
             let (runtime, serial) = (Arc::clone(&self.runtime), next.serial);

@@ -40,8 +40,8 @@ mod node;
 mod objects;
 mod owner;
 mod probe;
-mod rate;
 mod reports;
+mod shutdown;
 mod static_pods;
 mod stats;
 mod termination;
@@ -53,6 +53,7 @@ pub use face::Settings as FaceSettings;
 pub use images::Limits as PullLimits;
 pub use logs::Rotation as LogRotation;
 pub use owner::PodRules;
+pub use shutdown::MachineStops;
 pub use static_pods::Source as StaticPods;
 
 use bytes::Bytes;
@@ -75,23 +76,21 @@ pub struct Ports {
     pub desired: keyed::Receiver<ObjectKey, Option<Body>>,
     /// Requests to the cloud, by way of metamanager.
     pub cloud: ask::Sender<Request, Result<Reply, RequestError>>,
+    /// Nothing that the cloud wants here is missing from the initial set and the changes before. Until then containers of
+    /// pods that are not held are left alone: on a node that never held anything, and on one that has lost something.
+    pub complete: latest::Receiver<bool>,
     /// Whether the cloud is connected.
     pub online: latest::Receiver<bool>,
     /// Log requests; the answer streams the bytes of the HTTP body.
     pub node_get: ask::Receiver<NodeGet, LogAnswer>,
+    /// Connections through the tunnel: exec, attach, port forwarding.
+    pub node_connect: queue::Receiver<kedge_streaming::Connection>,
     /// Pods whose update was held back and may begin now.
     pub releases: queue::Receiver<kedge_pods::Release>,
+    /// The machine shuts down, from whoever is told so. Nobody need ever ask.
+    pub shutdown: ask::Receiver<MachineStops, ()>,
     /// What this process counts, for `/metrics`.
     pub metrics: kedge_telemetry::metrics::Registry,
-}
-
-/// What the node held when it was started.
-#[derive(Debug, Default)]
-pub struct Initial {
-    pub objects: Vec<(ObjectKey, Body)>,
-    /// Nothing that the cloud placed here is missing. Else containers of pods that are not held are left alone until the
-    /// cloud has been there and has said what it wants, as on a node that never held anything.
-    pub complete: bool,
 }
 
 /// Why edged cannot start.
@@ -112,7 +111,7 @@ pub struct Edged {
     config: Config,
     facts: kedge_host::Facts,
     runtime: Arc<dyn Runtime>,
-    initial: Initial,
+    initial: Vec<(ObjectKey, Body)>,
     ports: Ports,
 }
 
@@ -125,11 +124,11 @@ impl std::fmt::Debug for Edged {
 }
 
 impl Edged {
-    /// Prepares the directories; nothing runs before [`Edged::run`].
+    /// Prepares the directories; nothing runs before [`Edged::run`]. `initial` is what the node held when it was started.
     pub fn new(
         config: Config,
         runtime: Arc<dyn Runtime>,
-        initial: Initial,
+        initial: Vec<(ObjectKey, Body)>,
         ports: Ports,
     ) -> Result<Self, Error> {
         let facts = kedge_host::facts().map_err(Error::Facts)?;

@@ -2,7 +2,7 @@
 
 mod choose;
 mod files;
-mod query;
+pub(crate) mod query;
 mod rotation;
 mod stream;
 

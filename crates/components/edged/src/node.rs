@@ -25,7 +25,6 @@ use crate::beside::{Beside, Order};
 use crate::cloud::Error;
 use crate::config::Config;
 use crate::devices::Devices;
-use crate::stats::Stats;
 use kedge_api::{Node, NodeStatus, Taint};
 use kedge_host::Facts;
 use kedge_pods::Amounts;
@@ -46,19 +45,13 @@ const RETRY_MAX: Duration = Duration::from_secs(7);
 type Looked = Option<Arc<NodeStatus>>;
 
 /// Starts everything that looks after the node itself: its object, its lease, eviction and the removal of images.
-/// `volumes_in_use` are the unique names of attachable volumes that pods of this node use.
-pub(crate) fn start(
-    beside: &Beside,
-    stats: &Arc<Stats>,
-    devices: &Devices,
-    volumes_in_use: latest::Receiver<Arc<BTreeSet<String>>>,
-) {
+pub(crate) fn start(beside: &Beside, devices: &Devices, shutting_down: latest::Receiver<bool>) {
     let images = crate::gc::start(beside);
-    let pressures = crate::eviction::start(beside, stats, images);
     let sources = Sources {
-        pressures,
+        pressures: crate::eviction::start(beside, &beside.stats, images),
         devices: devices.counts(),
-        volumes_in_use,
+        volumes_in_use: beside.volumes.in_use(),
+        shutting_down,
     };
     let (looked_tx, looked) = latest::channel(None);
     let (registered_tx, registered) = latest::channel(None);
@@ -80,7 +73,10 @@ pub(crate) fn start(
 struct Sources {
     pressures: latest::Receiver<Pressures>,
     devices: latest::Receiver<BTreeMap<String, DeviceCount>>,
+    /// The unique names of attachable volumes that pods of this node use.
     volumes_in_use: latest::Receiver<Arc<BTreeSet<String>>>,
+    /// The machine shuts down.
+    shutting_down: latest::Receiver<bool>,
 }
 
 /// What pods may use at the start, before any device plug-in is there. Blocks for some small files.

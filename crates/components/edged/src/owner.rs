@@ -17,6 +17,7 @@ mod tell;
 pub use setup::PodRules;
 pub(crate) use setup::run;
 
+use crate::LogAnswer;
 use crate::beside::{Board, Order};
 use crate::cloud::Error;
 use crate::face::ProbeCounts;
@@ -24,7 +25,6 @@ use crate::hands::Hands;
 use crate::logs::Logs;
 use crate::objects::Held;
 use crate::reports::Reports;
-use crate::{Initial, LogAnswer};
 use desired::Changes;
 use kedge_api::Pod;
 use kedge_pods::{ObservationId, Outcome, PodKey, Pods, ProbeId, ProbeResult, Release};
@@ -40,10 +40,6 @@ use tokio::sync::Notify;
 
 /// Outcomes that wait for the owner. It never waits for a hand, so this only evens out bursts.
 const RESULTS_MAX: usize = 64;
-/// A node that has never held anything, or has lost some of it, gets this long after its first connection before
-/// containers of unknown pods are taken for orphans: the desired set is on its way.
-const FIRST_SET_WAIT: Duration = Duration::from_secs(60);
-
 /// A smaller difference between the clocks is no step but the one running a little faster than the other.
 const CLOCK_STEP_MIN_MS: u64 = 1000;
 
@@ -74,6 +70,7 @@ enum Event {
 /// Where events come from.
 struct Inputs {
     desired: keyed::Receiver<ObjectKey, Option<Body>>,
+    complete: latest::Receiver<bool>,
     online: latest::Receiver<bool>,
     logs: ask::Receiver<NodeGet, LogAnswer>,
     orders: queue::Receiver<Order>,
@@ -105,10 +102,14 @@ struct Owner {
     /// When this task was last seen alive.
     beat: latest::Sender<Time>,
     probes: ProbeCounts,
+    /// Waits until all reports are with metamanager.
+    told_waiter: Option<Arc<Notify>>,
     /// Actions under way.
     under_way: usize,
-    /// When the desired set counts as complete; nothing before the first connection of a node that does not hold all.
-    complete_at: Option<Time>,
+    /// No desired pod is missing from what was handed over.
+    holds_all: bool,
+    /// And the pods have been told so.
+    complete: bool,
     /// The files of this node have been looked at, where there are any.
     files_known: bool,
     /// What unknown pods left on the disk was removed.
@@ -118,24 +119,20 @@ struct Owner {
 }
 
 impl Owner {
-    async fn run(mut self, initial: Initial, mut inputs: Inputs) {
-        let Initial { objects, complete } = initial;
-        let known = complete && !objects.is_empty();
+    async fn run(mut self, initial: Vec<(ObjectKey, Body)>, mut inputs: Inputs) {
         if inputs.files.is_none() {
             self.static_pods(Vec::new());
         }
-        for (key, body) in objects {
+        for (key, body) in initial {
             self.desired(key, Some(body));
         }
         let mut was_online = *inputs.online.borrow_and_update();
-        self.complete_at = match (known, was_online) {
-            (true, _) => Some(self.now()),
-            (false, true) => Some(self.now() + FIRST_SET_WAIT),
-            (false, false) => None,
-        };
         let scope = self.scope.clone();
         let (mut desired_open, mut online_open, mut logs_open) = (true, true, true);
         let (mut orders_open, mut releases_open) = (true, true);
+        let mut complete_open = true;
+        // Looked at like a change of it: behind the objects that wait already.
+        inputs.complete.mark_changed();
         loop {
             self.settle();
             self.look_at_wall_clock();
@@ -150,9 +147,15 @@ impl Owner {
                     Some((key, body)) => self.desired(key, body),
                     None => desired_open = false,
                 },
+                // The objects that made it so were there before the word, and none waits any more.
+                () = std::future::ready(()), if self.may_complete() => self.complete(),
                 files = files_changed(&mut inputs.files) => match files {
                     Some(pods) => self.static_pods(pods),
                     None => inputs.files = None,
+                },
+                changed = inputs.complete.changed(), if complete_open => {
+                    complete_open = changed.is_ok();
+                    self.holds_all = *inputs.complete.borrow_and_update();
                 },
                 Some(event) = inputs.results.recv() => self.event(event),
                 order = inputs.orders.recv(), if orders_open => match order {
@@ -199,10 +202,17 @@ impl Owner {
 
     fn online(&mut self) {
         let now = self.now();
-        if self.complete_at.is_none() {
-            self.complete_at = Some(now + FIRST_SET_WAIT);
-        }
         self.pods.handle_online(now);
+    }
+
+    fn may_complete(&self) -> bool {
+        self.holds_all && self.files_known && !self.complete
+    }
+
+    /// What belongs to no pod may go from now on.
+    fn complete(&mut self) {
+        self.complete = true;
+        self.pods.handle_desired_complete(self.now());
     }
 
     fn event(&mut self, event: Event) {
@@ -240,26 +250,20 @@ impl Owner {
             Order::Allocatable(amounts) => self.pods.handle_allocatable(amounts, now),
             Order::Node(node) => self.node_shown(node),
             Order::Pressures(pressures) => self.pods.handle_pressures(pressures),
+            Order::RecursiveReadOnly(handlers) => self.pods.handle_recursive_read_only(handlers, now),
+            Order::ShuttingDown => self.pods.handle_shutdown(),
+            Order::WhenTold(waiter) => self.told_waiter = Some(waiter),
         }
     }
 
     fn timeout(&mut self) {
-        let now = self.now();
-        if self.files_known && self.complete_at.is_some_and(|at| at <= now) {
-            self.complete_at = Some(Time::from_ms(u64::MAX));
-            self.pods.handle_desired_complete(now);
-        }
-        self.pods.handle_timeout(now);
+        self.pods.handle_timeout(self.now());
     }
 
     fn wake_at(&self) -> Time {
         let now = self.now();
-        let complete = self
-            .complete_at
-            .filter(|at| at.as_ms() != u64::MAX && self.files_known);
         let moments = [
             self.observer.due(now, self.under_way > 0),
-            complete,
             self.changes.due(),
             self.pods.poll_timeout(now),
         ];
@@ -275,6 +279,11 @@ impl Owner {
         }
         while let Some(letter) = self.reports.next() {
             self.send(letter);
+        }
+        if self.reports.is_idle()
+            && let Some(waiter) = self.told_waiter.take()
+        {
+            waiter.notify_one();
         }
         self.publish_pods();
         self.sweep();

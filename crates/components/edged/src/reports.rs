@@ -77,6 +77,11 @@ impl Reports {
         })
     }
 
+    /// Nothing waits, and nothing is under way.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.slots.is_empty()
+    }
+
     /// A letter was answered, or will not be.
     pub(crate) fn done(&mut self, uid: &str) {
         if let Some(slot) = self.slots.get_mut(uid) {

@@ -141,6 +141,13 @@ async fn after_damage_to_the_store_what_runs_and_is_not_held_goes_on_until_the_c
     again
         .wait_status("db", &["\"phase\":\"Running\"", "\"restartCount\":0"])
         .await;
+    tokio::time::sleep(DAY).await;
+    assert_eq!(
+        running(&again).await,
+        before,
+        "the cloud has not said that this is all"
+    );
+    again.complete.send_replace(true);
     // What the cloud has not named by now is an orphan.
     let gone = async || (running(&again).await.len() == 2).then_some(());
     wait("the unwanted pod ends", gone).await;

@@ -263,3 +263,70 @@ async fn readiness_follows_the_words_of_a_command() {
     node.wait_status("web", &["\"ready\":true"]).await;
     node.stop().await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_this_node_does_not_serve_is_said_and_the_pod_waits() {
+    let volumes = [
+        (
+            json!({ "image": { "reference": "x" } }),
+            "volumes of kind image are not served",
+        ),
+        (
+            json!({ "projected": { "sources": [{ "clusterTrustBundle": { "path": "p" } }] } }),
+            "clusterTrustBundle are not served on this node",
+        ),
+    ];
+    for (source, sentence) in volumes {
+        let mut volume = source;
+        volume["name"] = json!("v");
+        let node = Start::with(&[pod(
+            "u1",
+            json!({ "nodeName": "edge-1", "volumes": [volume],
+                "containers": [{ "name": "c", "image": "web:1", "volumeMounts": [{ "name": "v", "mountPath": "/v" }] }] }),
+        )])
+        .node();
+        node.wait_event(&["FailedMount", sentence]).await;
+        node.wait_status("web", &["\"phase\":\"Pending\"", "ContainerCreating"])
+            .await;
+        node.stop().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_machine_that_shuts_down_ends_its_pods_and_is_not_ready() {
+    let mut system = named("dns", "u2", plain());
+    system["spec"]["priority"] = json!(2_000_000_000);
+    let start = Start {
+        configure: |config| {
+            let seconds = Duration::from_secs;
+            config.shutdown = kedge_pods::shutdown::Rules::of(seconds(30), seconds(10));
+        },
+        ..Start::with(&[pod("u1", plain()), system])
+    };
+    let node = start.node();
+    for name in ["web", "dns"] {
+        node.wait_status(name, &["\"phase\":\"Running\""]).await;
+    }
+    node.stops
+        .ask(kedge_edged::MachineStops, Duration::from_secs(60))
+        .await
+        .unwrap();
+    assert!(!node.containers().await.iter().any(is_running));
+    for name in ["web", "dns"] {
+        node.wait_status(
+            name,
+            &[
+                "\"phase\":\"Failed\"",
+                "\"reason\":\"Terminated\"",
+                "imminent node shutdown",
+            ],
+        )
+        .await;
+    }
+    let patch = node.wait_told("not ready", says_ready("False")).await;
+    assert!(patch.contains("node is shutting down"), "{patch}");
+    node.set(ObjectKind::Pod, &named("late", "u3", plain()));
+    node.wait_status("late", &["\"phase\":\"Failed\"", "\"reason\":\"NodeShutdown\""])
+        .await;
+    node.stop().await;
+}

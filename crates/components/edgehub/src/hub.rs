@@ -216,6 +216,7 @@ impl EdgeHub {
                 message: message @ ToEdge::Object(_),
             } => self.lane.commit(id, message),
             Event::Deliver { message, .. } => self.unknown(&message),
+            Event::Complete => self.lane.complete(),
             Event::Answer { id, answer } => {
                 if let Some(way) = self.waiting.remove(&id) {
                     way.send(answer);
@@ -245,6 +246,7 @@ impl EdgeHub {
         match done {
             Done::Committed(id, result) => self.link.committed(id, result, self.time.now()),
             Done::Held(held) => self.open(&held),
+            Done::Noted => tracing::debug!("this node holds everything that the cloud wants here"),
         }
     }
 

@@ -18,6 +18,7 @@ use tokio::sync::oneshot;
 pub(crate) enum Done {
     Committed(DeliveryId, Result<(), String>),
     Held(Vec<Held>),
+    Noted,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -28,6 +29,7 @@ enum Purpose {
         trace: Option<TraceId>,
     },
     Held,
+    Complete,
 }
 
 /// An order in the owner's queue.
@@ -64,6 +66,11 @@ impl StoreLane {
 
     pub(crate) fn ask_held(&mut self) {
         self.waiting.push_back((Purpose::Held, StoreOrder::Held));
+    }
+
+    /// Behind all that was to be committed.
+    pub(crate) fn complete(&mut self) {
+        self.waiting.push_back((Purpose::Complete, StoreOrder::Complete));
     }
 
     pub(crate) fn is_idle(&self) -> bool {
@@ -123,6 +130,7 @@ fn trace(message: &ToEdge) -> Option<TraceId> {
         | ToEdge::User { .. }
         | ToEdge::Task { .. }
         | ToEdge::Volume { .. }
+        | ToEdge::Resumed
         | ToEdge::Other { .. } => None,
     }
 }
@@ -135,11 +143,12 @@ fn done(purpose: Purpose, answer: Option<StoreDone>) -> Done {
             }
             Done::Committed(id, result)
         }
-        (Purpose::Commit { id, .. }, Some(StoreDone::Held(_)) | None) => {
+        (Purpose::Commit { id, .. }, Some(StoreDone::Held(_) | StoreDone::Noted) | None) => {
             Done::Committed(id, Err("the store of this edge has ended".to_owned()))
         }
         (Purpose::Held, Some(StoreDone::Held(held))) => Done::Held(held),
         // Nothing held makes the cloud send everything: slower, and right.
-        (Purpose::Held, Some(StoreDone::Committed(_)) | None) => Done::Held(Vec::new()),
+        (Purpose::Held, Some(StoreDone::Committed(_) | StoreDone::Noted) | None) => Done::Held(Vec::new()),
+        (Purpose::Complete, _) => Done::Noted,
     }
 }

@@ -68,6 +68,18 @@ pub struct Ports {
     /// To edged: the newest state of each object it follows; `None` when it is gone. When a pod is replaced by another
     /// of its name quickly, only the new one comes out: edged tells them apart by uid.
     pub objects: keyed::Sender<ObjectKey, Option<Body>>,
+    /// To edged: whether nothing that the cloud wants here is missing. Begins with [`Holding::complete`]; set after the
+    /// objects that made it so.
+    pub complete: latest::Sender<bool>,
+}
+
+/// What the node holds when it starts.
+#[derive(Debug)]
+pub struct Holding {
+    /// Everything edged must run and know without a cloud.
+    pub objects: Vec<(ObjectKey, Body)>,
+    /// Nothing that the cloud wanted when it was last heard is missing from them.
+    pub complete: bool,
 }
 
 /// Why the component cannot start.
@@ -87,8 +99,8 @@ pub struct MetaManager {
 }
 
 impl MetaManager {
-    /// Reads the store: the second value is everything edged must run and know without a cloud.
-    pub async fn open(store: MetaStore, config: Config) -> Result<(Self, Vec<(ObjectKey, Body)>), Error> {
+    /// Reads the store.
+    pub async fn open(store: MetaStore, config: Config) -> Result<(Self, Holding), Error> {
         let mut held = HashMap::new();
         let mut for_edged = Vec::new();
         for row in store.all().await? {
@@ -106,13 +118,17 @@ impl MetaManager {
             }
         }
         let copies = Copies::of(&store, &for_edged);
+        let holding = Holding {
+            objects: for_edged,
+            complete: store.complete().await?,
+        };
         let manager = Self {
             config,
             store,
             held,
             copies,
         };
-        Ok((manager, for_edged))
+        Ok((manager, holding))
     }
 
     /// Serves until the scope is cancelled; what was submitted to the store by then is still answered.

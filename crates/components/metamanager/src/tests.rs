@@ -1,5 +1,6 @@
 //! Stories with a memory store and neighbours in the test.
 
+mod complete;
 mod orders;
 mod reports;
 mod requests;
@@ -29,23 +30,26 @@ struct World {
     cloud: ask::Receiver<CloudRequest, Answer>,
     online: latest::Sender<bool>,
     objects: keyed::Receiver<ObjectKey, Option<Body>>,
+    complete: latest::Receiver<bool>,
     scope: Scope,
 }
 
 impl World {
     async fn start(store: MetaStore, online: bool) -> (Self, Vec<(ObjectKey, Body)>) {
-        let (manager, held) = MetaManager::open(store.clone(), Config::default()).await.unwrap();
+        let (manager, holding) = MetaManager::open(store.clone(), Config::default()).await.unwrap();
         let (orders, orders_in) = ask::channel("orders", 16);
         let (requests, requests_in) = ask::channel("requests", 256);
         let (cloud_out, cloud) = ask::channel("cloud", 256);
         let (online, online_in) = latest::channel(online);
         let (objects_out, objects) = keyed::channel("objects");
+        let (complete_out, complete) = latest::channel(holding.complete);
         let ports = Ports {
             orders: orders_in,
             requests: requests_in,
             cloud: cloud_out,
             online: online_in,
             objects: objects_out,
+            complete: complete_out,
         };
         let scope = Scope::new();
         scope.spawn("metamanager", manager.run(ports, scope.clone()));
@@ -57,9 +61,10 @@ impl World {
                 cloud,
                 online,
                 objects,
+                complete,
                 scope,
             },
-            held,
+            holding.objects,
         )
     }
 
@@ -77,7 +82,7 @@ impl World {
             .unwrap()
         {
             StoreDone::Committed(result) => result,
-            StoreDone::Held(_) => panic!("not the answer to a commit"),
+            StoreDone::Held(_) | StoreDone::Noted => panic!("not the answer to a commit"),
         }
     }
 

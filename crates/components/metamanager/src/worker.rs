@@ -69,6 +69,10 @@ enum After {
     Restored {
         what: String,
     },
+    /// Nothing that the cloud wants is missing.
+    Complete {
+        done: Way<StoreDone>,
+    },
 }
 
 /// What a task beside the loop came to.
@@ -100,6 +104,7 @@ pub(crate) struct Worker {
     requests: Option<ask::Receiver<Request, Answered>>,
     online: latest::Receiver<bool>,
     objects: keyed::Sender<ObjectKey, Option<Body>>,
+    complete: latest::Sender<bool>,
     /// What the store holds once every submitted write is committed.
     held: HashMap<ObjectKey, Version>,
     commits: FuturesOrdered<BoxFuture<'static, (After, Result<Written, StoreError>)>>,
@@ -127,6 +132,7 @@ impl Worker {
             cloud,
             online,
             objects,
+            complete,
         } = ports;
         let asker = Asker {
             store: store.clone(),
@@ -141,6 +147,7 @@ impl Worker {
             requests: Some(requests),
             online,
             objects,
+            complete,
             held,
             commits: FuturesOrdered::new(),
             beside: FuturesUnordered::new(),
@@ -238,6 +245,7 @@ impl Worker {
             }
             After::Restored { what } => Self::restored_one(&what, result),
             After::Unused { key } => self.unused_removed(key, result),
+            After::Complete { done } => self.completed(done, result),
         }
     }
 

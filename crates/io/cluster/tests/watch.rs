@@ -40,6 +40,11 @@ impl World {
             }
         }
     }
+
+    /// The next item, and nothing before it.
+    async fn told(&mut self, line: &str) {
+        assert_eq!(describe(&self.watch.next().await), line);
+    }
 }
 
 fn path(name: &str) -> String {
@@ -83,23 +88,9 @@ async fn a_list_in_pages_then_changes_as_they_come() {
     assert_eq!(world.peer.calls().len(), 3, "{:?}", world.peer.calls());
 
     world.peer.put(&path("web"), pod("web"));
-    world
-        .told_until(
-            "applied web uid-601",
-            expect![[r#"
-        applied web uid-601
-    "#]],
-        )
-        .await;
+    world.told("applied web uid-601").await;
     world.peer.remove(&path("web"));
-    world
-        .told_until(
-            "deleted web uid-601",
-            expect![[r#"
-        deleted web uid-601
-    "#]],
-        )
-        .await;
+    world.told("deleted web uid-601").await;
 }
 
 #[tokio::test]
@@ -115,24 +106,10 @@ async fn a_stream_that_ends_is_followed_from_where_it_stood() {
         )
         .await;
     world.peer.put(&path("b"), pod("b"));
-    world
-        .told_until(
-            "applied b uid-2",
-            expect![[r#"
-        applied b uid-2
-    "#]],
-        )
-        .await;
+    world.told("applied b uid-2").await;
     world.peer.end_streams();
     world.peer.put(&path("c"), pod("c"));
-    world
-        .told_until(
-            "applied c uid-3",
-            expect![[r#"
-        applied c uid-3
-    "#]],
-        )
-        .await;
+    world.told("applied c uid-3").await;
     let lists = world
         .peer
         .calls()
@@ -178,14 +155,7 @@ async fn after_the_server_forgot_everything_that_vanished_is_told() {
         )
         .await;
     world.peer.put(&path("e"), pod("e"));
-    world
-        .told_until(
-            "applied e uid-9",
-            expect![[r#"
-        applied e uid-9
-    "#]],
-        )
-        .await;
+    world.told("applied e uid-9").await;
 }
 
 #[tokio::test]

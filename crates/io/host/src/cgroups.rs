@@ -92,6 +92,20 @@ pub fn layout_of(root: &Root) -> Result<Layout, Error> {
     }
 }
 
+/// Whether control groups divide swap: in version 2, when the group of this process has the limit, which the topmost
+/// group never has.
+pub fn divides_swap(root: &Root) -> bool {
+    let Ok(Layout::V2 { mount, .. }) = layout_of(root) else {
+        return false;
+    };
+    let own = root.read("/proc/self/cgroup").unwrap_or_default();
+    let Some(own) = own.lines().find_map(|line| line.strip_prefix("0::/")) else {
+        return false;
+    };
+    root.path(&mount.join(own).join("memory.swap.max").to_string_lossy())
+        .exists()
+}
+
 /// The controllers among the mount's options, or the name of a tree without any: everything that is neither a flag nor
 /// a setting.
 fn controllers_of(mount: &MountPoint) -> impl Iterator<Item = String> + '_ {

@@ -91,6 +91,22 @@ pub fn architecture() -> &'static str {
     }
 }
 
+/// The variant of the architecture in the words of images (`v7` of `arm`), where there are several.
+pub fn architecture_variant() -> Option<&'static str> {
+    match std::env::consts::ARCH {
+        // The kernel tells what the processor is: a program for `v6` runs on newer ones, too.
+        "arm" => match rustix::system::uname().machine().to_bytes() {
+            [b'a', b'r', b'm', b'v', b'5', ..] => Some("v5"),
+            [b'a', b'r', b'm', b'v', b'6', ..] => Some("v6"),
+            [b'a', b'r', b'm', b'v', b'7', ..] => Some("v7"),
+            [b'a', b'r', b'm', b'v', b'8', ..] | b"aarch64" => Some("v8"),
+            _unknown => None,
+        },
+        "aarch64" => Some("v8"),
+        _others => None,
+    }
+}
+
 /// Whether this process has the rights of root.
 pub fn is_root() -> bool {
     rustix::process::geteuid().is_root()

@@ -332,6 +332,20 @@ fn of(table: &BTreeMap<String, u64>, name: &str) -> u64 {
     table.get(name).copied().unwrap_or(0)
 }
 
+/// Reads a file of a group.
+pub fn read_group(
+    layout: &Layout,
+    controller: &'static str,
+    path: &str,
+    file: &str,
+) -> Result<String, Error> {
+    let at = layout
+        .group(controller, path)
+        .ok_or(Error::NoController(controller))?
+        .join(file);
+    read_bounded(&at).map_err(|source| Error::Read { path: at, source })
+}
+
 /// Writes a value into a file of a group, for example a new limit.
 pub fn write_group(
     layout: &Layout,

@@ -2,8 +2,9 @@
 //!
 //! **Duty.** Read the facts of the node: what it is ([`facts`]), how full it is ([`usage`]), how its control groups are
 //! mounted ([`cgroups`]) and what they use ([`groups`]), what its disks and networks carry ([`disks`], [`network`]), who
-//! a process is ([`process`]) and what this one uses ([`own`]). And run other programs ([`program`]): this is the only
-//! crate that does, with an argument vector, a deadline and bounded output, never through a shell.
+//! a process is ([`process`]), what this one uses ([`own`]) and need not keep ([`memory`]). And run other programs
+//! ([`program`]): this is the only crate that does, with an argument vector, a deadline and bounded output, never through a
+//! shell.
 //!
 //! **Inputs.** `/proc`, `/sys`, `/etc/machine-id`, `/etc/os-release`; a [`Root`] other than `/` reads a copy of them,
 //! which is how tests hold machines they do not have.
@@ -22,6 +23,7 @@ pub mod disks;
 mod error;
 mod facts;
 pub mod groups;
+pub mod memory;
 pub mod mounts;
 pub mod network;
 pub mod node;
@@ -36,7 +38,7 @@ mod usage;
 mod watch;
 
 pub use error::Error;
-pub use facts::{Facts, addresses, architecture, boot_id, facts, facts_of, is_root};
+pub use facts::{Facts, addresses, architecture, architecture_variant, boot_id, facts, facts_of, is_root};
 pub use root::Root;
 pub use usage::{DiskUsage, Usage, disk_usage, usage, usage_of};
 pub use watch::{Changes, Watch};

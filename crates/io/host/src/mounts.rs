@@ -17,6 +17,8 @@ pub struct MountPoint {
     pub file_system: String,
     /// Options of the file system, for example `rw,memory`.
     pub options: Vec<String>,
+    /// What is mounted below it appears below its copies as well, and the other way round.
+    pub shared: bool,
 }
 
 /// Everything mounted in this process's namespace, in the order it was mounted.
@@ -41,7 +43,17 @@ fn mount_point(line: &str) -> Option<MountPoint> {
             .split(',')
             .map(str::to_owned)
             .collect(),
+        shared: place.split(' ').skip(6).any(|field| field.starts_with("shared:")),
     })
+}
+
+/// The mount that a path is on: the deepest above it, and of those at one place the one that was mounted last. The path
+/// is a real one, without links.
+pub fn mount_of(path: &Path) -> Result<Option<MountPoint>, Error> {
+    let mounts = mount_points(&Root::machine())?.into_iter();
+    Ok(mounts
+        .filter(|mount| path.starts_with(&mount.path))
+        .max_by_key(|mount| mount.path.components().count()))
 }
 
 /// What is mounted at and below `dir`, in the order in which it was mounted: taking it away goes from the end.

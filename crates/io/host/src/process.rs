@@ -117,35 +117,74 @@ impl AsFd for ProcessHandle {
     }
 }
 
-/// Understands `SIGTERM`, `TERM`, `15` and `RTMIN+3` is refused: real-time signals are not used to stop containers.
+/// The first real-time signal that programs may use: the C library keeps the two before it for itself.
+const REAL_TIME_MIN: i32 = 34;
+const REAL_TIME_MAX: i32 = 64;
+
+const NAMED: [(&str, Signal); 30] = [
+    ("ABRT", Signal::ABORT),
+    ("ALRM", Signal::ALARM),
+    ("BUS", Signal::BUS),
+    ("CHLD", Signal::CHILD),
+    ("CONT", Signal::CONT),
+    ("FPE", Signal::FPE),
+    ("HUP", Signal::HUP),
+    ("ILL", Signal::ILL),
+    ("INT", Signal::INT),
+    ("IO", Signal::IO),
+    ("KILL", Signal::KILL),
+    ("PIPE", Signal::PIPE),
+    ("PROF", Signal::PROF),
+    ("PWR", Signal::POWER),
+    ("QUIT", Signal::QUIT),
+    ("SEGV", Signal::SEGV),
+    ("STOP", Signal::STOP),
+    ("SYS", Signal::SYS),
+    ("TERM", Signal::TERM),
+    ("TRAP", Signal::TRAP),
+    ("TSTP", Signal::TSTP),
+    ("TTIN", Signal::TTIN),
+    ("TTOU", Signal::TTOU),
+    ("URG", Signal::URG),
+    ("USR1", Signal::USR1),
+    ("USR2", Signal::USR2),
+    ("VTALRM", Signal::VTALARM),
+    ("WINCH", Signal::WINCH),
+    ("XCPU", Signal::XCPU),
+    ("XFSZ", Signal::XFSZ),
+];
+
+/// Understands `SIGTERM`, `TERM`, `15`, `SIGRTMIN+3` and `RTMAX-1`, as images write them.
 pub fn signal_named(name: &str) -> Result<Signal, Error> {
-    let refused = || Error::NoSignal(name.to_owned());
-    if let Ok(number) = name.parse::<i32>() {
-        return Signal::from_named_raw(number).ok_or_else(refused);
-    }
     let upper = name.to_ascii_uppercase();
     let short = upper.strip_prefix("SIG").unwrap_or(&upper);
-    let known = [
-        ("HUP", Signal::HUP),
-        ("INT", Signal::INT),
-        ("QUIT", Signal::QUIT),
-        ("ABRT", Signal::ABORT),
-        ("KILL", Signal::KILL),
-        ("USR1", Signal::USR1),
-        ("USR2", Signal::USR2),
-        ("PIPE", Signal::PIPE),
-        ("ALRM", Signal::ALARM),
-        ("TERM", Signal::TERM),
-        ("CONT", Signal::CONT),
-        ("STOP", Signal::STOP),
-        ("WINCH", Signal::WINCH),
-        ("PWR", Signal::POWER),
-    ];
-    known
-        .iter()
-        .find(|(known, _)| *known == short)
-        .map(|(_, signal)| *signal)
-        .ok_or_else(refused)
+    let named = || NAMED.iter().find(|(known, _)| *known == short);
+    let number = short.parse().ok().or_else(|| real_time(short));
+    number
+        .and_then(numbered)
+        .or_else(|| named().map(|(_, signal)| *signal))
+        .ok_or_else(|| Error::NoSignal(name.to_owned()))
+}
+
+fn real_time(name: &str) -> Option<i32> {
+    let after = |rest: &str, sign: char| match rest.strip_prefix(sign) {
+        Some(number) => number.parse::<u8>().ok().map(i32::from),
+        None => rest.is_empty().then_some(0),
+    };
+    match (name.strip_prefix("RTMIN"), name.strip_prefix("RTMAX")) {
+        (Some(rest), _) => Some(REAL_TIME_MIN + after(rest, '+')?),
+        (None, Some(rest)) => Some(REAL_TIME_MAX - after(rest, '-')?),
+        (None, None) => None,
+    }
+}
+
+fn numbered(number: i32) -> Option<Signal> {
+    if (REAL_TIME_MIN..=REAL_TIME_MAX).contains(&number) {
+        // SAFETY: the kernel has a signal of this number, and it is none that the C library keeps for itself.
+        #[allow(unsafe_code)]
+        return Some(unsafe { Signal::from_raw_unchecked(number) });
+    }
+    Signal::from_named_raw(number)
 }
 
 #[cfg(test)]
@@ -186,6 +225,20 @@ mod tests {
     fn signals_have_several_spellings() {
         for name in ["SIGTERM", "TERM", "sigterm", "15"] {
             assert_eq!(signal_named(name).unwrap(), Signal::TERM, "{name}");
+        }
+        for (name, number) in [
+            ("SIGRTMIN+3", 37),
+            ("rtmin", 34),
+            ("RTMAX-1", 63),
+            ("63", 63),
+            ("SEGV", 11),
+        ] {
+            assert_eq!(signal_named(name).unwrap().as_raw(), number, "{name}");
+        }
+        for name in [
+            "RTMIN+31", "RTMIN-1", "RTMAX-31", "33", "65", "0", "-9", "RTMIN+", "",
+        ] {
+            assert!(signal_named(name).is_err(), "{name}");
         }
         assert_eq!(
             signal_named("SIGNOPE").unwrap_err().to_string(),

@@ -1,8 +1,11 @@
 //! Running another program to its end: arguments as a vector, a deadline, bounded output.
 
 use crate::Error;
+use std::ffi::OsStr;
 use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
@@ -41,8 +44,20 @@ impl Outcome {
 
 /// Runs `program` with `arguments`, gives it `input`, and waits for its end. Blocks: call it from a blocking thread.
 pub fn run(program: &str, arguments: &[&str], input: &[u8], deadline: Duration) -> Result<Outcome, Error> {
+    run_with(program, arguments, &[], input, deadline)
+}
+
+/// [`run`] with variables of the environment besides our own.
+pub fn run_with(
+    program: &str,
+    arguments: &[&str],
+    environment: &[(&str, &str)],
+    input: &[u8],
+    deadline: Duration,
+) -> Result<Outcome, Error> {
     let mut child = Command::new(program)
         .args(arguments)
+        .envs(environment.iter().copied())
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -74,6 +89,28 @@ pub fn run(program: &str, arguments: &[&str], input: &[u8], deadline: Duration) 
             stderr,
         })
     })
+}
+
+/// Runs a program whose children go on with its streams after it has ended, and waits for its own end only. Blocks.
+pub fn run_on(
+    program: &Path,
+    arguments: &[&OsStr],
+    [stdin, stdout, stderr]: [OwnedFd; 3],
+    deadline: Duration,
+) -> Result<ExitStatus, Error> {
+    let name = program.to_string_lossy();
+    let mut child = Command::new(program)
+        .args(arguments)
+        .stdin(stdin)
+        .stdout(stdout)
+        .stderr(stderr)
+        .process_group(0)
+        .spawn()
+        .map_err(|source| Error::Start {
+            program: name.clone().into_owned(),
+            source,
+        })?;
+    wait(&mut child, &name, deadline)
 }
 
 fn wait(child: &mut Child, program: &str, deadline: Duration) -> Result<ExitStatus, Error> {
@@ -137,6 +174,17 @@ mod tests {
     }
 
     #[test]
+    fn variables_are_added() {
+        let environment = [("KEDGE_TOLD", "a b")];
+        let outcome = run_with("/usr/bin/env", &[], &environment, b"", Duration::from_secs(10)).unwrap();
+        let text = String::from_utf8(outcome.stdout).unwrap();
+        assert!(
+            text.lines().any(|line| line == "KEDGE_TOLD=a b") && text.contains("PATH="),
+            "{text}"
+        );
+    }
+
+    #[test]
     fn a_program_that_does_not_end_is_killed() {
         let error = run("/bin/sleep", &["60"], b"", Duration::from_millis(20)).unwrap_err();
         assert_eq!(
@@ -155,6 +203,23 @@ mod tests {
         )
         .unwrap();
         assert_eq!(outcome.stdout.len(), OUTPUT_BYTES_MAX);
+    }
+
+    #[test]
+    fn children_keep_the_streams_when_the_program_has_ended() {
+        let (mut read, write) = std::io::pipe().unwrap();
+        let null = || OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
+        let script = "(read line < /dev/null; echo later) & exit 3";
+        let status = run_on(
+            Path::new("/bin/sh"),
+            &["-c", script].map(OsStr::new),
+            [null(), write.into(), null()],
+            Duration::from_secs(10),
+        );
+        assert_eq!(status.unwrap().code(), Some(3));
+        let mut text = String::new();
+        read.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "later\n");
     }
 
     #[test]

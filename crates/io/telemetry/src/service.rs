@@ -74,6 +74,11 @@ impl Manager {
         self.say(&format!("STATUS={}", one_line(status)));
     }
 
+    /// Stopping takes so long, whatever the unit says.
+    pub fn extend_timeout(&self, by: Duration) {
+        self.say(&format!("EXTEND_TIMEOUT_USEC={}", by.as_micros()));
+    }
+
     /// The process ends.
     pub fn stopping(&self, status: &str) {
         self.say(&format!("STOPPING=1\nSTATUS={}", one_line(status)));

@@ -333,7 +333,8 @@ impl CloudLink {
         self.replies.expire(now);
     }
 
-    /// Lease replies first, then status replies, then other replies, then objects, then bulk.
+    /// Lease replies first, then status replies, then other replies, then objects, then bulk; and once, when an edge of
+    /// ours holds everything that it must, the word that it does.
     pub fn poll_transmit(&mut self, now: Time) -> Option<Packet> {
         if self.phase == Phase::Closed {
             return None;
@@ -348,8 +349,17 @@ impl CloudLink {
             return None;
         }
         let (steady, pace) = (self.advance(now), self.pace());
-        let outgoing = self.mailbox.next(steady, pace, &mut self.seed)?;
-        Some(seal(outgoing, timestamp_ms(now)).into())
+        if let Some(outgoing) = self.mailbox.next(steady, pace, &mut self.seed) {
+            return Some(seal(outgoing, timestamp_ms(now)).into());
+        }
+        (self.resumed && self.mailbox.take_settled()).then(|| self.resumption_ended(now))
+    }
+
+    /// One of ours is told that it lacks nothing.
+    fn resumption_ended(&mut self, now: Time) -> Packet {
+        let header = Header::new(self.seed.message_id(), timestamp_ms(now));
+        let message = ToEdge::Resumed;
+        Letter { header, message }.seal().into()
     }
 
     pub fn poll_event(&mut self) -> Option<Event> {

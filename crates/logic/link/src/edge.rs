@@ -32,6 +32,10 @@ pub const ACKS_MAX: usize = 4096;
 /// after every call.
 pub const EVENTS_MAX: usize = 8192;
 
+/// An official cloud sends each node its objects when it connects, and does not say which is the last. It takes no longer
+/// than this for a node of an ordinary size.
+pub const FIRST_SET_WAIT: Duration = Duration::from_secs(60);
+
 /// Names a delivery until it is committed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct DeliveryId(pub u64);
@@ -79,6 +83,8 @@ pub enum StoreOrder {
     Commit(ToEdge),
     /// What the node holds: the digest that opens a session.
     Held,
+    /// The cloud has sent everything, and it has been committed: what is not held is not wanted.
+    Complete,
 }
 
 /// The answer to a [`StoreOrder`].
@@ -86,6 +92,8 @@ pub enum StoreOrder {
 pub enum StoreDone {
     Committed(Result<(), String>),
     Held(Vec<Held>),
+    /// To [`StoreOrder::Complete`]: it is known; a store that could not keep it has said so.
+    Noted,
 }
 
 /// A request on its way to the cloud.
@@ -106,6 +114,8 @@ pub enum Event {
         id: RequestId,
         answer: Result<Reply, RequestError>,
     },
+    /// Nothing that this node must hold is missing.
+    Complete,
     /// The connection must be closed, with the reason for the log; then [`EdgeLink::handle_disconnected`] called.
     Close { reason: String },
 }
@@ -144,6 +154,8 @@ struct Connection {
     keepalive_due: Time,
     /// Since when an answer is owed and nothing at all was heard.
     owed_since: Option<Time>,
+    /// When an official cloud counts as having sent everything.
+    complete_due: Option<Time>,
     resume: Option<Envelope>,
     keepalive: Option<Packet>,
     acks: VecDeque<Envelope>,
@@ -186,9 +198,9 @@ impl EdgeLink {
         self.handle_disconnected(now);
         let steady = self.advance(now);
         self.lanes.connect(held);
-        let resume = match peer {
-            Peer::Kedge => Some(self.digest(held, now)),
-            Peer::Official => None,
+        let (resume, complete_due) = match peer {
+            Peer::Kedge => (Some(self.digest(held, now)), None),
+            Peer::Official => (None, Some(steady + FIRST_SET_WAIT)),
         };
         let keepalive = Some(self.keepalive(peer, now));
         self.connection = Some(Connection {
@@ -196,6 +208,7 @@ impl EdgeLink {
             closing: false,
             keepalive_due: steady + self.config.keepalive_interval,
             owed_since: None,
+            complete_due,
             resume,
             keepalive,
             acks: VecDeque::new(),
@@ -249,7 +262,9 @@ impl EdgeLink {
                 self.follow(outcome, now);
             }
             ToEdge::Reply(reply) => self.handle_reply(&header, reply, now),
-            ToEdge::Twin { .. }
+            ToEdge::Resumed if self.speaks_our_additions() => self.tell(Event::Complete),
+            ToEdge::Resumed
+            | ToEdge::Twin { .. }
             | ToEdge::User { .. }
             | ToEdge::Task { .. }
             | ToEdge::Volume { .. }
@@ -260,6 +275,11 @@ impl EdgeLink {
                 self.tell(Event::Deliver { id, message });
             }
         }
+    }
+
+    fn speaks_our_additions(&self) -> bool {
+        let peer = self.connection.as_ref().map(|connection| connection.peer);
+        peer == Some(Peer::Kedge)
     }
 
     pub fn handle_timeout(&mut self, now: Time) {
@@ -277,11 +297,19 @@ impl EdgeLink {
             .owed_since
             .is_some_and(|since| since + self.config.silence_max <= steady);
         let due = (connection.keepalive_due <= steady).then_some(connection.peer);
+        // What is still being committed has come, and is asked for again if it fails.
+        let complete = connection.complete_due.is_some_and(|due| due <= steady);
         if silent {
             let seconds = self.config.silence_max.as_secs_f32();
             return self.close(format!(
                 "the cloud said nothing for {seconds} s although an answer is due"
             ));
+        }
+        if complete {
+            if let Some(connection) = &mut self.connection {
+                connection.complete_due = None;
+            }
+            self.tell(Event::Complete);
         }
         if let Some(peer) = due {
             let keepalive = self.keepalive(peer, now);
@@ -403,7 +431,8 @@ impl EdgeLink {
         let paced = self.time.is_some_and(|time| time.now() < ready_at);
         let speaks = connection.filter(|connection| paced && connection.has_askings());
         let speaks = speaks.map(|_| ready_at);
-        [keepalive, silence, speaks, self.requests.next_timeout()]
+        let complete = connection.and_then(|connection| connection.complete_due);
+        [keepalive, silence, speaks, complete, self.requests.next_timeout()]
             .into_iter()
             .flatten()
             .min()

@@ -58,15 +58,21 @@
 //!   than that is deleted or replaced on the node until the watch is there, or [`cloud::LAG_WAIT_MAX`] has passed.
 //! * **The window** is the smaller of what the cloud allows and what an edge of ours asks for in its digest; and of large
 //!   objects no more than [`cloud::IN_FLIGHT_BYTES_MAX`] are on the way.
+//! * **Everything is there.** Once all of the first full set was acknowledged, a cloud of ours says so
+//!   ([`kedge_wire::ToEdge::Resumed`]), and the edge knows that what it does not hold is not wanted. An official cloud has
+//!   no such word: there it is taken to be so [`edge::FIRST_SET_WAIT`] after the connection.
 //! * **Signs of life.** The edge gives one in each interval. Between two of our own ends it is [`kedge_wire::Packet::Ping`]
 //!   and the cloud answers it, so that both ends notice a dead connection; an official cloud gets the official message
 //!   and does not answer.
 //! * **The node object** is replaced and never deleted over the link: deleting a node ends its session.
 
+mod bucket;
 pub mod cloud;
 pub mod edge;
 mod seed;
 mod steady;
+
+pub use bucket::{Bucket, Rate};
 
 use kedge_wire::ResourceVersion;
 

@@ -52,6 +52,7 @@ impl Story {
                 let held: Vec<Held> = held.iter().map(|text| read_held(text)).collect();
                 self.link.handle_connected(peer, &held, self.now);
             }
+            ["resumed"] => self.receive("resumed", None, None, ToEdge::Resumed),
             ["ping"] => self.link.handle_packet(Packet::Ping, self.now),
             ["pong"] => self.link.handle_packet(Packet::Pong, self.now),
             ["disconnect"] => self.link.handle_disconnected(self.now),
@@ -220,6 +221,7 @@ fn describe(event: Event) -> String {
             id: RequestId(id),
             answer: Err(problem),
         } => format!("answer {id}: {problem}"),
+        Event::Complete => "complete".to_owned(),
         Event::Close { reason } => format!("close: {reason}"),
     }
 }
@@ -265,6 +267,64 @@ fn hello_to_one_of_ours_and_to_an_official_cloud() {
         > connect official web=a@5
         sent: websocket keepalive node "ping"
     "#]],
+    );
+}
+
+#[test]
+fn everything_is_there_when_our_cloud_says_so_or_an_official_one_had_its_time() {
+    check(
+        "connect kedge
+         after 14
+         insert m1 web a 1
+         commit 1
+         resumed
+         disconnect
+         resumed
+         connect official
+         resumed
+         after 59
+         insert m2 web a 2
+         ping
+         disconnect
+         connect official
+         after 59
+         after 1",
+        expect![[r#"
+            > connect kedge
+            sent: kedge resume  {"window":64,"held":[]}
+            sent: Ping
+            > after 14
+            > insert m1 web a 1
+            deliver 1: Insert default/pod/web a
+            > commit 1
+            sent: edgecontroller response default/pod/web to m1 "OK"
+            > resumed
+            complete
+            > disconnect
+            > resumed
+            > connect official
+            sent: websocket keepalive node "ping"
+            > resumed
+            deliver 18446744073709551614: kedge/hub resume 
+            > after 59
+            sent: websocket keepalive node "ping"
+            sent: websocket keepalive node "ping"
+            sent: websocket keepalive node "ping"
+            > insert m2 web a 2
+            deliver 2: Insert default/pod/web a
+            > ping
+            close: the cloud sent a heartbeat that nobody agreed to
+            > disconnect
+            > connect official
+            sent: websocket keepalive node "ping"
+            > after 59
+            sent: websocket keepalive node "ping"
+            sent: websocket keepalive node "ping"
+            sent: websocket keepalive node "ping"
+            > after 1
+            complete
+            sent: websocket keepalive node "ping"
+        "#]],
     );
 }
 

@@ -247,6 +247,8 @@ pub enum EventReason {
     FailedPreStopHook,
     FailedPostStartHook,
     DeadlineExceeded,
+    /// Other resources were asked for while the container runs.
+    ResizeInfeasible,
     Evicted,
     Preempting,
     /// The node refused the pod for this reason, for example `OutOfcpu`.
@@ -280,6 +282,7 @@ impl EventReason {
             Self::FailedPreStopHook => "FailedPreStopHook",
             Self::FailedPostStartHook => "FailedPostStartHook",
             Self::DeadlineExceeded => "DeadlineExceeded",
+            Self::ResizeInfeasible => "ResizeInfeasible",
             Self::Evicted => "Evicted",
             Self::Preempting => "Preempting",
             Self::Rejected(reason) => reason,
@@ -313,6 +316,7 @@ impl EventReason {
             | Self::MissingClusterDns
             | Self::FailedPreStopHook
             | Self::FailedPostStartHook
+            | Self::ResizeInfeasible
             | Self::Evicted
             | Self::Preempting
             | Self::Rejected(_) => "Warning",

@@ -1,8 +1,8 @@
 //! What the decisions need to know about the node.
 
-use kedge_api::{Quantity, Taint};
+use kedge_api::{Pod, Quantity, Taint};
 use kedge_containers::DnsConfig;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -37,8 +37,6 @@ pub struct Config {
     pub allocatable: Amounts,
     /// The machine's memory, which OOM scores are measured by.
     pub memory_capacity_bytes: i64,
-    /// The lowest OOM score that the runtime can give; `None` is the kernel's own limit.
-    pub oom_score_min: Option<i32>,
     /// A container without a seccomp profile gets the runtime's own one.
     pub seccomp_default: bool,
     /// Do not limit CPU time by quotas.
@@ -53,8 +51,13 @@ pub struct Config {
     pub huge_page_sizes: Vec<String>,
     /// When memory ends, kill one process of a container and not all of them (version 2 only).
     pub oom_kills_one_process: bool,
-    /// The runtime can make the mounts below a read-only mount read-only as well.
-    pub recursive_read_only: bool,
+    /// Handlers of the runtime that can make the mounts below a read-only mount read-only as well, as known at the start;
+    /// the default one has an empty name. [`crate::Pods::handle_recursive_read_only`] changes it.
+    pub recursive_read_only: BTreeSet<String>,
+    /// What containers may have of the node's swap; `None`: control groups do not divide it.
+    pub swap: Option<Swap>,
+    /// What is kept of containers that ended and were started again.
+    pub dead_containers: DeadContainers,
     /// Slow a container down when it uses this many thousandths of its memory limit, instead of killing it at once
     /// (version 2 only).
     pub memory_throttling_permille: Option<u32>,
@@ -68,4 +71,45 @@ pub struct Config {
     pub node_taints: Vec<Taint>,
     /// Spreads probes over their periods.
     pub seed: u64,
+}
+
+impl Config {
+    /// Whether the handler that runs the pod can do it. A runtime class is taken to be named after its handler here.
+    pub(crate) fn makes_recursive_read_only(&self, pod: &Pod) -> bool {
+        let handler = pod.spec.runtime_class_name.as_deref().unwrap_or_default();
+        self.recursive_read_only.contains(handler)
+    }
+}
+
+/// What containers may have of the node's swap.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Swap {
+    /// None of them has any.
+    None,
+    /// A container that is promised less memory than it may use has a part of so many bytes: as large a part as it is
+    /// promised of the node's memory.
+    Limited { bytes: i64 },
+}
+
+/// What is kept of containers that ended and were started again. The newest instance of each is not counted: its end and
+/// its log are the pod's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DeadContainers {
+    /// None goes before this time after it was made.
+    pub age_min: Duration,
+    /// Of each container; `None` sets no limit.
+    pub each_max: Option<u32>,
+    /// Of the whole node, the oldest go first; `None` sets no limit.
+    pub all_max: Option<u32>,
+}
+
+impl Default for DeadContainers {
+    /// The instance before the present one, for its log.
+    fn default() -> Self {
+        Self {
+            age_min: Duration::ZERO,
+            each_max: Some(1),
+            all_max: None,
+        }
+    }
 }

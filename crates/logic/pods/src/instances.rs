@@ -1,9 +1,7 @@
 //! The containers of one pod as the runtime shows them, and what is remembered of those that are gone.
 
 use kedge_api::{ContainerStateTerminated, ContainerStatus, Timestamp};
-use kedge_containers::{
-    ContainerId, ContainerState, ExitReason, ObservedContainer, ObservedSandbox, SandboxId,
-};
+use kedge_containers::{ContainerState, ExitReason, ObservedContainer, ObservedSandbox, SandboxId};
 use kedge_wire::Time;
 use std::collections::BTreeMap;
 
@@ -177,19 +175,22 @@ impl Instances {
         })
     }
 
-    /// Dead instances that nobody needs: all but the newest instance of each name and the one before it.
-    pub(crate) fn superfluous(&self) -> Vec<ContainerId> {
+    /// Dead instances before the newest one of each container, newest first, with how many of the same container are
+    /// newer and dead, too.
+    pub(crate) fn spare(&self) -> Vec<(&ObservedContainer, usize)> {
         let mut seen: BTreeMap<&str, usize> = BTreeMap::new();
-        let mut superfluous = Vec::new();
+        let mut spare = Vec::new();
         for container in self.all().rev() {
-            let count = seen.entry(&container.name).or_default();
-            *count += 1;
-            let running = matches!(container.state, ContainerState::Running { .. });
-            if *count > 2 && !running {
-                superfluous.push(container.id.clone());
+            let Some(newer) = seen.get_mut(container.name.as_str()) else {
+                seen.insert(&container.name, 0);
+                continue;
+            };
+            if !matches!(container.state, ContainerState::Running { .. }) {
+                spare.push((container, *newer));
+                *newer += 1;
             }
         }
-        superfluous
+        spare
     }
 }
 

@@ -40,6 +40,7 @@ mod patch;
 mod pods;
 mod probes;
 mod qos;
+pub mod shutdown;
 mod static_pods;
 mod status;
 pub mod translate;
@@ -49,7 +50,7 @@ pub use action::{
     Action, Effect, EventReason, Eviction, ObservationId, Outcome, PodEvent, PodKey, PodSource, ProbeId,
     ProbeKind, ProbeResult, ProbeTarget, Refusal, Running, Stop, VolumesReady,
 };
-pub use config::{Amounts, Config};
+pub use config::{Amounts, Config, DeadContainers, Swap};
 pub use pods::{Known, NodeFacts, Pods, Release};
 pub use qos::{cgroup_parent, is_critical, qos_class};
 

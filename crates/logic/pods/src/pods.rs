@@ -5,6 +5,7 @@ mod mirrors;
 
 use crate::clock::Clock;
 use crate::eviction::Pressures;
+use crate::shutdown;
 use crate::static_pods;
 use crate::worker::Worker;
 use crate::{
@@ -57,6 +58,7 @@ pub struct Pods {
     allocatable: Amounts,
     node: NodeFacts,
     pressures: Pressures,
+    shutting_down: bool,
     /// What the wall clock is ahead of the clock that `now` is read from.
     ahead_ms: i64,
     workers: BTreeMap<String, Worker>,
@@ -91,6 +93,7 @@ impl Pods {
             },
             config,
             pressures: Pressures::default(),
+            shutting_down: false,
             ahead_ms: 0,
             workers: BTreeMap::new(),
             desired: BTreeMap::new(),
@@ -172,13 +175,15 @@ impl Pods {
                 continue;
             }
             // What the cloud was told of the same pod before a restart of this process goes on; but a pod that the
-            // node refused is judged anew, because nobody else would try again.
+            // node refused, or that ended with the machine, is judged anew, because nobody else would try again.
             let told = self
                 .mirrors
                 .fitting(&key, static_pods::hash(&pod))
                 .map(|mirror| &mirror.status);
             let refused = |status: &&PodStatus| {
-                status.phase == Some(PodPhase::Failed) && status.container_statuses.is_empty()
+                let ended_with_machine = status.reason.as_deref() == Some(shutdown::REASON);
+                status.phase == Some(PodPhase::Failed)
+                    && (status.container_statuses.is_empty() || ended_with_machine)
             };
             if let Some(status) = told.filter(|status| !refused(status)) {
                 Arc::make_mut(&mut pod).status = status.clone();
@@ -204,7 +209,10 @@ impl Pods {
 
     fn want(&mut self, pod: Arc<Pod>, source: PodSource, now: Time) {
         match self.workers.get_mut(pod.uid()) {
-            Some(worker) => worker.want(pod),
+            Some(worker) => {
+                worker.tell_resize(&pod, &mut self.effects);
+                worker.want(pod);
+            }
             None => {
                 let uid = pod.uid().to_owned();
                 let clock = self.clock(now);
@@ -243,6 +251,18 @@ impl Pods {
     pub fn handle_allocatable(&mut self, allocatable: Amounts, now: Time) {
         self.allocatable = allocatable;
         self.settle(now);
+    }
+
+    /// Which handlers of the runtime can make the mounts below a read-only mount read-only as well; the default one has an
+    /// empty name.
+    pub fn handle_recursive_read_only(&mut self, handlers: BTreeSet<String>, now: Time) {
+        self.config.recursive_read_only = handlers;
+        self.settle(now);
+    }
+
+    /// The machine shuts down: no pod begins any more.
+    pub fn handle_shutdown(&mut self) {
+        self.shutting_down = true;
     }
 
     /// The cloud says something about this node.
@@ -454,6 +474,7 @@ impl Pods {
     /// Lets every worker take its next step, oldest pod first, and drops those that have finished.
     fn settle(&mut self, now: Time) {
         self.mirrors.attach(&mut self.workers);
+        self.limit_dead_containers();
         let mut uids: Vec<String> = self.workers.keys().cloned().collect();
         uids.sort_by_key(|uid| self.workers.get(uid).map(|w| w.pod.metadata.creation_timestamp));
         for uid in uids {
@@ -468,6 +489,19 @@ impl Pods {
                 workers: &self.workers,
             };
             self.mirrors.settle(&place, now, &mut self.effects);
+        }
+    }
+
+    /// Of all dead containers the oldest are too many.
+    fn limit_dead_containers(&mut self) {
+        let Some(max) = self.config.dead_containers.all_max else {
+            return;
+        };
+        let mut made: Vec<Time> = self.workers.values().flat_map(Worker::spare_made).collect();
+        made.sort_unstable_by(|a, b| b.cmp(a));
+        let until = made.get(max as usize).copied();
+        for worker in self.workers.values_mut() {
+            worker.drop_spare(until);
         }
     }
 

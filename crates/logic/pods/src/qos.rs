@@ -1,6 +1,6 @@
 //! Quality of service: how firmly a pod's resources are promised, and what that means for control groups.
 
-use crate::{Config, amounts, static_pods};
+use crate::{Config, Swap, amounts, static_pods};
 use kedge_api::{Container, Pod, QosClass, Quantity, ResourceRequirements, RestartPolicy};
 use kedge_containers::Resources;
 use std::collections::BTreeMap;
@@ -91,9 +91,8 @@ pub(crate) fn container_resources(config: &Config, pod: &Pod, container: &Contai
     let cpu_request = request(asked, CPU).map_or(0, Quantity::milli);
     let cpu_limit = asked.limits.get(CPU).map(Quantity::milli);
     let memory_limit = asked.limits.get(MEMORY).map(Quantity::units);
-    let score = oom_score(pod, container, config.memory_capacity_bytes);
     Resources {
-        oom_score_adj: Some(score.max(config.oom_score_min.unwrap_or(i32::MIN))),
+        oom_score_adj: Some(oom_score(pod, container, config.memory_capacity_bytes)),
         hugepages: huge_pages(config, &asked.limits),
         unified: unified(config, pod, asked),
         ..limits(config, cpu_request, cpu_limit, memory_limit)
@@ -117,11 +116,10 @@ pub(crate) fn pod_resources(config: &Config, pod: &Pod) -> Resources {
         .iter()
         .map(|(name, amount)| (name.clone(), amounts::quantity(name, *amount)))
         .collect();
-    let score = OOM_SCORE_SANDBOX.max(config.oom_score_min.unwrap_or(i32::MIN));
     Resources {
         pids_max: config.pod_pids_max.filter(|max| *max > 0),
         hugepages: huge_pages(config, &quantities),
-        oom_score_adj: Some(score),
+        oom_score_adj: Some(OOM_SCORE_SANDBOX),
         ..limits(
             config,
             asked.get(CPU).copied().unwrap_or(0),
@@ -201,6 +199,10 @@ fn unified(config: &Config, pod: &Pod, asked: &ResourceRequirements) -> BTreeMap
     if !config.cgroup_v2 {
         return files;
     }
+    if let Some(swap) = config.swap {
+        let bytes = swap_bytes(swap, config.memory_capacity_bytes, pod, asked);
+        files.insert("memory.swap.max".to_owned(), bytes.to_string());
+    }
     if !config.oom_kills_one_process {
         files.insert("memory.oom.group".to_owned(), "1".to_owned());
     }
@@ -223,6 +225,24 @@ fn unified(config: &Config, pod: &Pod, asked: &ResourceRequirements) -> BTreeMap
         }
     }
     files
+}
+
+/// What a container may have of the swap. One that is promised all it may use needs none, one that is promised nothing
+/// earns none, and the system's own must not become slow.
+fn swap_bytes(swap: Swap, node_memory_bytes: i64, pod: &Pod, asked: &ResourceRequirements) -> i64 {
+    let promised = request(asked, MEMORY).map_or(0, Quantity::units);
+    let all = asked
+        .limits
+        .get(MEMORY)
+        .is_some_and(|limit| limit.units() == promised);
+    let earns = qos_class(pod) == QosClass::Burstable && !is_critical(pod) && promised > 0 && !all;
+    match swap {
+        Swap::Limited { bytes } if earns && node_memory_bytes > 0 => {
+            let part = i128::from(promised) * i128::from(bytes) / i128::from(node_memory_bytes);
+            i64::try_from(part).unwrap_or(bytes).min(bytes)
+        }
+        Swap::Limited { .. } | Swap::None => 0,
+    }
 }
 
 /// The larger the promised memory, the later the container is killed.

@@ -9,7 +9,7 @@ use crate::{Config, backoff::Trouble, qos};
 pub(crate) use conditions::HELD;
 use conditions::conditions;
 use containers::container_status;
-use kedge_api::{ContainerStatus, Pod, PodIp, PodPhase, PodStatus, RestartPolicy, Timestamp};
+use kedge_api::{ContainerStatus, Pod, PodIp, PodPhase, PodStatus, Timestamp};
 use kedge_wire::Time;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -163,10 +163,10 @@ fn pod_ips(facts: &Facts<'_>) -> Vec<PodIp> {
 }
 
 fn phase(facts: &Facts<'_>, main: &[ContainerStatus]) -> PodPhase {
-    // While the last of it is being stopped, an ended pod stays what it was.
+    // While the last of it is being stopped, an ended pod stays what it was; and what was told to be over is never told
+    // to go on.
     if facts.terminal.is_some() {
-        let before = facts.before.phase.filter(|phase| !phase.is_terminal());
-        return before.unwrap_or(PodPhase::Running);
+        return facts.before.phase.unwrap_or(PodPhase::Running);
     }
     if !facts.initialized {
         return PodPhase::Pending;
@@ -175,24 +175,5 @@ fn phase(facts: &Facts<'_>, main: &[ContainerStatus]) -> PodPhase {
     if main.is_empty() || main.iter().any(new) {
         return PodPhase::Pending;
     }
-    over(facts, main).unwrap_or(PodPhase::Running)
-}
-
-/// The phase of a pod whose containers have all ended and are not started again: right after a restart of this process
-/// the status must not go back to `Running`.
-fn over(facts: &Facts<'_>, main: &[ContainerStatus]) -> Option<PodPhase> {
-    // A sidecar that still runs is about to be stopped.
-    facts.is_quiet().then_some(())?;
-    let codes: Option<Vec<i32>> = main
-        .iter()
-        .map(|s| s.state.terminated.as_ref().map(|t| t.exit_code))
-        .collect();
-    let failed = codes?.iter().any(|code| *code != 0);
-    match facts.pod.spec.restart_policy {
-        RestartPolicy::Always => None,
-        RestartPolicy::OnFailure if failed => None,
-        RestartPolicy::OnFailure => Some(PodPhase::Succeeded),
-        RestartPolicy::Never if failed => Some(PodPhase::Failed),
-        RestartPolicy::Never => Some(PodPhase::Succeeded),
-    }
+    PodPhase::Running
 }

@@ -7,6 +7,7 @@ mod static_pods;
 mod stories;
 mod told;
 mod translation;
+mod whole_node;
 
 use crate::{
     Action, Config, Effect, NodeFacts, Outcome, PodKey, Pods, ProbeResult, ProbeTarget, Refusal, Stop,
@@ -26,6 +27,15 @@ use std::time::Duration;
 const START_MS: u64 = 1_767_225_600_000;
 /// A story that goes on longer runs in circles.
 const ROUNDS_MAX: usize = 500;
+
+/// How far a container came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Made {
+    Started,
+    /// It does not run.
+    Only,
+    Dead,
+}
 
 pub(crate) struct World {
     pub(crate) pods: Pods,
@@ -299,11 +309,19 @@ impl World {
                 ..
             } => {
                 let result = self.refusal(&container).map_or(Ok(()), Err);
-                let hook = result
-                    .as_ref()
-                    .is_err_and(|refusal| refusal.reason == "PostStartHookError");
-                if result.is_ok() || hook {
-                    self.make_container(pod, &sandbox, &container, attempt, hook);
+                let refused = |reason: &str| {
+                    let result = result.as_ref();
+                    result.is_err_and(|refusal: &Refusal| refusal.reason == reason)
+                };
+                let made = if refused("PostStartHookError") {
+                    Some(Made::Dead)
+                } else if refused("RunContainerError") || (self.slow && result.is_ok()) {
+                    Some(Made::Only)
+                } else {
+                    result.is_ok().then_some(Made::Started)
+                };
+                if let Some(made) = made {
+                    self.make_container(pod, &sandbox, &container, attempt, made);
                 }
                 let into = target
                     .map(|target| format!(" into {}", target.0))
@@ -403,7 +421,7 @@ impl World {
         });
     }
 
-    fn make_container(&mut self, pod: &Pod, sandbox: &SandboxId, name: &str, attempt: u32, dead: bool) {
+    fn make_container(&mut self, pod: &Pod, sandbox: &SandboxId, name: &str, attempt: u32, made_as: Made) {
         self.serial += 1;
         let spec = pod.container(name).unwrap();
         let now = self.now.as_ms();
@@ -420,10 +438,10 @@ impl World {
             },
             log_path: "/dev/null".into(),
         };
-        if dead {
-            end(&mut made, now, 137);
-        } else if self.slow {
-            made.state = ContainerState::Created;
+        match made_as {
+            Made::Started => {}
+            Made::Only => made.state = ContainerState::Created,
+            Made::Dead => end(&mut made, now, 137),
         }
         self.sandboxes
             .iter_mut()

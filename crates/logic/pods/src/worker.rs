@@ -11,13 +11,14 @@ use crate::backoff::{CrashBackoff, Trouble};
 use crate::clock::Clock;
 use crate::instances::Instances;
 use crate::probes::{Asked, Probes, Verdict};
+use crate::shutdown;
 use crate::static_pods;
 use crate::status::Terminal;
 use crate::{
     Action, Config, Effect, EventReason, Eviction, ObservationId, PodEvent, PodKey, PodSource, ProbeId,
     ProbeKind, ProbeResult,
 };
-use kedge_api::{Pod, PodPhase, PodStatus, Timestamp};
+use kedge_api::{Container, Pod, PodPhase, PodStatus, Timestamp};
 use kedge_containers::{ContainerId, ObservedContainer, SandboxId};
 use kedge_wire::Time;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -111,6 +112,8 @@ pub(crate) struct Worker {
     ends_seen: BTreeMap<String, (ContainerId, Time)>,
     /// Instances that were stopped in order to be started again.
     replaced: BTreeSet<ContainerId>,
+    /// Dead instances that were made until then are too many for the node.
+    spare_until: Option<Time>,
     /// Dead sandboxes whose network was taken down.
     stopped_sandboxes: BTreeSet<SandboxId>,
     remove_retry_at: Option<Time>,
@@ -169,6 +172,7 @@ impl Worker {
             crash_waits: BTreeMap::new(),
             ends_seen: BTreeMap::new(),
             replaced: BTreeSet::new(),
+            spare_until: None,
             stopped_sandboxes: BTreeSet::new(),
             remove_retry_at: None,
             backoff_told: BTreeMap::new(),
@@ -213,6 +217,20 @@ impl Worker {
             self.volumes = Volumes::Stale;
         }
         self.pod = pod;
+    }
+
+    /// Says that resources of containers are not changed while they run.
+    pub(crate) fn tell_resize(&self, pod: &Pod, out: &mut VecDeque<Effect>) {
+        let resized = |new: &&Container| {
+            let old = self.pod.container(&new.name);
+            old.is_some_and(|old| old.resources != new.resources)
+        };
+        let running = |new: &&Container| self.instances.alive().any(|container| container.name == new.name);
+        for container in pod.all_containers().filter(resized).filter(running) {
+            let message = "Resources are not changed while a container runs on this node; they hold from its next start";
+            let name = Some(container.name.clone());
+            self.event(name, EventReason::ResizeInfeasible, message.to_owned(), out);
+        }
     }
 
     /// A pod that has not begun is held as long as its annotation asks for it and nobody releases it. A release is kept
@@ -288,16 +306,18 @@ impl Worker {
         if self.terminal.is_some() || self.wish != Wish::Run {
             return;
         }
-        let preempted = eviction.reason == PREEMPTING;
-        let (event, disruption) = if preempted {
-            (
-                EventReason::Preempting,
+        let (event, disruption) = match eviction.reason.as_str() {
+            PREEMPTING => (
+                Some(EventReason::Preempting),
                 "Pod was preempted by Kubelet to accommodate a critical pod.",
-            )
-        } else {
-            (EventReason::Evicted, eviction.message.as_str())
+            ),
+            // The node tells of it, once for all pods.
+            shutdown::REASON => (None, eviction.message.as_str()),
+            _evicted => (Some(EventReason::Evicted), eviction.message.as_str()),
         };
-        self.event(None, event, eviction.message.clone(), out);
+        if let Some(event) = event {
+            self.event(None, event, eviction.message.clone(), out);
+        }
         self.evicted_with = Some(eviction.grace);
         self.end(Terminal {
             reason: Some(eviction.reason.clone()),

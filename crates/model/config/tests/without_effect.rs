@@ -20,34 +20,40 @@ fn what_nobody_acts_on_is_said_once_a_reason() {
         "
 modules:
   edged:
-    minimumGCAge: 1m
-    maxPerPodContainerCount: 2
-    maxContainerCount: 100
     runtimeCgroups: /runtime
     tailoredKubeletConfig:
-      shutdownGracePeriod: 30s
-      shutdownGracePeriodCriticalPods: 10s
       kubeletCgroups: /kubelet
       cgroupRoot: /pods
       systemCgroups: /system
-      memorySwap: {swapBehavior: LimitedSwap}
-      protectKernelDefaults: true
       streamingConnectionIdleTimeout: 1h
+      crashLoopBackOff: {maxContainerRestartPeriod: 1m}
 ",
         expect![[r#"
-            modules.edged.minimumGCAge, modules.edged.maxPerPodContainerCount, modules.edged.maxContainerCount have no effect in kedge: of a container that is started again the one before is kept for its log, and no older one, as the defaults say
             modules.edged.tailoredKubeletConfig.kubeletCgroups, modules.edged.tailoredKubeletConfig.systemCgroups, modules.edged.runtimeCgroups have no effect in kedge: processes of the system are not moved between control groups, nor looked for in them
-            modules.edged.tailoredKubeletConfig.memorySwap.swapBehavior has no effect in kedge: swap is not divided among containers by this version
-            modules.edged.tailoredKubeletConfig.protectKernelDefaults has no effect in kedge: parameters of the kernel are neither checked nor changed at the start
             modules.edged.tailoredKubeletConfig.streamingConnectionIdleTimeout has no effect in kedge: exec, attach and port forwarding are not part of this version
-            modules.edged.tailoredKubeletConfig.shutdownGracePeriod, modules.edged.tailoredKubeletConfig.shutdownGracePeriodCriticalPods have no effect in kedge: the shutdown of the node is not held up; containers end as the system ends processes
+            modules.edged.tailoredKubeletConfig.crashLoopBackOff.maxContainerRestartPeriod has no effect in kedge: it takes the gate KubeletCrashLoopBackOffMax: true
         "#]],
     );
+}
+
+#[test]
+fn what_was_not_acted_upon_once_is_now() {
     check(
-        "modules: {edged: {tailoredKubeletConfig: {shutdownGracePeriodByPodPriority: [{priority: 1, shutdownGracePeriodSeconds: 5}]}}}",
-        expect![[r#"
-            modules.edged.tailoredKubeletConfig.shutdownGracePeriodByPodPriority has no effect in kedge: the shutdown of the node is not held up; containers end as the system ends processes
-        "#]],
+        "
+modules:
+  edged:
+    minimumGCAge: 1m
+    maxPerPodContainerCount: 2
+    maxContainerCount: 100
+    tailoredKubeletConfig:
+      shutdownGracePeriod: 30s
+      shutdownGracePeriodCriticalPods: 10s
+      memorySwap: {swapBehavior: LimitedSwap}
+      protectKernelDefaults: true
+      crashLoopBackOff: {maxContainerRestartPeriod: 1m}
+      featureGates: {KubeletCrashLoopBackOffMax: true}
+",
+        expect![[""]],
     );
 }
 

@@ -44,6 +44,32 @@ impl OfficialLogs {
     }
 }
 
+/// `--version`, as scripts ask the official binaries.
+#[derive(Debug, Args)]
+pub struct OfficialVersion {
+    /// Print the version, and exit; `--version=raw` prints all there is to say.
+    #[arg(
+        long,
+        value_name = "raw",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        value_parser = ["true", "false", "raw"]
+    )]
+    version: Option<String>,
+}
+
+impl OfficialVersion {
+    /// What to print instead of a start, if somebody asked.
+    pub fn asked(&self) -> Option<String> {
+        match self.version.as_deref() {
+            Some("raw") => Some(raw_version()),
+            Some("true") => Some(format!("{}\n", version())),
+            Some(_) | None => None,
+        }
+    }
+}
+
 /// An error with its causes, outermost first, each said once: some libraries repeat the cause in their own words.
 pub fn told<'a>(chain: impl IntoIterator<Item = &'a (dyn Error + 'static)>) -> String {
     let mut whole = String::new();
@@ -64,7 +90,7 @@ pub fn version() -> String {
 }
 
 /// All there is to say about the version, a line each.
-pub fn raw_version() -> String {
+fn raw_version() -> String {
     format!(
         "gitVersion: {KUBEEDGE_VERSION}-kedge.{}\nkubeedge: {KUBEEDGE_VERSION}\nkedge: {}\nplatform: {}/{}\n",
         env!("CARGO_PKG_VERSION"),

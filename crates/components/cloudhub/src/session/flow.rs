@@ -3,6 +3,7 @@
 //! Nothing is dropped. A node above its rate is read more slowly, which fills its own socket and stops its own sender. A
 //! node that stays above it for long is not busy but broken, and its session ends.
 
+use kedge_link::{Bucket, Rate};
 use kedge_wire::Time;
 use std::time::Duration;
 
@@ -43,50 +44,42 @@ pub(super) struct Flow {
     above_since: Option<Time>,
 }
 
-/// A bucket that leaks at the permitted rate, kept as the moment at which it will be empty.
-#[derive(Debug, Default)]
-struct Bucket {
-    empty_at_us: u64,
-}
-
-impl Bucket {
-    fn add(&mut self, amount: u64, per_second: u32, now_us: u64) {
-        let cost_us = amount.saturating_mul(1_000_000) / u64::from(per_second.max(1));
-        self.empty_at_us = self.empty_at_us.max(now_us).saturating_add(cost_us);
+impl FlowLimits {
+    fn messages(&self) -> Rate {
+        Rate {
+            per_second: self.messages_per_second,
+            burst: self.messages_burst,
+        }
     }
 
-    /// The level, as the time it takes to leak away.
-    fn level_us(&self, now_us: u64) -> u64 {
-        self.empty_at_us.saturating_sub(now_us)
+    fn bytes(&self) -> Rate {
+        Rate {
+            per_second: self.bytes_per_second,
+            burst: self.bytes_burst,
+        }
     }
-
-    fn above_us(&self, burst_us: u64, now_us: u64) -> u64 {
-        self.level_us(now_us).saturating_sub(burst_us)
-    }
-}
-
-fn burst_us(burst: u32, per_second: u32) -> u64 {
-    u64::from(burst) * 1_000_000 / u64::from(per_second.max(1))
 }
 
 impl Flow {
     /// Counts one message that was read.
     pub(super) fn read(&mut self, bytes: usize, limits: &FlowLimits, now: Time) {
-        let now_us = now.as_ms() * 1000;
-        if self.has_rested(limits, now_us) {
+        if self.has_rested(limits, now) {
             self.above_since = None;
         }
-        self.messages.add(1, limits.messages_per_second, now_us);
-        self.bytes.add(bytes as u64, limits.bytes_per_second, now_us);
-        if self.above_us(limits, now_us) > 0 {
+        self.messages.pour(1, limits.messages(), now);
+        self.bytes.pour(bytes as u64, limits.bytes(), now);
+        if !self.above(limits, now).is_zero() {
             self.above_since.get_or_insert(now);
         }
     }
 
     /// The moment at which reading may go on; `None` when that is now.
     pub(super) fn paused_until(&self, limits: &FlowLimits, now: Time) -> Option<Time> {
-        let above_us = self.above_us(limits, now.as_ms() * 1000);
-        (above_us > 0).then(|| now + Duration::from_millis(above_us.div_ceil(1000)))
+        let above = self.above(limits, now);
+        // Reading a part of a millisecond too early would be a pause of none.
+        let whole_ms = above.as_micros().div_ceil(1000);
+        let pause = Duration::from_millis(u64::try_from(whole_ms).unwrap_or(u64::MAX));
+        (!above.is_zero()).then(|| now + pause)
     }
 
     /// Whether the node has been above its rate for longer than anything sensible takes.
@@ -95,18 +88,14 @@ impl Flow {
             .is_some_and(|since| now.since(since) >= limits.patience)
     }
 
-    fn above_us(&self, limits: &FlowLimits, now_us: u64) -> u64 {
-        let messages = burst_us(limits.messages_burst, limits.messages_per_second);
-        let bytes = burst_us(limits.bytes_burst, limits.bytes_per_second);
-        let above = self.messages.above_us(messages, now_us);
-        above.max(self.bytes.above_us(bytes, now_us))
+    fn above(&self, limits: &FlowLimits, now: Time) -> Duration {
+        let above = self.messages.above(limits.messages(), now);
+        above.max(self.bytes.above(limits.bytes(), now))
     }
 
     /// Both buckets are half empty: a node that only ever stays at the brim never gets here.
-    fn has_rested(&self, limits: &FlowLimits, now_us: u64) -> bool {
-        let messages = burst_us(limits.messages_burst, limits.messages_per_second);
-        let bytes = burst_us(limits.bytes_burst, limits.bytes_per_second);
-        self.messages.level_us(now_us) <= messages / 2 && self.bytes.level_us(now_us) <= bytes / 2
+    fn has_rested(&self, limits: &FlowLimits, now: Time) -> bool {
+        self.messages.is_half_empty(limits.messages(), now) && self.bytes.is_half_empty(limits.bytes(), now)
     }
 }
 

@@ -145,15 +145,20 @@ async fn requests_of_others_are_never_approved() {
     }
 }
 
+/// What an edge of ours asks for, and what is approved.
+fn own_request() -> Value {
+    let mut object = signing_request("own", &pem("edge-1", [10, 0, 0, 7]), "server auth");
+    object["metadata"]["annotations"] = json!({"kedge.io/node": "edge-1"});
+    object["spec"]["username"] = OWN_USER.into();
+    object
+}
+
 #[tokio::test(start_paused = true)]
 async fn only_the_leader_approves() {
     let world = world().await;
     world.leads.send_replace(false);
     tokio::time::sleep(std::time::Duration::from_secs(60)).await;
-    let mut object = signing_request("own", &pem("edge-1", [10, 0, 0, 7]), "server auth");
-    object["metadata"]["annotations"] = json!({"kedge.io/node": "edge-1"});
-    object["spec"]["username"] = OWN_USER.into();
-    world.api.put(&format!("{REQUESTS}/own"), object);
+    world.api.put(&format!("{REQUESTS}/own"), own_request());
     tokio::time::sleep(std::time::Duration::from_secs(60)).await;
     assert!(world.api.object(&format!("{REQUESTS}/own")).unwrap()["status"].is_null());
     world.leads.send_replace(true);
@@ -167,10 +172,7 @@ async fn nothing_is_approved_where_it_is_switched_off() {
         ..kedge_controllers::Config::default()
     };
     let world = world_with(config).await;
-    let mut object = signing_request("own", &pem("edge-1", [10, 0, 0, 7]), "server auth");
-    object["metadata"]["annotations"] = json!({"kedge.io/node": "edge-1"});
-    object["spec"]["username"] = OWN_USER.into();
-    world.api.put(&format!("{REQUESTS}/own"), object);
+    world.api.put(&format!("{REQUESTS}/own"), own_request());
     // The approver of the tests above needs no minute.
     tokio::time::sleep(std::time::Duration::from_secs(60)).await;
     assert!(world.api.object(&format!("{REQUESTS}/own")).unwrap()["status"].is_null());

@@ -5,6 +5,11 @@ use crate::volumes::testing::{TempDir, can_mount};
 use crate::volumes::tests::{Answers, cloud};
 use expect_test::expect;
 use kedge_grpc::csi::node_server::{Node as NodeService, NodeServer};
+use kedge_grpc::csi::node_service_capability::rpc;
+use kedge_grpc::csi::{
+    NodeExpandVolumeRequest, NodePublishVolumeRequest, NodeStageVolumeRequest, NodeUnpublishVolumeRequest,
+    NodeUnstageVolumeRequest,
+};
 use kedge_grpc::csi::{
     NodeExpandVolumeResponse, NodeGetCapabilitiesRequest, NodeGetCapabilitiesResponse, NodeGetInfoRequest,
     NodeGetInfoResponse, NodeGetVolumeStatsRequest, NodeGetVolumeStatsResponse, NodePublishVolumeResponse,

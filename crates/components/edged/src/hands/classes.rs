@@ -1,6 +1,7 @@
 //! Runtime classes: which handler of the container runtime runs a pod.
 
 use super::{Hands, within};
+use kedge_api::{Container, Pod, VolumeMount};
 use kedge_pods::Refusal;
 use kedge_wire::{Body, ObjectKey, ObjectKind, Operation};
 use serde::Deserialize;
@@ -38,6 +39,35 @@ impl Hands {
         Err(refuse(format!(
             "{what}: the handlers of the container runtime are {handlers}"
         )))
+    }
+
+    /// Whether the runtime can do what a mount of the container may ask for; it is only asked where one does.
+    pub(super) async fn makes_recursive_read_only(
+        &self,
+        pod: &Pod,
+        spec: &Container,
+    ) -> Result<bool, Refusal> {
+        let asks = |mount: &VolumeMount| {
+            let mode = mount.recursive_read_only.as_deref();
+            mode.is_some_and(|mode| mode != "Disabled")
+        };
+        if !spec.volume_mounts.iter().any(asks) {
+            return Ok(false);
+        }
+        let handler = match pod.spec.runtime_class_name.as_deref().unwrap_or_default() {
+            "" => String::new(),
+            class => self
+                .known_handler(class)
+                .await
+                .unwrap_or_else(|| class.to_owned()),
+        };
+        let asked = within(RUNTIME_MAX, "ask for the handlers", self.runtime.status()).await;
+        let features = asked
+            .map_err(|message| Refusal::new("CreateContainerError", message))?
+            .features;
+        Ok(features
+            .get(&handler)
+            .is_some_and(|features| features.recursive_read_only_mounts))
     }
 
     async fn known_handler(&self, class: &str) -> Option<String> {

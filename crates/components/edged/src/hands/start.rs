@@ -109,6 +109,7 @@ impl Hands {
             image_username: image.username.as_deref(),
             allocated: &allocated,
             target: start.target,
+            recursive_read_only: self.makes_recursive_read_only(pod, spec).await?,
         };
         let mut config = translate::container(&inputs, spec, start.attempt)
             .map_err(|refusal| objects::explain(refusal, &found.unknown))?;

@@ -60,7 +60,7 @@ fn wrong(name: &str, value: &str) -> String {
 }
 
 /// Undoes percent encoding; a broken escape stays as it is.
-pub(super) fn decode(text: &str) -> String {
+pub(crate) fn decode(text: &str) -> String {
     let bytes = text.as_bytes();
     let mut out = Vec::with_capacity(bytes.len());
     let mut at = 0;

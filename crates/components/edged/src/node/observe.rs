@@ -10,6 +10,7 @@ use kedge_pods::Amounts;
 use kedge_pods::allocatable::Machine;
 use kedge_telemetry::channel::latest;
 use kedge_wire::Time;
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,6 +30,7 @@ pub(super) async fn run(beside: Beside, sources: Sources, told: latest::Sender<L
         let status = observer.look().await;
         observer.tell_conditions(told.borrow().as_deref(), &status);
         observer.order_allocatable(&status.allocatable).await;
+        observer.order_recursive_read_only().await;
         told.send_if_modified(|old| {
             let differs = old.as_deref() != Some(&status);
             if differs {
@@ -40,6 +42,9 @@ pub(super) async fn run(beside: Beside, sources: Sources, told: latest::Sender<L
     }
 }
 
+/// Why the node is not ready then, as a kubelet says it.
+const SHUTTING_DOWN: &str = "node is shutting down";
+
 struct Observer {
     beside: Beside,
     sources: Sources,
@@ -49,6 +54,8 @@ struct Observer {
     /// When the slow questions were asked last.
     asked_slowly: Option<Time>,
     ordered: Option<Amounts>,
+    /// Handlers that make recursive read-only mounts, as the owner was told.
+    read_only_handlers: BTreeSet<String>,
     troubled: bool,
 }
 
@@ -62,6 +69,7 @@ impl Observer {
             resolved: None,
             asked_slowly: None,
             ordered: None,
+            read_only_handlers: BTreeSet::new(),
             troubled: true,
         }
     }
@@ -84,6 +92,9 @@ impl Observer {
         let mut troubles = self.runtime.troubles(now);
         self.troubled = !troubles.is_empty();
         troubles.extend(status::missing_capacity(&config, &self.sight.machine));
+        if *self.sources.shutting_down.borrow_and_update() {
+            troubles.push(SHUTTING_DOWN.to_owned());
+        }
         let pressures = *self.sources.pressures.borrow_and_update();
         let wall = self.beside.clock.wall();
         self.sight.conditions = conditions::conditions(pressures, &troubles, &self.sight.conditions, wall);
@@ -205,6 +216,20 @@ impl Observer {
         }
     }
 
+    /// The statuses of pods tell by it how their mounts are.
+    async fn order_recursive_read_only(&mut self) {
+        let able = self.sight.handlers.iter();
+        let able = able.filter(|(_, features)| features.recursive_read_only_mounts);
+        let handlers: BTreeSet<String> = able.map(|(name, _)| name.clone()).collect();
+        if self.read_only_handlers == handlers {
+            return;
+        }
+        let order = Order::RecursiveReadOnly(handlers.clone());
+        if self.beside.orders.send(order).await.is_ok() {
+            self.read_only_handlers = handlers;
+        }
+    }
+
     /// Until something is told, or the time of the next look.
     async fn wait(&mut self) {
         let interval = self.beside.config.node.status_check_interval;
@@ -217,6 +242,7 @@ impl Observer {
             pressures,
             devices,
             volumes_in_use,
+            shutting_down,
         } = &mut self.sources;
         // A source that has ended tells nothing any more; the interval is left.
         tokio::select! {
@@ -226,6 +252,7 @@ impl Observer {
             Ok(()) = pressures.changed() => {}
             Ok(()) = devices.changed() => {}
             Ok(()) = volumes_in_use.changed() => {}
+            Ok(()) = shutting_down.changed() => {}
         }
     }
 }

@@ -100,8 +100,7 @@ impl Owner {
     /// Removes what pods that nobody knows have left on the disk, once after a start: what later ones leave goes with
     /// them. Pods that still have containers are orphans, whose turn comes when those are gone.
     pub(super) fn sweep(&mut self) {
-        let complete = self.complete_at.is_some_and(|at| at.as_ms() == u64::MAX);
-        if self.swept || !complete || !self.observer.has_seen() {
+        if self.swept || !self.complete || !self.observer.has_seen() {
             return;
         }
         self.swept = true;

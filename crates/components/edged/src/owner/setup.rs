@@ -16,15 +16,16 @@ use crate::probe::Prober;
 use crate::reports::Reports;
 use crate::stats::Stats;
 use crate::volumes::{self, Volumes};
-use crate::{Initial, Ports, face, node, static_pods};
+use crate::{Ports, face, node, static_pods};
 use kedge_containers::DnsConfig;
 use kedge_host::Facts;
 use kedge_host::cgroups::Layout;
-use kedge_pods::Pods;
+use kedge_pods::{DeadContainers, Pods, Swap};
 use kedge_runtime::Runtime;
 use kedge_telemetry::Scope;
 use kedge_telemetry::channel::{ask, latest, queue};
-use std::collections::BTreeMap;
+use kedge_wire::{Body, ObjectKey};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -56,10 +57,10 @@ pub struct PodRules {
     pub memory_throttling_permille: Option<u32>,
     /// When memory ends, kill one process of a container and not all of them.
     pub oom_kills_one_process: bool,
-    /// The lowest OOM score that the runtime can give; `None` is the kernel's own limit.
-    pub oom_score_min: Option<i32>,
-    /// The runtime can make the mounts below a read-only mount read-only as well.
-    pub recursive_read_only: bool,
+    /// What containers may have of the node's swap; `None`: control groups do not divide it.
+    pub swap: Option<Swap>,
+    /// What is kept of containers that ended and were started again.
+    pub dead_containers: DeadContainers,
     /// Kernel parameters that pods may set although they are not safe.
     pub unsafe_sysctls: Vec<String>,
     /// The longest wait before a container is started again; `None` is Kubernetes' 5 minutes.
@@ -73,16 +74,19 @@ pub(crate) async fn run(
     config: Config,
     facts: Facts,
     runtime: Arc<dyn Runtime>,
-    initial: Initial,
+    initial: Vec<(ObjectKey, Body)>,
     ports: Ports,
     scope: Scope,
 ) {
     let Ports {
         desired,
+        complete,
         cloud,
         online,
         node_get,
+        node_connect,
         releases,
+        shutdown,
         metrics,
     } = ports;
     let (beside, board, orders) = beside(config, facts, runtime, Cloud::new(cloud), online.clone(), &scope);
@@ -91,6 +95,7 @@ pub(crate) async fn run(
     let probes = ProbeCounts::new(beside.seen.clone());
     let face_ports = face::Ports {
         node_get,
+        node_connect,
         logs: logs_tx,
         beat: beat_rx,
         metrics,
@@ -104,7 +109,8 @@ pub(crate) async fn run(
         beside.clock,
         &scope,
     );
-    node::start(&beside, &beside.stats, &devices, beside.volumes.in_use());
+    let shutting_down = crate::shutdown::start(&beside, shutdown);
+    node::start(&beside, &devices, shutting_down);
     logs::start_rotation(&beside);
     let files = beside.config.static_pods.clone();
     let files = files.map(|source| static_pods::start(source, beside.events.clone(), &scope));
@@ -131,14 +137,17 @@ pub(crate) async fn run(
         results: results_tx,
         beat,
         probes,
+        told_waiter: None,
         under_way: 0,
-        complete_at: None,
+        holds_all: false,
+        complete: false,
         files_known: false,
         swept: false,
         ahead_ms: 0,
     };
     let inputs = Inputs {
         desired,
+        complete,
         online,
         logs,
         orders,
@@ -222,7 +231,12 @@ fn hands(beside: &Beside, devices: Devices, config: kedge_pods::Config) -> Hands
         root_dir: beside.config.root_dir.clone(),
         clock: beside.clock,
         starts: Arc::new(Semaphore::new(STARTS_MAX)),
-        images: Images::start(beside.config.image_pulls, Arc::clone(&runtime), &beside.scope),
+        images: Images::start(
+            beside.config.image_pulls,
+            Arc::clone(&runtime),
+            beside.clock,
+            &beside.scope,
+        ),
         prober: Prober::new(Arc::clone(&runtime)),
         volumes: beside.volumes.clone(),
         devices,
@@ -298,7 +312,8 @@ fn pods_config(beside: &Beside, prefix: &str) -> kedge_pods::Config {
         env: config.env.clone(),
         allocatable: node::allocatable(config, facts),
         memory_capacity_bytes: i64::try_from(facts.memory_bytes).unwrap_or(i64::MAX),
-        oom_score_min: rules.oom_score_min,
+        swap: rules.swap,
+        dead_containers: rules.dead_containers,
         seccomp_default: rules.seccomp_default,
         cpu_quota_off: rules.cpu_quota_off,
         cpu_period_us: rules
@@ -308,7 +323,8 @@ fn pods_config(beside: &Beside, prefix: &str) -> kedge_pods::Config {
         cgroup_v2: matches!(kedge_host::cgroups::layout(), Ok(Layout::V2 { .. })),
         huge_page_sizes: node::huge_page_sizes(config),
         oom_kills_one_process: rules.oom_kills_one_process,
-        recursive_read_only: rules.recursive_read_only,
+        // The runtime tells when it is there.
+        recursive_read_only: BTreeSet::new(),
         memory_throttling_permille: rules.memory_throttling_permille,
         unsafe_sysctls: rules.unsafe_sysctls.clone(),
         crash_wait_max: rules.crash_wait_max,

@@ -83,6 +83,7 @@ impl Node {
             image_username: None,
             allocated: &Allocated::default(),
             target: None,
+            recursive_read_only: false,
         };
         let prepared = self.volumes.prepare(&inputs, found, NOW).await;
         prepared.map_err(|refusal| refusal.message)
@@ -102,6 +103,7 @@ impl Node {
             image_username: None,
             allocated: &Allocated::default(),
             target: None,
+            recursive_read_only: false,
         };
         let spec = pod.container(name).unwrap();
         let mut made = translate::container(&inputs, spec, 0).map_err(|refusal| refusal.message)?;

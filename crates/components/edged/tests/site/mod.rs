@@ -7,7 +7,7 @@ mod troubled;
 pub use troubled::{Pull, Troubled};
 
 use kedge_containers::{ContainerState, ObservedContainer};
-use kedge_edged::{Config, Edged, Initial, Ports};
+use kedge_edged::{Config, Edged, MachineStops, Ports};
 use kedge_link::edge::RequestError;
 use kedge_runtime::Runtime;
 use kedge_telemetry::Scope;
@@ -41,9 +41,11 @@ pub struct Node {
     pub runtime: Arc<Troubled>,
     pub cloud: Cloud,
     pub online: latest::Sender<bool>,
+    pub complete: latest::Sender<bool>,
     pub desired: keyed::Sender<ObjectKey, Option<Body>>,
     pub logs: ask::Sender<NodeGet, LogAnswer>,
     pub releases: queue::Sender<kedge_pods::Release>,
+    pub stops: ask::Sender<MachineStops, ()>,
     pub scope: Scope,
     pub root: Arc<Root>,
 }
@@ -84,7 +86,7 @@ pub struct Start {
     pub cloud: Cloud,
     pub online: bool,
     pub initial: Vec<(ObjectKey, Body)>,
-    /// The store has lost nothing.
+    /// Nothing that the cloud wants is missing from the store.
     pub complete: bool,
     pub configure: fn(&mut Config),
 }
@@ -115,10 +117,13 @@ impl Start {
     pub fn node(self) -> Node {
         let scope = Scope::new();
         let (online, online_rx) = latest::channel(self.online);
+        let (complete, complete_rx) = latest::channel(self.complete);
         let (desired, desired_rx) = keyed::channel("test-desired");
         let (requests_tx, requests) = ask::channel("test-cloud", 16);
         let (logs, node_get) = ask::channel("test-logs", 4);
+        let (stops, shutdown) = ask::channel("test-shutdown", 1);
         let (releases_tx, releases) = queue::channel("test-releases", 4);
+        let (_nobody_connects, node_connect) = queue::channel("test-node-connects", 1);
         scope.spawn_until_cancelled(
             "cloud",
             serve(Arc::clone(&self.cloud), requests, online_rx.clone()),
@@ -133,26 +138,27 @@ impl Start {
         (self.configure)(&mut config);
         let ports = Ports {
             desired: desired_rx,
+            complete: complete_rx,
             cloud: requests_tx,
             online: online_rx,
             node_get,
+            node_connect,
             releases,
+            shutdown,
             metrics: kedge_telemetry::metrics::Registry::default(),
         };
         let runtime = Arc::clone(&self.runtime) as Arc<dyn Runtime>;
-        let initial = Initial {
-            objects: self.initial,
-            complete: self.complete,
-        };
-        let edged = Edged::new(config, runtime, initial, ports).unwrap();
+        let edged = Edged::new(config, runtime, self.initial, ports).unwrap();
         scope.spawn("edged", edged.run(scope.clone()));
         Node {
             runtime: self.runtime,
             cloud: self.cloud,
             online,
+            complete,
             desired,
             logs,
             releases: releases_tx,
+            stops,
             scope,
             root: self.root,
         }

@@ -274,7 +274,7 @@ async fn rows_of_others_and_rubbish_do_not_stop_the_start() {
 }
 
 /// Rubbish under the open store, in the file and its log.
-fn damage(directory: &std::path::Path) {
+pub(super) fn damage(directory: &std::path::Path) {
     for file in ["edgecore.db.kedge", "edgecore.db.kedge-wal"] {
         let path = directory.join(file);
         let file = std::fs::OpenOptions::new().write(true).open(path).unwrap();
@@ -326,13 +326,18 @@ async fn a_store_that_is_damaged_while_the_node_lives_is_filled_again_without_a_
     std::fs::remove_dir_all(directory).unwrap();
 }
 
-/// The store after a restart of the process, closed and opened.
-async fn reopened(store: MetaStore, path: &std::path::Path) -> MetaStore {
+/// The store is gone when its file is closed.
+pub(super) async fn closed(store: MetaStore, path: &std::path::Path) {
     drop(store);
     let log = path.with_extension("db.kedge-wal");
     while log.exists() {
         tokio::task::yield_now().await;
     }
+}
+
+/// The store after a restart of the process, closed and opened.
+pub(super) async fn reopened(store: MetaStore, path: &std::path::Path) -> MetaStore {
+    closed(store, path).await;
     MetaStore::open(path).unwrap()
 }
 

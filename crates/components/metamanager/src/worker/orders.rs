@@ -19,6 +19,10 @@ impl Worker {
                     .push_back(Box::pin(async { (After::Digest { done: reply }, done) }));
             }
             StoreOrder::Commit(ToEdge::Object(change)) => self.commit(change, reply).await,
+            StoreOrder::Complete => {
+                self.submit(Write::Complete, After::Complete { done: reply })
+                    .await
+            }
             StoreOrder::Commit(other) => {
                 let why = format!("{} is not a change of an object", other.route());
                 reply.send(StoreDone::Committed(Err(why)));
@@ -59,8 +63,19 @@ impl Worker {
                     self.held.remove(&change.key);
                 }
             }
-            Write::Push(_) | Write::Forget { .. } => {}
+            Write::Push(_) | Write::Forget { .. } | Write::Complete => {}
         }
+    }
+
+    /// Every object before it has been handed to edged, whose queue keeps the order.
+    pub(super) fn completed(&self, done: Way<StoreDone>, result: Result<Written, StoreError>) {
+        if let Err(error) = result {
+            // True all the same; a later life waits for the cloud once more.
+            tracing::warn!(%error, "not kept: that this node holds everything");
+        }
+        self.complete
+            .send_if_modified(|complete| !std::mem::replace(complete, true));
+        done.send(StoreDone::Noted);
     }
 
     pub(super) fn object_committed(

@@ -93,6 +93,7 @@ pub(super) fn name_of(write: &Write) -> String {
             None => "keep report".to_owned(),
         },
         Write::Forget { report } => format!("forget report {report}"),
+        Write::Complete => "note that nothing is missing".to_owned(),
     }
 }
 

@@ -19,6 +19,7 @@ struct Tables {
     reports: BTreeMap<(Reverse<u8>, u64), Report>,
     last_report: u64,
     used: OutboxUse,
+    complete: bool,
 }
 
 impl Memory {
@@ -62,6 +63,10 @@ impl Memory {
         tables.reports.iter().take(max).map(stored).collect()
     }
 
+    pub(super) fn complete(&self) -> bool {
+        self.lock().complete
+    }
+
     pub(super) fn outbox_use(&self) -> OutboxUse {
         self.lock().used
     }
@@ -90,6 +95,10 @@ impl Tables {
                 })
             }
             Write::Push(report) => self.push(report, limits),
+            Write::Complete => Ok(Written {
+                changed: !std::mem::replace(&mut self.complete, true),
+                ..Written::default()
+            }),
             Write::Forget { report } => {
                 let key = self.reports.keys().find(|key| key.1 == report).copied();
                 let changed = key.is_some_and(|key| self.remove(key));

@@ -104,8 +104,7 @@ pub struct Opened<S = MetaStore> {
     pub store: S,
     /// The rows of an official EdgeCore that were taken over.
     pub imported: Option<Imported>,
-    /// The file was damaged: objects may be missing. What runs on the node and is not held must be left alone until
-    /// the cloud has said what it wants.
+    /// The file was damaged: objects may be missing, and [`MetaStore::complete`] is false again.
     pub mended: Option<Mended>,
     /// Keys of values that were dropped because nothing opens them any more.
     pub unopened: Vec<String>,
@@ -155,6 +154,8 @@ pub enum Write {
     Push(Report),
     /// The cloud has this report.
     Forget { report: u64 },
+    /// Nothing that the cloud wants here is missing. Counts until the file is damaged and mended.
+    Complete,
 }
 
 /// What a commit did.
@@ -303,6 +304,16 @@ impl MetaStore {
         match &self.backend {
             Backend::Sqlite(sqlite) => sqlite.digest().await,
             Backend::Memory(memory) => Ok(memory.list(None).into_iter().filter_map(digest_row).collect()),
+        }
+    }
+
+    /// Whether [`Write::Complete`] was written and nothing was lost since. Not so for a new file, nor for one that was
+    /// damaged, however often the process has restarted: what runs on the node and is not held must then be left alone
+    /// until the cloud has said what it wants.
+    pub async fn complete(&self) -> Result<bool, Error> {
+        match &self.backend {
+            Backend::Sqlite(sqlite) => sqlite.complete().await,
+            Backend::Memory(memory) => Ok(memory.complete()),
         }
     }
 

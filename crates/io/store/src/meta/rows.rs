@@ -108,10 +108,18 @@ pub(super) fn fact(db: &Connection, name: &str) -> rusqlite::Result<Option<Strin
     db.query_row(sql, [name], |row| row.get(0)).optional()
 }
 
-pub(super) fn set_fact(db: &Connection, name: &str, value: &str) -> rusqlite::Result<()> {
+/// Nothing that the cloud wants is missing. A mended file begins without it, because facts are not read back.
+const COMPLETE: &str = "complete";
+
+pub(super) fn is_complete(db: &Connection) -> rusqlite::Result<bool> {
+    Ok(fact(db, COMPLETE)?.is_some())
+}
+
+/// True if it is new.
+pub(super) fn set_fact(db: &Connection, name: &str, value: &str) -> rusqlite::Result<bool> {
     let sql = "INSERT INTO facts (name, value) VALUES (?1, ?2)
         ON CONFLICT (name) DO UPDATE SET value = excluded.value WHERE value IS NOT excluded.value";
-    db.execute(sql, [name, value]).map(|_| ())
+    Ok(db.execute(sql, [name, value])? > 0)
 }
 
 /// Removes the values that no key opens, and names their rows. The cloud is asked for them again.
@@ -173,6 +181,7 @@ pub(super) fn apply(
         }
         Write::Push(report) => push(db, report, used, limits),
         Write::Forget { report } => remove_report(db, *report, used).map(changed),
+        Write::Complete => set_fact(db, COMPLETE, "true").map(changed),
     };
     result.map_err(|error| Error::Write {
         what: error::name_of(write),

@@ -127,6 +127,13 @@ impl Sqlite {
             .await
     }
 
+    pub(super) async fn complete(&self) -> Result<bool, Error> {
+        self.read("whether anything is missing".to_owned(), |db| {
+            rows::is_complete(&db.connection)
+        })
+        .await
+    }
+
     pub(super) async fn reports(&self, max: usize) -> Result<Vec<StoredReport>, Error> {
         self.read("the outbox".to_owned(), move |db| {
             rows::reports(&db.connection, max)
@@ -501,7 +508,7 @@ fn superseded(writes: &[&Write]) -> Vec<bool> {
             Write::Delete { key, .. } => {
                 next_is_put.insert(key, false);
             }
-            Write::Push(_) | Write::Forget { .. } => {}
+            Write::Push(_) | Write::Forget { .. } | Write::Complete => {}
         }
     }
     superseded

@@ -62,6 +62,9 @@ pub(super) struct Mailbox {
     view: View,
     /// When patience with our own watch ends; counted from the first full set.
     patient_until: Option<Time>,
+    /// Keys of the first full set that the node has not been seen to hold as it is desired, or was at some moment since;
+    /// nothing before that set is known, and after [`Mailbox::take_settled`].
+    owed: Option<BTreeSet<Key>>,
     /// Keys whose held version our watch has not reached.
     ahead: BTreeMap<ObjectKind, BTreeSet<(u64, Key)>>,
     flying: usize,
@@ -88,6 +91,7 @@ impl Default for Mailbox {
             timers: BTreeSet::new(),
             view,
             patient_until: None,
+            owed: None,
             ahead: BTreeMap::new(),
             flying: 0,
             flying_bytes: 0,
@@ -126,6 +130,7 @@ impl Mailbox {
                 slot.confirm(uid, version);
             }
         }
+        self.owe_all();
         self.requeue_all();
     }
 
@@ -173,7 +178,30 @@ impl Mailbox {
         }
         self.view.complete = true;
         self.patient_until = Some(now + LAG_WAIT_MAX);
+        self.owe_all();
         self.requeue_all();
+    }
+
+    /// From the first full set on, every key is owed until it was in step once.
+    fn owe_all(&mut self) {
+        if self.view.complete {
+            self.owed = Some(self.slots.keys().cloned().collect());
+        }
+    }
+
+    /// The node has come to hold the first full set. True once, however often its objects have changed meanwhile.
+    pub(super) fn take_settled(&mut self) -> bool {
+        let settled = self.owed.as_ref().is_some_and(BTreeSet::is_empty);
+        if settled {
+            self.owed = None;
+        }
+        settled
+    }
+
+    fn settled(&mut self, key: &Key) {
+        if let Some(owed) = &mut self.owed {
+            owed.remove(key);
+        }
     }
 
     /// The next message, if the window has room and a key waits.
@@ -267,7 +295,12 @@ impl Mailbox {
         if newest {
             work.attempts = 0;
         }
-        let told = slot.settle(&key.kind, saying?, newest);
+        let saying = saying?;
+        let put = matches!(saying, Saying::Put { .. });
+        let told = slot.settle(&key.kind, saying, newest);
+        if put {
+            self.settled(key);
+        }
         if newest {
             self.land(key);
         }
@@ -421,7 +454,7 @@ impl Mailbox {
         }
         self.steps += 1;
         match slot.step(&key.kind, &self.view) {
-            Step::InSync => return,
+            Step::InSync => return self.settled(key),
             Step::Wait(version) => {
                 let ahead = self.ahead.entry(key.kind.clone()).or_default();
                 ahead.insert((version, Arc::clone(key)));

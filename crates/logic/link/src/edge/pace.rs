@@ -1,7 +1,7 @@
 //! How fast this edge may speak of its own accord.
 
+use crate::{Bucket, Rate};
 use kedge_wire::Time;
-use std::time::Duration;
 
 /// What an edge sends at most. Acknowledgements and heartbeats are not counted: the cloud's window and the interval bound
 /// them, and an edge that held them back would only make the cloud repeat itself.
@@ -27,63 +27,42 @@ impl Default for Rates {
     }
 }
 
-/// Two leaky buckets. Each is kept as the moment, in microseconds, at which it will have leaked empty.
+/// What has left lately: messages, and their bytes.
 #[derive(Debug)]
 pub(super) struct Pace {
+    messages_max: Rate,
+    bytes_max: Rate,
     messages: Bucket,
     bytes: Bucket,
-}
-
-#[derive(Debug)]
-struct Bucket {
-    per_second: u64,
-    burst: u64,
-    empty_at_us: u64,
 }
 
 impl Pace {
     pub(super) fn new(rates: &Rates) -> Self {
         Self {
-            messages: Bucket::new(rates.messages_per_second, rates.messages_burst),
-            bytes: Bucket::new(rates.bytes_per_second, rates.bytes_burst),
+            messages_max: Rate {
+                per_second: rates.messages_per_second,
+                burst: rates.messages_burst,
+            },
+            bytes_max: Rate {
+                per_second: rates.bytes_per_second,
+                burst: rates.bytes_burst,
+            },
+            messages: Bucket::default(),
+            bytes: Bucket::default(),
         }
     }
 
     /// When the next message may leave; it has passed when one may leave now. A message that is larger than the whole
     /// bucket may leave, too, and is paid for afterwards.
     pub(super) fn ready_at(&self) -> Time {
-        let us = self.messages.ready_at_us().max(self.bytes.ready_at_us());
-        Time::from_ms(us.div_ceil(1000))
+        let messages = self.messages.ready_at(self.messages_max);
+        messages.max(self.bytes.ready_at(self.bytes_max))
     }
 
     /// Counts a message that leaves.
     pub(super) fn count(&mut self, bytes: usize, now: Time) {
-        self.messages.pour(1, now);
-        self.bytes.pour(bytes as u64, now);
-    }
-}
-
-impl Bucket {
-    fn new(per_second: u32, burst: u32) -> Self {
-        Self {
-            per_second: u64::from(per_second.max(1)),
-            burst: u64::from(burst.max(1)),
-            empty_at_us: 0,
-        }
-    }
-
-    fn time_us(&self, amount: u64) -> u64 {
-        amount.saturating_mul(Duration::from_secs(1).as_micros() as u64) / self.per_second
-    }
-
-    /// When there is room for something: one drop less than the burst is in it.
-    fn ready_at_us(&self) -> u64 {
-        self.empty_at_us.saturating_sub(self.time_us(self.burst - 1))
-    }
-
-    fn pour(&mut self, amount: u64, now: Time) {
-        let now_us = now.as_ms().saturating_mul(1000);
-        self.empty_at_us = self.empty_at_us.max(now_us).saturating_add(self.time_us(amount));
+        self.messages.pour(1, self.messages_max, now);
+        self.bytes.pour(bytes as u64, self.bytes_max, now);
     }
 }
 
@@ -122,15 +101,5 @@ mod tests {
             messages_by_second(&many, 16 * 1024 * 1024, 10),
             [1, 0, 0, 0, 1, 0, 0, 0, 0, 0]
         );
-    }
-
-    #[test]
-    fn a_rate_of_nothing_is_one_a_second() {
-        let rates = Rates {
-            messages_per_second: 0,
-            messages_burst: 0,
-            ..Rates::default()
-        };
-        assert_eq!(messages_by_second(&rates, 1, 3), [1, 1, 1]);
     }
 }

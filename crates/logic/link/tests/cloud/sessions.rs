@@ -317,6 +317,7 @@ fn a_digest_leaves_only_the_difference() {
             event: default/pod/other held new@8
             > ack 5
             event: default/pod/extra gone x
+            resumed
             > held
             held: default/pod/ahead d@4
             held: default/pod/missing c@1
@@ -505,5 +506,80 @@ fn a_silent_node_and_a_broken_digest_end_the_session() {
         > resume
         event: close, node edge-1 sent a digest without having offered it
     "#]],
+    );
+}
+
+#[test]
+fn the_end_of_a_resumption_is_told_once_and_whatever_changes_meanwhile() {
+    // What was desired at first is acknowledged, although newer versions wait; what is refused is not there.
+    check(
+        Peer::Kedge,
+        "want web a 1
+         want db b 1
+         resume gone=x@1
+         complete
+         want web a 2
+         ack 1
+         refuse 2
+         ack 3
+         after 3
+         ack 4
+         after 20
+         want web a 3
+         ack 2",
+        expect![[r#"
+            > want web a 1
+            > want db b 1
+            > resume gone=x@1
+            #1: insert default/pod/web a@1
+            #2: insert default/pod/db b@1
+            > complete
+            #3: delete default/pod/gone x@
+            > want web a 2
+            > ack 1
+            event: default/pod/web held a@1
+            #4: update default/pod/web a@2
+            > refuse 2
+            > ack 3
+            event: default/pod/gone gone x
+            > after 3
+            #4 again: update default/pod/web a@2
+            > ack 4
+            event: default/pod/web held a@2
+            > after 20
+            #2 again: insert default/pod/db b@1
+            #2 again: insert default/pod/db b@1
+            #2 again: insert default/pod/db b@1
+            > want web a 3
+            #5: update default/pod/web a@3
+            > ack 2
+            event: default/pod/db held b@1
+            resumed
+        "#]],
+    );
+    check(
+        Peer::Kedge,
+        "resume same=a@1
+         want same a 1
+         complete
+         want other b 1",
+        expect![[r#"
+            > resume same=a@1
+            > want same a 1
+            > complete
+            resumed
+            > want other b 1
+            #1: insert default/pod/other b@1
+        "#]],
+    );
+    // Who has not said what it holds is not told.
+    check(
+        Peer::Kedge,
+        "complete
+         after 6",
+        expect![[r#"
+            > complete
+            > after 6
+        "#]],
     );
 }

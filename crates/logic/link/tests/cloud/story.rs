@@ -211,6 +211,11 @@ impl Story {
                 self.lines.push(format!("sent: {packet:?}"));
                 continue;
             };
+            // Nobody acknowledges it.
+            if envelope.route.operation == "resume" {
+                self.lines.push("resumed".to_owned());
+                continue;
+            }
             let again = self
                 .sent
                 .iter()

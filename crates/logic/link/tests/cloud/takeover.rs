@@ -218,6 +218,7 @@ fn the_digest_of_a_node_of_ours_replaces_what_was_assumed() {
             #1: insert default/pod/web a@5
             > ack 1
             event: default/pod/web held a@5
+            resumed
             > held
             held: default/pod/web a@5
         "#]],
@@ -264,6 +265,7 @@ fn a_late_digest_gives_way_only_to_what_was_put_there_since() {
             #5: delete default/pod/stale new@
             > ack 5
             event: default/pod/stale gone new
+            resumed
             > held
             held: default/pod/web a@5
         "#]],
@@ -327,6 +329,7 @@ fn a_cloud_whose_watch_lags_undoes_nothing() {
             > resume web=a@5 fresh=x@9
             > after 9
             > want fresh x 9
+            resumed
             > after 20
             > held
             held: default/pod/fresh x@9
@@ -353,6 +356,7 @@ fn a_cloud_whose_watch_lags_undoes_nothing() {
             #1: delete default/pod/gone x@
             > ack 1
             event: default/pod/gone gone x
+            resumed
         "#]],
     );
     // Any later pod on this node says as much.
@@ -374,6 +378,7 @@ fn a_cloud_whose_watch_lags_undoes_nothing() {
             #2: delete default/pod/gone x@
             > ack 2
             event: default/pod/gone gone x
+            resumed
         "#]],
     );
     // Patience has an end.
@@ -415,6 +420,7 @@ fn a_cloud_whose_watch_lags_does_not_bring_back_the_dead() {
             > resume web=new@9
             > after 9
             > want web new 9
+            resumed
             > held
             held: default/pod/web new@9
         "#]],

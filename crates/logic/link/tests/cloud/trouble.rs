@@ -242,6 +242,7 @@ fn versions_that_are_no_numbers_are_compared_for_equality() {
             event: default/pod/number held c@7
             > ack 3
             event: default/pod/gone gone d
+            resumed
             > held
             held: default/pod/number c@7
             held: default/pod/other b@v2
@@ -266,6 +267,7 @@ fn a_clock_that_leaps_ends_no_session() {
         expect![[r#"
             > resume
             > complete
+            resumed
             > want web a 1
             #1: insert default/pod/web a@1
             > ack 1

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 /// What a pod is told that had to make room.
 const PREEMPTED: &str = "Preempted in order to admit critical pod";
+const SHUTTING_DOWN: &str = "Pod was rejected as the node is shutting down.";
 /// Who makes room has its own grace.
 const PREEMPTION_GRACE: Duration = Duration::MAX;
 
@@ -57,6 +58,9 @@ impl Pods {
     }
 
     fn judge(&self, uid: &str, worker: &Worker) -> Verdict {
+        if self.shutting_down {
+            return Verdict::Refused(Rejection::new("NodeShutdown", SHUTTING_DOWN));
+        }
         let node = Node {
             config: &self.config,
             allocatable: &self.allocatable,

@@ -48,7 +48,7 @@ pub(super) fn container_status(facts: &Facts<'_>, spec: &Container, init: bool) 
 fn volume_mounts(facts: &Facts<'_>, spec: &Container) -> Vec<VolumeMountStatus> {
     let recursive = |mount: &kedge_api::VolumeMount| match mount.recursive_read_only.as_deref() {
         Some("Enabled") => "Enabled",
-        Some("IfPossible") if facts.config.recursive_read_only => "Enabled",
+        Some("IfPossible") if facts.config.makes_recursive_read_only(facts.pod) => "Enabled",
         Some(_) | None => "Disabled",
     };
     let status = |mount: &kedge_api::VolumeMount| VolumeMountStatus {

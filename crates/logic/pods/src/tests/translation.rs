@@ -1,6 +1,6 @@
 use super::{config, pod};
 use crate::translate::{self, Allocated, Inputs, MountSource, Objects};
-use crate::{Config, qos_class};
+use crate::{Config, Swap, qos_class};
 use expect_test::expect;
 use kedge_api::QosClass;
 use serde_json::json;
@@ -26,6 +26,7 @@ fn inputs<'a>(
         image_username: None,
         allocated: &NOTHING,
         target: None,
+        recursive_read_only: true,
     }
 }
 
@@ -286,6 +287,15 @@ fn made(
     config: &Config,
     spec: serde_json::Value,
 ) -> Result<kedge_containers::ContainerConfig, crate::Refusal> {
+    made_by(true, config, spec)
+}
+
+/// `able`: the runtime makes recursive read-only mounts.
+fn made_by(
+    able: bool,
+    config: &Config,
+    spec: serde_json::Value,
+) -> Result<kedge_containers::ContainerConfig, crate::Refusal> {
     let pod = pod("web", "u1", spec);
     let objects = Objects::default();
     let path = |name: &str| MountSource::Path {
@@ -298,7 +308,10 @@ fn made(
     };
     let volumes = BTreeMap::from([("v".to_owned(), path("v")), ("disk".to_owned(), disk)]);
     let ips = ["10.0.0.5".to_owned()];
-    let inputs = inputs(config, &pod, &objects, &volumes, &ips);
+    let inputs = Inputs {
+        recursive_read_only: able,
+        ..inputs(config, &pod, &objects, &volumes, &ips)
+    };
     translate::container(&inputs, &pod.spec.containers[0], 1)
 }
 
@@ -392,10 +405,7 @@ fn security() {
 
 #[test]
 fn mounts_devices_and_what_others_look_for() {
-    let config = Config {
-        recursive_read_only: true,
-        ..config()
-    };
+    let config = config();
     let spec = json!({ "terminationGracePeriodSeconds": 7, "containers": [{
         "name": "c", "image": "web:1",
         "ports": [{ "name": "http", "containerPort": 80, "protocol": "TCP" }],
@@ -458,7 +468,7 @@ fn mounts_devices_and_what_others_look_for() {
     "#]].assert_debug_eq(&(mounts, made_one.devices, made_one.labels, made_one.annotations, made_one.log_path));
     let refused = |mount: serde_json::Value| {
         let container = json!({ "name": "c", "image": "web:1", "volumeMounts": [mount] });
-        made(&Config::default(), json!({ "containers": [container] }))
+        made_by(false, &Config::default(), json!({ "containers": [container] }))
             .unwrap_err()
             .message
     };
@@ -543,16 +553,101 @@ fn resources_and_scores() {
           pod cpu Some(2662)/None/None memory None pids Some(100) oom Some(-998) pages {"2MB": 0} {}
           container cpu Some(1024)/None/None memory None pids None oom Some(-997) pages {"2MB": 0} {"memory.oom.group": "1"}
     "#]].assert_eq(&(lines.join("\n") + "\n"));
-    // A runtime without the right to lower scores is asked for none.
-    let config = Config {
-        oom_score_min: Some(0),
-        ..config
+}
+
+#[test]
+fn swap_is_divided_as_memory_is_promised() {
+    let told = |swap: Option<Swap>, resources: serde_json::Value, priority: i32| {
+        let config = Config {
+            swap,
+            cgroup_v2: true,
+            memory_capacity_bytes: 4 << 30,
+            ..config()
+        };
+        let container = json!({ "name": "c", "image": "i", "resources": resources });
+        let made = made(
+            &config,
+            json!({ "priority": priority, "containers": [container] }),
+        )
+        .unwrap();
+        made.resources.unified.get("memory.swap.max").cloned()
     };
-    let guaranteed = with(json!({ "limits": { "cpu": "1", "memory": "512Mi" } }));
-    assert_eq!(
-        made(&config, guaranteed).unwrap().resources.oom_score_adj,
-        Some(0)
-    );
+    let limited = Some(Swap::Limited { bytes: 1 << 30 });
+    let quarter = json!({ "requests": { "memory": "1Gi" } });
+    let table = [
+        ("not divided", told(None, quarter.clone(), 0)),
+        ("NoSwap", told(Some(Swap::None), quarter.clone(), 0)),
+        ("burstable", told(limited, quarter.clone(), 0)),
+        (
+            "burstable below its limit",
+            told(
+                limited,
+                json!({ "requests": { "memory": "1Gi" }, "limits": { "memory": "2Gi" } }),
+                0,
+            ),
+        ),
+        (
+            "may use what it is promised",
+            told(
+                limited,
+                json!({ "requests": { "memory": "1Gi", "cpu": "1" }, "limits": { "memory": "1Gi" } }),
+                0,
+            ),
+        ),
+        ("best effort", told(limited, json!({}), 0)),
+        ("of the system", told(limited, quarter, 2_000_000_000)),
+    ];
+    let lines: Vec<String> = table
+        .iter()
+        .map(|(what, max)| format!("{what}: {max:?}"))
+        .collect();
+    expect![[r#"
+        not divided: None
+        NoSwap: Some("0")
+        burstable: Some("268435456")
+        burstable below its limit: Some("268435456")
+        may use what it is promised: Some("0")
+        best effort: Some("0")
+        of the system: Some("0")
+    "#]]
+    .assert_eq(&(lines.join("\n") + "\n"));
+}
+
+/// What refers to itself or around is taken literally or refused, and never turns in circles.
+#[test]
+fn references_that_go_around_end() {
+    let told = |env: serde_json::Value, expression: &str| {
+        let mount = json!({ "name": "v", "mountPath": "/v", "subPathExpr": expression });
+        let container =
+            json!({ "name": "c", "image": "i", "env": env, "args": ["$(A)"], "volumeMounts": [mount] });
+        match made(&config(), json!({ "containers": [container] })) {
+            Ok(made) => format!(
+                "{:?} {:?} {}",
+                made.env,
+                made.args,
+                made.mounts[0].host_path.display()
+            ),
+            Err(refusal) => format!("{}: {}", refusal.reason, refusal.message),
+        }
+    };
+    let around = json!([{ "name": "A", "value": "$(B)" }, { "name": "B", "value": "$(A)" }]);
+    let itself = json!([{ "name": "A", "value": "x$(A)" }]);
+    let twice = json!([{ "name": "A", "value": "1" }, { "name": "A", "value": "$(A)2" }]);
+    let lines = [
+        told(around.clone(), "$(B)"),
+        told(itself, "$(A)"),
+        told(twice, "$(A)"),
+        told(json!([]), "$(A)"),
+        told(around, "$(A)/../$(B)"),
+    ];
+    expect![[r#"
+        [("A", "$(B)"), ("B", "$(B)")] ["$(B)"] /pods/u1/v/$(B)
+        [("A", "x$(A)")] ["x$(A)"] /pods/u1/v/x$(A)
+        [("A", "12")] ["12"] /pods/u1/v/12
+        CreateContainerConfigError: missing value for "A" in subPathExpr "$(A)"
+        CreateContainerConfigError: subPath "$(B)/../$(B)" leaves its volume
+    "#]]
+    .assert_eq(&(lines.join("\n") + "\n"));
 }
 
 #[test]

@@ -53,6 +53,8 @@ pub struct Inputs<'a> {
     pub allocated: &'a Allocated,
     /// Whose processes an ephemeral container sees.
     pub target: Option<&'a ContainerId>,
+    /// The handler that runs the pod can make the mounts below a read-only mount read-only as well.
+    pub recursive_read_only: bool,
 }
 
 /// The file that stands behind the termination message path of one instance.
@@ -101,6 +103,7 @@ pub fn container(inputs: &Inputs<'_>, spec: &Container, attempt: u32) -> Result<
         spec_hash: spec_hash(spec),
         tty: spec.tty,
         stdin: spec.stdin,
+        stdin_once: spec.stdin_once,
         env,
     })
 }
@@ -223,21 +226,22 @@ fn volume_mount(
         host_path,
         container_path: absolute(&mount.mount_path),
         read_only,
-        recursive_read_only: recursive(inputs.config, mount, propagation)?,
+        recursive_read_only: recursive(inputs.recursive_read_only, mount, propagation)?,
         propagation,
     })
 }
 
-fn recursive(config: &Config, mount: &VolumeMount, propagation: Propagation) -> Result<bool, Refusal> {
+/// `able`: the runtime can do it.
+fn recursive(able: bool, mount: &VolumeMount, propagation: Propagation) -> Result<bool, Refusal> {
     let why = match mount.recursive_read_only.as_deref() {
         None | Some("Disabled") => return Ok(false),
         Some("IfPossible") => {
             let plain = mount.read_only && propagation == Propagation::Private;
-            return Ok(plain && config.recursive_read_only);
+            return Ok(plain && able);
         }
         Some("Enabled") if !mount.read_only => "it is not read-only",
         Some("Enabled") if propagation != Propagation::Private => "it has a mount propagation",
-        Some("Enabled") if !config.recursive_read_only => "it is not supported by the runtime",
+        Some("Enabled") if !able => "it is not supported by the runtime",
         Some("Enabled") => return Ok(true),
         Some(_) => "the mode is not known",
     };

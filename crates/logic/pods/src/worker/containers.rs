@@ -5,7 +5,7 @@ use crate::backoff;
 use crate::instances;
 use crate::qos::is_sidecar;
 use crate::status::Terminal;
-use crate::{Action, Config, Effect, EventReason, Stop, translate};
+use crate::{Action, Config, DeadContainers, Effect, EventReason, Stop, translate};
 use kedge_api::{Container, PodPhase, RestartPolicy};
 use kedge_containers::{ContainerId, ContainerState, ObservedContainer, SandboxId};
 use kedge_wire::Time;
@@ -44,6 +44,31 @@ impl Worker {
             return;
         }
         self.step_main(config, sandbox, now, out);
+    }
+
+    /// Records of dead instances that are not to be kept.
+    fn superfluous(&self, rules: &DeadContainers, now: Time) -> Vec<ContainerId> {
+        let is_old = |made: Time| made + rules.age_min <= now;
+        let too_many = |newer: usize| rules.each_max.is_some_and(|max| newer >= max as usize);
+        let goes = |made: Time, newer: usize| {
+            is_old(made) && (too_many(newer) || self.spare_until.is_some_and(|until| made <= until))
+        };
+        let spare = self.instances.spare().into_iter();
+        spare
+            .filter(|(container, newer)| goes(Time::from_ms(container.created_ms), *newer))
+            .map(|(container, _)| container.id.clone())
+            .collect()
+    }
+
+    /// When the dead instances were made that the node may have no more of.
+    pub(crate) fn spare_made(&self) -> impl Iterator<Item = Time> {
+        let spare = self.instances.spare().into_iter();
+        spare.map(|(container, _)| Time::from_ms(container.created_ms))
+    }
+
+    /// Those that were made until then go, whatever their number.
+    pub(crate) fn drop_spare(&mut self, until: Option<Time>) {
+        self.spare_until = until;
     }
 
     /// Containers that run but must not go on as they are.
@@ -218,7 +243,7 @@ impl Worker {
                 Next::Wait => self.note_wait(spec, now, out),
             }
         }
-        let superfluous = self.instances.superfluous();
+        let superfluous = self.superfluous(&config.dead_containers, now);
         if !superfluous.is_empty() {
             return self.send(Action::RemoveContainers(superfluous), out);
         }
@@ -243,8 +268,10 @@ impl Worker {
             return match (policy, code) {
                 (RestartPolicy::OnFailure, Some(0)) => Next::Over(0),
                 (RestartPolicy::Never, Some(code)) => Next::Over(code),
-                _ if waits => Next::Wait,
-                _ => Next::Start,
+                (RestartPolicy::Always | RestartPolicy::OnFailure | RestartPolicy::Never, _) if waits => {
+                    Next::Wait
+                }
+                (RestartPolicy::Always | RestartPolicy::OnFailure | RestartPolicy::Never, _) => Next::Start,
             };
         };
         let end = match &current.state {

@@ -155,7 +155,7 @@ impl Worker {
     }
 
     /// The phase of a pod that has nothing more to do.
-    fn finished_phase(&self) -> Option<PodPhase> {
+    pub(super) fn finished_phase(&self) -> Option<PodPhase> {
         let policy = self.pod.spec.restart_policy;
         let mains = self.pod.spec.containers.iter();
         let codes: Option<Vec<i32>> = mains.map(|c| self.instances.exit_code(&c.name)).collect();

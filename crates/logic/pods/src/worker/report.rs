@@ -2,7 +2,7 @@
 
 use super::{DELETED_REPEAT, Hold, REPORT_RETRY, Wish, Worker};
 use crate::clock::Clock;
-use crate::status::{self, Facts};
+use crate::status::{self, Facts, Terminal};
 use crate::{Config, Effect, PodKey, PodSource, patch};
 use kedge_api::PodStatus;
 use kedge_wire::Time;
@@ -15,6 +15,7 @@ impl Worker {
         if self.seen.is_none() || self.deleted_said.is_some() || self.finished {
             return;
         }
+        self.conclude();
         let stopping = self.wish != Wish::Run;
         // After the records are gone there is nothing to compute the last status from: it stays as it was.
         let frozen = (stopping || self.is_evicted())
@@ -51,6 +52,15 @@ impl Worker {
             }
         }
         self.report(clock.now, out);
+    }
+
+    /// A pod that is told to have ended stays so, whatever comes before its next step.
+    fn conclude(&mut self) {
+        if self.wish == Wish::Run
+            && let Some(phase) = self.finished_phase()
+        {
+            self.end(Terminal::of_phase(phase));
+        }
     }
 
     /// Whom a report is about, and what the cloud may hold of it: a static pod is known there by its mirror.

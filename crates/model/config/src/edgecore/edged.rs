@@ -65,6 +65,8 @@ pub struct Edged {
     pub logs: Logs,
     pub images: Images,
     pub container_gc: ContainerGc,
+    /// `crashLoopBackOff.maxContainerRestartPeriod`, where its gate is open.
+    pub crash_wait_max: Option<Duration>,
     pub eviction: Eviction,
     pub reserved: Reserved,
     pub cgroups: Cgroups,
@@ -86,18 +88,29 @@ pub struct Edged {
     pub controller_attach_detach: bool,
     /// The whole section as JSON, with the defaults of what the file leaves out, as `/configz` shows it.
     pub effective: String,
-    /// Gates of Kubernetes that the file sets. None changes anything here.
+    /// Gates of Kubernetes that the file sets. But for that of [`Edged::crash_wait_max`] none changes anything here.
     pub feature_gates: Vec<(String, bool)>,
     /// `kedge.runtimeDirectory`: images and containers of the built-in runtime.
     pub runtime_directory: String,
     /// `kedge.bridge`: the network bridge of the built-in runtime.
     pub bridge: String,
+    /// Plug-ins that connect the pods of the built-in runtime, instead of the bridge.
+    pub cni: Cni,
     /// `kedge.cgroupRoot`: the control group below which the built-in runtime puts its pods.
     pub cgroup_root: String,
     /// `kedge.registries`: where the built-in runtime pulls images from.
     pub registries: Registries,
     /// `kedge.devicePlugins`: the folder in which device plug-ins find the kubelet. Empty: they do not.
     pub device_plugins: String,
+}
+
+/// Where the built-in runtime finds the Container Network Interface; a CRI runtime has its own file for it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Cni {
+    /// `kedge.cniConfDir`: without a configuration in it, pods are on the bridge. Empty: always on the bridge.
+    pub configurations: String,
+    /// `kedge.cniBinDirs`.
+    pub programs: Vec<String>,
 }
 
 /// What the built-in runtime knows about registries; a CRI runtime has its own file for it.
@@ -129,7 +142,6 @@ pub enum ContainerRuntime {
 const CONTAINERD: &str = "unix:///run/containerd/containerd.sock";
 /// Of the name of a network interface in Linux.
 const INTERFACE_BYTES_MAX: usize = 15;
-const KEEPS_ONE: &str = "of a container that is started again the one before is kept for its log, and no older one, as the defaults say";
 /// More pods than any node runs.
 const PODS_MAX: u64 = 10_000;
 
@@ -141,6 +153,7 @@ pub(super) fn read(r: &mut Reader, facts: &EdgeFacts) -> Edged {
     let oom_score_adj = r.integer(&at("oomScoreAdj"), -999, -1000, 1000);
     let log_files_max = r.number(&at("containerLogMaxFiles"), 5, 2, 1000);
     let eviction = eviction::read(r);
+    let feature_gates = kubelet::feature_gates(r);
     Edged {
         node_name: node_name(r, facts),
         node_ip: node_ip(r),
@@ -183,9 +196,11 @@ pub(super) fn read(r: &mut Reader, facts: &EdgeFacts) -> Edged {
         local_storage: r.flag(&at("localStorageCapacityIsolation"), true),
         effective: r.with_defaults("modules.edged.tailoredKubeletConfig").to_string(),
         controller_attach_detach: r.flag(&at("enableControllerAttachDetach"), true),
-        feature_gates: kubelet::feature_gates(r),
+        crash_wait_max: kubelet::crash_wait_max(r, &feature_gates),
+        feature_gates,
         runtime_directory: absolute(r, "kedge.runtimeDirectory", "/var/lib/kedge/runtime"),
         bridge: r.text("kedge.bridge", "kedge0"),
+        cni: cni(r),
         cgroup_root: absolute(r, "kedge.cgroupRoot", "/kedge"),
         registries: registries(r),
         device_plugins: device_plugins(r),
@@ -214,8 +229,25 @@ fn registries(r: &mut Reader) -> Registries {
 }
 
 fn device_plugins(r: &mut Reader) -> String {
-    let path = "kedge.devicePlugins";
-    let folder = r.text(path, "/var/lib/kubelet/device-plugins");
+    folder_or_none(r, "kedge.devicePlugins", "/var/lib/kubelet/device-plugins")
+}
+
+fn cni(r: &mut Reader) -> Cni {
+    let path = "kedge.cniBinDirs";
+    let default = ["/opt/cni/bin", "/usr/lib/cni"].map(str::to_owned);
+    let programs = r.texts(path, &default);
+    for folder in programs.iter().filter(|folder| !folder.starts_with('/')) {
+        r.mistake(path, format!("absolute paths are expected, not {folder:?}"));
+    }
+    Cni {
+        configurations: folder_or_none(r, "kedge.cniConfDir", "/etc/cni/net.d"),
+        programs,
+    }
+}
+
+/// A folder, or nothing where the operator wants none.
+fn folder_or_none(r: &mut Reader, path: &str, default: &str) -> String {
+    let folder = r.text(path, default);
     if !folder.is_empty() && !folder.starts_with('/') {
         r.mistake(path, format!("an absolute path is expected, not {folder:?}"));
     }
@@ -370,21 +402,11 @@ fn cluster_dns(r: &mut Reader) -> Vec<String> {
 
 fn container_gc(r: &mut Reader) -> ContainerGc {
     let count = |number: Option<u64>| number.map(|number| u32::try_from(number).unwrap_or(u32::MAX));
-    let gc = ContainerGc {
+    ContainerGc {
         age_min: r.go_duration("modules.edged.minimumGCAge", Duration::ZERO),
         per_pod_max: count(r.limit("modules.edged.maxPerPodContainerCount", 1)),
         total_max: count(r.limit("modules.edged.maxContainerCount", -1)),
-    };
-    for (key, chosen) in [
-        ("minimumGCAge", !gc.age_min.is_zero()),
-        ("maxPerPodContainerCount", gc.per_pod_max != Some(1)),
-        ("maxContainerCount", gc.total_max.is_some()),
-    ] {
-        if chosen {
-            r.without_effect(&format!("modules.edged.{key}"), KEEPS_ONE);
-        }
     }
-    gc
 }
 
 fn container_runtime(r: &mut Reader) -> ContainerRuntime {

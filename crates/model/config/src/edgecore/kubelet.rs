@@ -178,15 +178,16 @@ pub struct Shutdown {
 
 pub(super) const NOT_PINNED: &str =
     "containers are not bound to CPUs or memory banks by this version; requests, limits and reserves count";
-const NO_SHUTDOWN: &str =
-    "the shutdown of the node is not held up; containers end as the system ends processes";
 const NO_MOVES: &str = "processes of the system are not moved between control groups, nor looked for in them";
-const NO_SWAP: &str = "swap is not divided among containers by this version";
-const KERNEL: &str = "parameters of the kernel are neither checked nor changed at the start";
 const NO_STREAMS: &str = "exec, attach and port forwarding are not part of this version";
 const INSIDE: &str = "they tune parts that are built differently";
 const NETWORK: &str = "the network of pods is the affair of the container runtime";
 const GATES: &str = "gates of Kubernetes switch code that is not here";
+/// Without it a kubelet refuses another longest wait than its own.
+const CRASH_GATE: &str = "KubeletCrashLoopBackOffMax";
+const NO_CRASH_GATE: &str = "it takes the gate KubeletCrashLoopBackOffMax: true";
+/// The bounds of a kubelet.
+const CRASH_WAIT: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(300);
 /// A kubelet's own.
 const STREAMS_IDLE: Duration = Duration::from_secs(4 * 3600);
 /// 32 bits with a sign, as every count in the official file.
@@ -354,12 +355,7 @@ fn swap(r: &mut Reader) -> Swap {
         ("NoSwap", Swap::None),
         ("LimitedSwap", Swap::Limited),
     ];
-    let swap = r.word(&path, &words);
-    match swap {
-        Swap::None => {}
-        Swap::Limited => r.without_effect(&path, NO_SWAP),
-    }
-    swap
+    r.word(&path, &words)
 }
 
 /// Checked, and answered with a word where it would change something in a kubelet.
@@ -519,14 +515,10 @@ pub(super) fn security(r: &mut Reader) -> Security {
         r.flag(&at("seccompDefault"), false),
         r.flag("modules.edged.seccompDefault", false),
     );
-    let protect_kernel_defaults = r.flag(&at("protectKernelDefaults"), false);
-    if protect_kernel_defaults {
-        r.without_effect(&at("protectKernelDefaults"), KERNEL);
-    }
     Security {
         seccomp_default: inner || outer,
         allowed_unsafe_sysctls,
-        protect_kernel_defaults,
+        protect_kernel_defaults: r.flag(&at("protectKernelDefaults"), false),
     }
 }
 
@@ -585,15 +577,6 @@ pub(super) fn shutdown(r: &mut Reader) -> Shutdown {
             "excludes shutdownGracePeriod and shutdownGracePeriodCriticalPods",
         );
     }
-    for (key, set) in [
-        ("shutdownGracePeriod", !whole.is_zero()),
-        ("shutdownGracePeriodCriticalPods", !critical.is_zero()),
-        ("shutdownGracePeriodByPodPriority", !by_priority.is_empty()),
-    ] {
-        if set {
-            r.without_effect(&at(key), NO_SHUTDOWN);
-        }
-    }
     Shutdown {
         grace: whole,
         critical,
@@ -625,11 +608,23 @@ fn grace_by_priority(r: &mut Reader) -> Vec<(i32, Duration)> {
 /// Gates are Kubernetes' own names; which there are changes with every release, so any is taken.
 pub(super) fn feature_gates(r: &mut Reader) -> Vec<(String, bool)> {
     let gates = r.flags(&at("featureGates"));
-    for (gate, _) in &gates {
+    for (gate, _) in gates.iter().filter(|(gate, _)| gate != CRASH_GATE) {
         r.without_effect(&at(&format!("featureGates.{gate}")), GATES);
     }
     checked_only(r);
     gates
+}
+
+/// The longest wait before a container that ended is started again, if the file says.
+pub(super) fn crash_wait_max(r: &mut Reader, gates: &[(String, bool)]) -> Option<Duration> {
+    let path = at("crashLoopBackOff.maxContainerRestartPeriod");
+    let says = r.has(&path);
+    let longest = r.go_duration_in(&path, *CRASH_WAIT.end(), CRASH_WAIT);
+    let open = gates.iter().any(|(gate, on)| gate == CRASH_GATE && *on);
+    if says && !open {
+        r.without_effect(&path, NO_CRASH_GATE);
+    }
+    (says && open).then_some(longest)
 }
 
 /// Values that a kubelet refuses when they are wrong and that mean nothing here.

@@ -10,7 +10,7 @@ mod silent;
 #[cfg(test)]
 mod tests;
 
-pub use edged::{ContainerRuntime, Edged, Registries};
+pub use edged::{Cni, ContainerRuntime, Edged, Registries};
 pub use eviction::{Amount, Eviction, Signal, SoftThreshold, Threshold};
 pub use hub::{Hub, Rates, Transport};
 pub use kubelet::{

@@ -76,10 +76,6 @@ pub(super) const GROUPS: &[Group] = &[
         why: super::kubelet::NOT_PINNED,
     },
     Group {
-        keys: &["modules.edged.tailoredKubeletConfig.crashLoopBackOff"],
-        why: "the official EdgeCore does not pass it on either",
-    },
-    Group {
         keys: &["modules.edged.tailoredKubeletConfig.volumePluginDir"],
         why: "volumes of flexVolume plug-ins are not part of this version; CSI plug-ins are",
     },

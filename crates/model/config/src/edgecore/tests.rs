@@ -387,6 +387,9 @@ modules:
               modules.edged.tailoredKubeletConfig.evictionSoftGracePeriod.memory: is no eviction signal; there are memory.available, nodefs.available, nodefs.inodesFree, imagefs.available, imagefs.inodesFree, containerfs.available, containerfs.inodesFree, pid.available, allocatableMemory.available
               modules.edged.tailoredKubeletConfig.evictionSoftGracePeriod.nodefs.available: a duration such as 90s is expected, not "soon"
               modules.edged.tailoredKubeletConfig.evictionSoft.memory.available: a soft threshold needs its time in evictionSoftGracePeriod
+              modules.edged.tailoredKubeletConfig.syncFrequency: a duration such as 10s or 1m30s is expected, not 60
+              modules.edged.tailoredKubeletConfig.iptablesDropBit: a whole number from 0 to 31 is expected, not 32
+              modules.edged.tailoredKubeletConfig.hairpinMode: promiscuous-bridge or hairpin-veth or none is expected, not "false"
               modules.edged.hostnameOverride: node name "Gate_7" is not valid: a node name has 1 to 253 of a-z, 0-9, '-' and '.', and begins and ends with a letter or digit
               modules.edged.nodeIP: an IP address is expected, not "here"
               modules.edged.customInterfaceName: the name of a network interface is expected, not "much-too-long-a-name"
@@ -431,9 +434,6 @@ modules:
               modules.edged.tailoredKubeletConfig.shutdownGracePeriod: 0 or at least 1s is expected, not 500ms
               modules.edged.tailoredKubeletConfig.shutdownGracePeriodCriticalPods: 60s is more than shutdownGracePeriod, of which it is a part: 500ms
               modules.edged.tailoredKubeletConfig.shutdownGracePeriodByPodPriority[0]: {priority, shutdownGracePeriodSeconds} is expected, with whole numbers
-              modules.edged.tailoredKubeletConfig.syncFrequency: a duration such as 10s or 1m30s is expected, not 60
-              modules.edged.tailoredKubeletConfig.iptablesDropBit: a whole number from 0 to 31 is expected, not 32
-              modules.edged.tailoredKubeletConfig.hairpinMode: promiscuous-bridge or hairpin-veth or none is expected, not "false"
         "#]],
     );
 }
@@ -474,10 +474,10 @@ modules:
             modules.edged.tailoredKubeletConfig.logging has no effect in kedge: they tune the inside of a program in Go; kedge.logFilter sets what is logged
             modules.edged.tailoredKubeletConfig.enableSystemLogQuery has no effect in kedge: the local server does not show the logs of the system, because anybody on the node could ask it
             modules.edged.cgroupDriver has no effect in kedge: they are keys of v1alpha1, which EdgeCore v1.23 does not read; those that still exist stand below modules.edged.tailoredKubeletConfig
-            modules.edged.tailoredKubeletConfig.cpuManagerPolicy, modules.edged.tailoredKubeletConfig.memoryManagerPolicy have no effect in kedge: containers are not bound to CPUs or memory banks by this version; requests, limits and reserves count
             modules.edged.tailoredKubeletConfig.featureGates.SidecarContainers has no effect in kedge: gates of Kubernetes switch code that is not here
             modules.edged.tailoredKubeletConfig.syncFrequency has no effect in kedge: they tune parts that are built differently
             modules.edged.tailoredKubeletConfig.hairpinMode has no effect in kedge: the network of pods is the affair of the container runtime
+            modules.edged.tailoredKubeletConfig.cpuManagerPolicy, modules.edged.tailoredKubeletConfig.memoryManagerPolicy have no effect in kedge: containers are not bound to CPUs or memory banks by this version; requests, limits and reserves count
             modules.metaManager.metaServer, modules.eventBus, modules.deviceTwin have no effect in kedge: these modules are read and checked, but this version does not act on them
             modules.edgeHub.enable has no effect in kedge: an edge without this module is none, so it runs all the same
             featureGates.moduleRestart has no effect in kedge: a task that fails ends the process, and whoever started it starts it again

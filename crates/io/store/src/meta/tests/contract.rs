@@ -203,3 +203,17 @@ async fn the_outbox_is_capped_in_bytes() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn nothing_is_missing_once_it_was_said() {
+    on_both(Limits::default(), |store| async move {
+        assert!(!store.complete().await.unwrap());
+        store.put(row("default/pod/web", "u1", "7")).await.unwrap();
+        for changed in [true, false] {
+            let said = store.submit(Write::Complete).await.unwrap().await.unwrap();
+            assert_eq!(said.changed, changed);
+            assert!(store.complete().await.unwrap());
+        }
+    })
+    .await;
+}

@@ -71,6 +71,9 @@ fn corrupt_files(directory: &Directory) -> usize {
 async fn of_a_file_with_a_hole_all_but_the_hole_is_read_back() {
     let directory = Directory::new();
     let path = filled(&directory).await;
+    let store = MetaStore::open(&path).unwrap();
+    store.submit(Write::Complete).await.unwrap().await.unwrap();
+    drop(store);
     let file = closed(&directory);
     let mut bytes = std::fs::read(&file).unwrap();
     let middle = (bytes.len() / 2) & !4095;
@@ -95,6 +98,12 @@ async fn of_a_file_with_a_hole_all_but_the_hole_is_read_back() {
     assert_eq!(store.reports(9).await.unwrap().len(), 1);
     assert_eq!(mended.objects, left.len() + 1);
     assert!(store.put(pod(99)).await.unwrap(), "and it is written again");
+    drop(store);
+    for restart in 0..2 {
+        closed(&directory);
+        let store = MetaStore::open(&path).unwrap();
+        assert!(!store.complete().await.unwrap(), "restart {restart}");
+    }
 }
 
 #[tokio::test]

@@ -35,6 +35,7 @@ fn write() -> impl Strategy<Value = Write> {
             })
         }),
         (0..30_u64).prop_map(|report| Write::Forget { report }),
+        Just(Write::Complete),
     ]
 }
 
