@@ -18,7 +18,8 @@ usage: cargo xtask <chore>
   grpc     makes the Rust of crates/model/grpc from its definitions; `--check` fails where it is not what they say
   city     draws the workspace: layers, crates, lines
   e2e      end-to-end tests with real containers and the real kubectl (root)
-  bench    offline_power_on | all_in_one | cri_start | pod_start | edge_at_rest [SECONDS], in release builds (root)
+  bench    offline_power_on | all_in_one | cri_start | pod_start | edge_at_rest [SECONDS] | embedded_start [RUNS] |
+           embedded_memory | image_unpack [RUNS], in release builds (root)
            edgemark SCENARIO [FLAGS]: hollow edges against CloudCore; `edgemark bench --help` lists both
 ";
 
@@ -89,7 +90,8 @@ fn chore(args: &[String]) -> Result<()> {
         }
         [
             "bench",
-            name @ ("offline_power_on" | "all_in_one" | "edge_at_rest" | "cri_start" | "pod_start"),
+            name @ ("offline_power_on" | "all_in_one" | "edge_at_rest" | "cri_start" | "pod_start"
+            | "embedded_start" | "embedded_memory" | "image_unpack"),
             args @ ..,
         ] => {
             cargo(RELEASE_BINARIES)?;

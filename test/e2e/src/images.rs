@@ -11,7 +11,7 @@ pub const BUSYBOX: &str = "kedge.test/busybox:1";
 /// Debian's package `busybox-static`.
 const BUSYBOX_PROGRAM: &str = "/usr/bin/busybox";
 /// The commands that tests use.
-const APPLETS: &[&str] = &["sh", "cat", "sleep", "echo", "true", "false", "date"];
+const APPLETS: &[&str] = &["sh", "cat", "sleep", "echo", "true", "false", "date", "tar"];
 
 /// Imports the image into a running kedge with `kedge image import`.
 pub fn import_busybox(kedge: &Kedge) {

@@ -222,9 +222,9 @@ impl Kedge {
         })
     }
 
-    /// Pids of this kedge's containers: processes whose executable is the thermometer below our data directory's pods.
+    /// Pids of the supervisors of this kedge's pods.
     pub fn supervisors(&self) -> Vec<u32> {
-        proc::find(&["oci-helper", &self.data_dir.to_string_lossy()])
+        proc::supervisors(&self.data_dir)
     }
 }
 

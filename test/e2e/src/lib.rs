@@ -10,12 +10,14 @@ mod kedge;
 mod kubectl;
 pub mod pods;
 pub mod proc;
+pub mod runtimes;
 pub mod site;
 pub mod stats;
 
 pub use kedge::{Kedge, Options, binary, free_ports};
 pub use kubectl::{Output, kubectl};
 
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 /// How long a fact may take to come true before a test fails. Generous: CI machines are slow and shared.
@@ -37,5 +39,27 @@ pub fn wait_for<T>(fact: &str, mut look: impl FnMut() -> Result<T, String>) -> T
             }
             Err(_) => std::thread::park_timeout(LOOK_INTERVAL),
         }
+    }
+}
+
+/// A folder for temporary files of this process, which goes when it is dropped.
+#[derive(Debug)]
+pub struct Folder {
+    pub path: PathBuf,
+}
+
+impl Folder {
+    /// # Panics
+    /// When it cannot be made.
+    pub fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("kedge-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&path).expect("a folder for temporary files");
+        Self { path }
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        drop(std::fs::remove_dir_all(&self.path));
     }
 }

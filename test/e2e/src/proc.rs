@@ -1,6 +1,7 @@
 //! What /proc says about processes.
 
 use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
 /// Ticks a second in which the kernel counts CPU time for `/proc`, the same on every architecture.
@@ -46,11 +47,32 @@ pub fn anonymous_bytes(pid: u32) -> Option<u64> {
     status_bytes(pid, "RssAnon:")
 }
 
+/// Resident memory in which a page that several processes share counts in parts.
+pub fn pss_bytes(pid: u32) -> Option<u64> {
+    bytes(pid, "smaps_rollup", "Pss:")
+}
+
+/// Resident memory that goes when the process goes.
+pub fn private_bytes(pid: u32) -> Option<u64> {
+    let clean = bytes(pid, "smaps_rollup", "Private_Clean:")?;
+    Some(clean + bytes(pid, "smaps_rollup", "Private_Dirty:")?)
+}
+
 fn status_bytes(pid: u32, key: &str) -> Option<u64> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = status.lines().find(|line| line.starts_with(key))?;
+    bytes(pid, "status", key)
+}
+
+/// A line of a file of the process that tells kibibytes.
+fn bytes(pid: u32, file: &str, key: &str) -> Option<u64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/{file}")).ok()?;
+    let line = text.lines().find(|line| line.starts_with(key))?;
     let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
     Some(kib * 1024)
+}
+
+/// The supervisors of pods whose files lie below a directory.
+pub fn supervisors(below: &Path) -> Vec<u32> {
+    find(&["kedge-supervisor supervise", &below.to_string_lossy()])
 }
 
 /// Whether a process exists and is not a zombie.

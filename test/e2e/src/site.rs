@@ -7,6 +7,7 @@ use crate::{Kedge, Options};
 use std::fs;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 /// What the edge of a [`Site`] is made of.
 #[derive(Debug, Clone, Copy)]
@@ -150,4 +151,29 @@ fn read(path: &Path) -> String {
 fn free_port() -> u16 {
     let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
     listener.local_addr().expect("an address").port()
+}
+
+/// What an `edgecore` with a bridge and a control group of this name leaves to its next start; after a test there is none.
+#[derive(Debug)]
+pub struct Leavings(pub &'static str);
+
+impl Drop for Leavings {
+    fn drop(&mut self) {
+        let _ = Command::new("ip").args(["link", "delete", self.0]).status();
+        let trees = fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten();
+        for tree in trees {
+            remove_groups(&tree.path().join(self.0));
+        }
+        remove_groups(&Path::new("/sys/fs/cgroup").join(self.0));
+    }
+}
+
+/// A control group goes when those below it are gone; its files go by themselves.
+fn remove_groups(group: &Path) {
+    for entry in fs::read_dir(group).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove_groups(&entry.path());
+        }
+    }
+    let _ = fs::remove_dir(group);
 }

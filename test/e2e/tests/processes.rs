@@ -4,37 +4,8 @@
 // A test fails where it stands.
 #![allow(clippy::unwrap_used)]
 
-use kedge_e2e::site::{EdgePlan, Site};
+use kedge_e2e::site::{EdgePlan, Leavings, Site};
 use kedge_e2e::{Kedge, images, wait_for};
-use std::path::Path;
-use std::process::Command;
-
-/// `edgecore` leaves its bridge and its control group to the next start; after the test there is none.
-struct Leavings(&'static str);
-
-impl Drop for Leavings {
-    fn drop(&mut self) {
-        let _ = Command::new("ip").args(["link", "delete", self.0]).status();
-        let trees = std::fs::read_dir("/sys/fs/cgroup")
-            .into_iter()
-            .flatten()
-            .flatten();
-        for tree in trees {
-            remove_groups(&tree.path().join(self.0));
-        }
-        remove_groups(&Path::new("/sys/fs/cgroup").join(self.0));
-    }
-}
-
-/// A control group goes when those below it are gone; its files go by themselves.
-fn remove_groups(group: &Path) {
-    for entry in std::fs::read_dir(group).into_iter().flatten().flatten() {
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            remove_groups(&entry.path());
-        }
-    }
-    let _ = std::fs::remove_dir(group);
-}
 
 const POD: &str = "
 apiVersion: v1

@@ -1,10 +1,11 @@
 //! EdgeCores on containerd, of either make on one configuration; and ours on the hollow runtime.
 
 use crate::cloud::{HubPorts, Maker};
-use crate::containerd::{Containerd, PAUSE};
 use crate::lab::{Lab, free_ports};
 use crate::official::Official;
 use crate::process::Process;
+use kedge_containerd::PAUSE_IMAGE;
+use kedge_e2e::containerd::Containerd;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -189,7 +190,7 @@ modules:
     nodeIP: 127.0.0.1
     reportEvent: true
     rootDirectory: {dir}/kubelet
-    podSandboxImage: {PAUSE}
+    podSandboxImage: {PAUSE_IMAGE}
     tailoredKubeletConfig:
       address: 127.0.0.1
       readOnlyPort: {kubelet}

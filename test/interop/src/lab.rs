@@ -1,4 +1,4 @@
-//! The room of one story on this machine, and its cleaning: directory, ports, control groups, bridge, kernel settings.
+//! The room of one story on this machine, and its cleaning: directory, ports, control groups, kernel settings.
 
 use std::fs;
 use std::net::TcpListener;
@@ -29,7 +29,7 @@ pub struct Lab {
 }
 
 impl Lab {
-    /// An empty room. The name is short: interfaces are named after it.
+    /// An empty room.
     ///
     /// # Panics
     /// When it cannot be made.
@@ -61,11 +61,6 @@ impl Lab {
         let folder = self.dir.join(name);
         fs::create_dir_all(&folder).expect("a folder can be made in our own room");
         folder
-    }
-
-    /// Name of the bridge for pods.
-    pub fn bridge(&self) -> String {
-        format!("kint-{}", self.name)
     }
 
     /// Below this are the control groups of pods.
@@ -101,9 +96,6 @@ impl Lab {
 impl Drop for Lab {
     fn drop(&mut self) {
         self.unmount_all();
-        let _ = Command::new("ip")
-            .args(["link", "delete", &self.bridge()])
-            .output();
         for tree in control_group_trees() {
             remove_groups(&self.group_in(&tree));
         }

@@ -16,7 +16,6 @@
 
 pub mod api;
 pub mod cloud;
-pub mod containerd;
 pub mod credentials;
 pub mod edge;
 pub mod lab;
@@ -26,8 +25,8 @@ pub mod workload;
 
 pub use api::Api;
 pub use cloud::{Cloud, Maker};
-pub use containerd::Containerd;
 pub use edge::{OfficialEdge, OwnEdge};
+pub use kedge_e2e::containerd::Containerd;
 pub use lab::Lab;
 pub use official::{Need, Official};
 pub use process::Process;

@@ -5,9 +5,8 @@ use crate::{connect, material, wiring};
 use anyhow::{Context, Result, anyhow, bail};
 use clap::{Args, Parser, Subcommand};
 use kedge_config::{CloudCore, CloudFacts, LogFormat, Warning};
-use kedge_flags::{OfficialLogs, raw_version, version};
+use kedge_flags::{OfficialLogs, OfficialVersion, version};
 use kedge_pki::UnixTime;
-use kedge_telemetry::channel::ask;
 use kedge_telemetry::{Scope, logs, signals};
 use kedge_wire::NodeName;
 use std::net::SocketAddr;
@@ -41,16 +40,8 @@ pub struct Cli {
     #[arg(long, conflicts_with = "defaultconfig")]
     minconfig: bool,
 
-    /// Print the version, and exit; `--version=raw` prints all there is to say.
-    #[arg(
-        long,
-        value_name = "raw",
-        num_args = 0..=1,
-        require_equals = true,
-        default_missing_value = "true",
-        value_parser = ["true", "false", "raw"]
-    )]
-    version: Option<String>,
+    #[command(flatten)]
+    version: OfficialVersion,
 
     #[command(flatten)]
     official_logs: OfficialLogs,
@@ -79,10 +70,8 @@ struct TokenArgs {
 
 /// Does what the command line says. What it prints goes to standard output; what fails is the error.
 pub fn run(cli: &Cli) -> Result<()> {
-    match cli.version.as_deref() {
-        Some("raw") => return print(&raw_version()),
-        Some("true") => return print(&format!("{}\n", version())),
-        Some(_) | None => {}
+    if let Some(version) = cli.version.asked() {
+        return print(&version);
     }
     if cli.defaultconfig {
         return print(&CloudCore::default_yaml(&facts()?));
@@ -158,9 +147,8 @@ async fn serve(config: CloudCore) -> Result<()> {
     let stop = signals::stop_requested();
     let scope = Scope::new();
     let cluster = connect::connect(&config.kube_api).await?;
-    // Nobody asks for logs here: the kubelet endpoint on 10003 comes with its own issue.
-    let (_node_get, nobody_asks) = ask::channel("node gets", 1);
-    let running = wiring::start(config, cluster, nobody_asks, &scope).await?;
+    // Nobody asks nodes anything here: there is no kubelet endpoint on 10003.
+    let running = wiring::start(config, cluster, wiring::NodePorts::closed(), &scope).await?;
     // A door that is closed has no field.
     let shown = |address: Option<SocketAddr>| address.map(tracing::field::display);
     tracing::info!(

@@ -4,12 +4,12 @@
 //!   cluster ──watch──> controllers <──attach── cloudhub <── edges
 //!      ^ budget, election  │ one-time tokens ────^
 //!      └───────────────────┘ node exists ────────┘
-//!   node_get ──> cloudstream <── tunnels of edges
+//!   gets, connects ──> cloudstream <── tunnels of edges
 //!   monitor ──> health, metrics
 //! ```
 //!
 //! Doors that are visible and closed: devices, rules, node jobs and the API for applications on edges come in the upstream
-//! messages that the hub counts as without effect; the kubelet endpoint for `kubectl exec` asks through `node_get`.
+//! messages that the hub counts as without effect; the kubelet endpoint of an API server elsewhere asks through [`NodePorts`].
 
 use crate::material::{self, Material};
 use crate::tokens::{self, one_time};
@@ -19,13 +19,13 @@ use kedge_cloudstream::CloudStream;
 use kedge_cluster::{Budget, BudgetConfig, Cluster, Leadership};
 use kedge_controllers::Controllers;
 use kedge_link::cloud::Attached;
-use kedge_telemetry::channel::{ask, latest, queue};
+use kedge_telemetry::channel::{ask, latest};
 use kedge_telemetry::health::{Health, Part};
 use kedge_telemetry::metrics::Registry;
 use kedge_telemetry::monitor::Monitor;
 use kedge_telemetry::{Scope, clock};
 use kedge_wire::NodeName;
-use kedge_wire::tunnel::NodeGet;
+use kedge_wire::tunnel::{NodeConnect, NodeGet};
 use std::net::SocketAddr;
 
 /// Sessions that wait to be attached at one time: the hub admits handshakes at about this rate a second.
@@ -40,8 +40,23 @@ const API_CALLS_MAX: usize = 64;
 /// The Lease through which replicas find out who does what only one may do.
 const LEADER_LEASE: (&str, &str) = ("kubeedge", "cloudcore");
 
-/// A GET to a node's kubelet port, and its stream of bytes or the sentence why there is none.
-pub type NodeGetPort = ask::Receiver<(NodeName, NodeGet), Result<queue::Receiver<bytes::Bytes>, String>>;
+/// What is asked of nodes' kubelet ports, through their tunnels.
+#[derive(Debug)]
+pub struct NodePorts {
+    /// A GET, and its stream of bytes or the sentence why there is none.
+    pub gets: ask::Receiver<(NodeName, NodeGet), kedge_cloudstream::NodeAnswer>,
+    /// A connection, and the bytes after the head of its request, both ways.
+    pub connects: ask::Receiver<(NodeName, NodeConnect), kedge_cloudstream::ConnectAnswer>,
+}
+
+impl NodePorts {
+    /// Nobody asks.
+    pub fn closed() -> Self {
+        let (_, gets) = ask::channel("node gets", 1);
+        let (_, connects) = ask::channel("node connects", 1);
+        Self { gets, connects }
+    }
+}
 
 /// A CloudCore that runs.
 #[derive(Debug, Clone)]
@@ -63,7 +78,7 @@ pub struct Running {
 pub async fn start(
     config: kedge_config::CloudCore,
     cluster: Cluster,
-    node_get: NodeGetPort,
+    node_ports: NodePorts,
     scope: &Scope,
 ) -> Result<Running> {
     // First what operators look at, so that they see a start that hangs.
@@ -103,7 +118,9 @@ pub async fn start(
             let address = SocketAddr::new(config.hub.https.ip(), config.stream.tunnel_port);
             let identity = material.server.clone();
             let stream_config = kedge_cloudstream::Config { address, identity };
-            Some(CloudStream::bind(stream_config, kedge_cloudstream::Ports { gets: node_get }).await?)
+            let NodePorts { gets, connects } = node_ports;
+            let ports = kedge_cloudstream::Ports { gets, connects };
+            Some(CloudStream::bind(stream_config, ports).await?)
         }
         false => None,
     };

@@ -4,12 +4,11 @@
 mod support;
 
 use expect_test::{Expect, expect, expect_file};
-use kedge_cloudcore::material;
 use kedge_cloudcore::tokens::shared;
 use kedge_pki::{JoinClaims, JoinToken, UnixTime};
 use std::process::Command;
 use std::time::Duration;
-use support::{Directory, World, hub};
+use support::{Directory, World};
 
 /// Runs the program: exit code, standard output, standard error.
 fn cloudcore(args: &[&str]) -> (i32, String, String) {
@@ -276,10 +275,7 @@ async fn tokens_are_printed_and_nothing_else() {
         .unwrap()
     };
     let mut told = vec![run(&[]).await.2];
-    let authority = material::load_or_create(&world.cluster, &hub(""))
-        .await
-        .unwrap()
-        .authority;
+    let authority = world.authority().await;
     told.push(run(&[]).await.2);
     let token = shared::current(&world.cluster, &authority, Duration::from_secs(3600))
         .await

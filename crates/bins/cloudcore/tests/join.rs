@@ -11,7 +11,6 @@ use kedge_config::{CloudCore, CloudFacts};
 use kedge_edgehub::CertificateConfig;
 use kedge_pki::{IdentityFiles, UnixTime};
 use kedge_telemetry::Scope;
-use kedge_telemetry::channel::ask;
 use kedge_wire::NodeName;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
@@ -39,7 +38,7 @@ async fn replica(world: &World, scope: &Scope) -> Running {
 }
 
 async fn start(config: CloudCore, world: &World, scope: &Scope) -> Running {
-    let (_, nobody_asks) = ask::channel("node gets", 1);
+    let nobody_asks = wiring::NodePorts::closed();
     let started = wiring::start(config, world.cluster.clone(), nobody_asks, scope).await;
     started.unwrap_or_else(|error| panic!("{}", kedge_flags::told(error.chain())))
 }

@@ -3,7 +3,6 @@
 
 mod support;
 
-use kedge_cloudcore::material;
 use kedge_cloudcore::tokens::{self, one_time};
 use kedge_cloudhub::{Redeem, Redeemed};
 use kedge_cluster::peer::{self, Peer};
@@ -12,7 +11,7 @@ use kedge_telemetry::channel::ask;
 use kedge_wire::NodeName;
 use serde_json::Value;
 use std::time::Duration;
-use support::{World, hub};
+use support::World;
 
 const HOUR: Duration = Duration::from_secs(3600);
 /// Generous: a fact that does not come within it will not come.
@@ -52,10 +51,7 @@ async fn redeem(replica: &ask::Sender<Redeem, Redeemed>, token: &TokenId, name: 
 #[tokio::test]
 async fn the_first_key_wins_whichever_replica_it_asks() {
     let world = World::start().await;
-    let authority = material::load_or_create(&world.cluster, &hub(""))
-        .await
-        .unwrap()
-        .authority;
+    let authority = world.authority().await;
     let token = one_time::issue(&world.cluster, &authority, &node("gate-7"), HOUR, UnixTime::now())
         .await
         .unwrap();
@@ -94,10 +90,7 @@ async fn the_first_key_wins_whichever_replica_it_asks() {
 #[tokio::test]
 async fn a_withdrawn_token_is_unknown() {
     let world = World::start().await;
-    let authority = material::load_or_create(&world.cluster, &hub(""))
-        .await
-        .unwrap()
-        .authority;
+    let authority = world.authority().await;
     let token = one_time::issue(&world.cluster, &authority, &node("gate-7"), HOUR, UnixTime::now())
         .await
         .unwrap();
@@ -114,10 +107,7 @@ async fn a_withdrawn_token_is_unknown() {
 #[tokio::test]
 async fn expired_tokens_are_removed_used_or_not_and_the_shared_one_is_kept() {
     let world = World::start().await;
-    let authority = material::load_or_create(&world.cluster, &hub(""))
-        .await
-        .unwrap()
-        .authority;
+    let authority = world.authority().await;
     let issue = async |name: &str, since: Duration| {
         let token = one_time::issue(&world.cluster, &authority, &node(name), HOUR, ago(since))
             .await

@@ -1,11 +1,11 @@
 //! What people type, and what they read when it does not work.
 
 use crate::database::{self, DatabaseAct};
-use crate::{node, runtime, settings, wiring};
+use crate::{node, rest, runtime, settings, wiring};
 use anyhow::{Context, Result, anyhow};
 use clap::{Parser, Subcommand};
 use kedge_config::{EdgeCore, EdgeFacts, LogFormat, Warning};
-use kedge_flags::{OfficialLogs, raw_version, version};
+use kedge_flags::{OfficialLogs, OfficialVersion, version};
 use kedge_host::Root;
 use kedge_telemetry::channel::latest;
 use kedge_telemetry::service::{Environment, Manager};
@@ -42,16 +42,8 @@ pub struct Cli {
         default_value = "false", hide_default_value = true, hide_possible_values = true)]
     minconfig: bool,
 
-    /// Print the version, and exit; `--version=raw` prints all there is to say.
-    #[arg(
-        long,
-        value_name = "raw",
-        num_args = 0..=1,
-        require_equals = true,
-        default_missing_value = "true",
-        value_parser = ["true", "false", "raw"]
-    )]
-    version: Option<String>,
+    #[command(flatten)]
+    version: OfficialVersion,
 
     #[command(flatten)]
     official_logs: OfficialLogs,
@@ -70,10 +62,8 @@ enum Act {
 
 /// Does what the command line says. What it prints goes to standard output; what fails is the error.
 pub fn run(cli: &Cli) -> Result<()> {
-    match cli.version.as_deref() {
-        Some("raw") => return print(&raw_version()),
-        Some("true") => return print(&format!("{}\n", version())),
-        Some(_) | None => {}
+    if let Some(version) = cli.version.asked() {
+        return print(&version);
     }
     if cli.defaultconfig {
         return print(&EdgeCore::default_yaml(&facts()?));
@@ -144,6 +134,7 @@ fn start(cli: &Cli) -> Result<()> {
     node::settle_address(&mut config);
     node::settle_oom_score(config.edged.oom_score_adj);
     let manager = Arc::new(Manager::find(&Environment::of_this_process()));
+    rest::prepare();
     let tokio = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKER_THREADS)
         .enable_all()
@@ -164,10 +155,20 @@ async fn serve(config: EdgeCore, manager: Arc<Manager>) -> Result<()> {
         async move { manager.feed_watchdog(&scope).await }
     });
     scope.spawn_until_cancelled("service status", tell(Arc::clone(&manager), node, running.online));
+    scope.spawn_until_cancelled("memory", rest::keep_small());
     let outcome = tokio::select! {
         signal = stop => signal.map(|signal| tracing::info!(?signal, "draining")).context("wait for signals"),
         failure = scope.failed() => Err(anyhow!("{failure}; the log says more")),
     };
+    if let Some(shutdown) = &running.shutdown
+        && tokio::task::spawn_blocking(kedge_host::start::machine_stops)
+            .await
+            .unwrap_or(false)
+    {
+        manager.stopping("the machine shuts down: pods are ended");
+        manager.extend_timeout(shutdown.limit + wiring::DRAIN_DEADLINE);
+        shutdown.end_pods().await;
+    }
     manager.stopping("draining; containers go on");
     let report = scope.drain(wiring::DRAIN_DEADLINE).await;
     if !report.left.is_empty() {

@@ -10,6 +10,17 @@ use kedge_host::cgroups::Layout;
 /// A node that was told to run next to a kubelet gets two masters of its containers.
 const KUBELET: &str = "kubelet";
 
+/// What a kubelet wants of the kernel: memory is promised freely and its end is met by ending processes, and a kernel
+/// that is broken starts anew.
+const KERNEL: [(&str, &str); 6] = [
+    ("vm.overcommit_memory", "1"),
+    ("vm.panic_on_oom", "0"),
+    ("kernel.panic", "10"),
+    ("kernel.panic_on_oops", "1"),
+    ("kernel.keys.root_maxkeys", "1000000"),
+    ("kernel.keys.root_maxbytes", "25000000"),
+];
+
 /// Refuses a machine that cannot be this node. `check_kubelet` is off for tests of both on one machine.
 pub fn check(config: &EdgeCore, root: &Root, check_kubelet: bool) -> Result<()> {
     // The official EdgeCore takes the local API for a sign that somebody knows what they do.
@@ -32,7 +43,31 @@ pub fn check(config: &EdgeCore, root: &Root, check_kubelet: bool) -> Result<()> 
             ),
         }
     }
+    if config.edged.security.protect_kernel_defaults {
+        refuse_other_kernel(root)?;
+    }
     Ok(())
+}
+
+fn refuse_other_kernel(root: &Root) -> Result<()> {
+    let found = kedge_host::start::kernel_deviations(root, &KERNEL);
+    if found.is_empty() {
+        return Ok(());
+    }
+    let told: Vec<String> = found
+        .iter()
+        .map(|at| format!("{} is {:?} and not {}", at.name, at.found, at.expected))
+        .collect();
+    let mend: Vec<String> = found
+        .iter()
+        .map(|at| format!("{}={}", at.name, at.expected))
+        .collect();
+    bail!(
+        "modules.edged.tailoredKubeletConfig.protectKernelDefaults is true, and the kernel of this machine is set \
+         otherwise than a kubelet expects: {}. Set it with `sysctl -w {}`, or set the key to false",
+        told.join(", "),
+        mend.join(" ")
+    )
 }
 
 fn refuse_kubelet(root: &Root) -> Result<()> {
@@ -88,6 +123,29 @@ mod tests {
             primary_ip: "192.0.2.9".to_owned(),
         };
         EdgeCore::from_yaml(yaml, &facts).unwrap().0
+    }
+
+    #[test]
+    fn a_kernel_that_is_set_otherwise_is_refused_where_it_must_not_be_changed() {
+        let dir = std::env::temp_dir().join(format!("kedge-edgecore-kernel-{}", std::process::id()));
+        for (name, value) in KERNEL {
+            let path = dir.join("proc/sys").join(name.replace('.', "/"));
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, format!("{value}\n")).unwrap();
+        }
+        let root = Root::at(&dir);
+        let strict = "modules: {edged: {tailoredKubeletConfig: {protectKernelDefaults: true}}}";
+        let fine = check(&config(strict), &root, false);
+        std::fs::write(dir.join("proc/sys/kernel/panic"), "0\n").unwrap();
+        let refused = check(&config(strict), &root, false);
+        let lenient = check(&config(""), &root, false);
+        std::fs::remove_dir_all(&dir).unwrap();
+        assert!(fine.is_ok() && lenient.is_ok());
+        let refused = refused.unwrap_err().to_string();
+        assert!(
+            refused.contains("kernel.panic is \"0\" and not 10")
+                && refused.contains("`sysctl -w kernel.panic=10`")
+        );
     }
 
     #[test]

@@ -5,7 +5,7 @@ use anyhow::{Context, Result};
 use kedge_config::{ContainerRuntime, EdgeCore};
 use kedge_runtime::Runtime;
 use kedge_runtime::cri::Cri;
-use kedge_runtime::embedded::{Config, Embedded, HelperProgram, NetworkConfig, RootfsChoice};
+use kedge_runtime::embedded::{CniDirectories, Config, Embedded, HelperProgram, NetworkConfig, RootfsChoice};
 use kedge_runtime::hollow::Hollow;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -29,6 +29,10 @@ pub async fn open_embedded(config: &EdgeCore) -> Result<Embedded> {
     let network = NetworkConfig {
         bridge: edged.bridge.clone(),
         pod_cidr: parse_cidr(&edged.pod_cidr)?,
+        cni: (!edged.cni.configurations.is_empty()).then(|| CniDirectories {
+            configurations: edged.cni.configurations.clone().into(),
+            programs: edged.cni.programs.iter().map(Into::into).collect(),
+        }),
     };
     let config = Config {
         root: edged.runtime_directory.clone().into(),

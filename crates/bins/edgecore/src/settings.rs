@@ -7,8 +7,9 @@ use kedge_edged::{
     EventLimits, FaceSettings, Images, LogRotation, Node, PodRules, PullLimits, Reserved, StaticPods,
 };
 use kedge_edgehub::CertificateConfig;
+use kedge_host::Root;
 use kedge_pki::IdentityFiles;
-use kedge_pods::{Amounts, eviction, image_gc};
+use kedge_pods::{Amounts, DeadContainers, Swap, eviction, image_gc, shutdown};
 use kedge_runtime::cri::CriConfig;
 use kedge_store::meta::Settings;
 use kedge_telemetry::clock::process_seed;
@@ -65,6 +66,7 @@ pub fn edged(config: &EdgeCore, node: &NodeName) -> Result<kedge_edged::Config> 
         cluster_dns: edged.cluster_dns.clone(),
         cluster_domain: edged.cluster_domain.clone(),
         eviction: real.then(|| eviction_rules(config)),
+        shutdown: shutdown_rules(config),
         images: Images {
             gc: (real && collects_images(config)).then(|| image_policy(config)),
             sandbox: edged.sandbox_image.clone(),
@@ -80,6 +82,7 @@ pub fn edged(config: &EdgeCore, node: &NodeName) -> Result<kedge_edged::Config> 
             debugging_handlers: edged.server.debugging_handlers,
             configz: edged.effective.clone(),
             cgroup_roots: cgroup_roots(config),
+            streaming_idle: edged.server.streaming_idle_timeout,
         },
         ..kedge_edged::Config::new(node.clone(), PathBuf::from(&edged.root_directory))
     })
@@ -96,8 +99,32 @@ fn pod_rules(config: &EdgeCore) -> PodRules {
         memory_throttling_permille: Some(permille(groups.memory_throttling_factor)),
         oom_kills_one_process: groups.single_process_oom_kill.unwrap_or(false),
         unsafe_sysctls: edged.security.allowed_unsafe_sysctls.clone(),
+        swap: kedge_host::cgroups::divides_swap(&Root::machine()).then(|| swap(groups.swap)),
+        dead_containers: DeadContainers {
+            age_min: edged.container_gc.age_min,
+            each_max: edged.container_gc.per_pod_max,
+            all_max: edged.container_gc.total_max,
+        },
+        crash_wait_max: edged.crash_wait_max,
         resolv_conf: Some(PathBuf::from(&edged.resolv_conf)),
-        ..PodRules::default()
+    }
+}
+
+fn swap(says: kedge_config::edgecore::Swap) -> Swap {
+    match says {
+        kedge_config::edgecore::Swap::None => Swap::None,
+        kedge_config::edgecore::Swap::Limited => Swap::Limited {
+            bytes: i64::try_from(kedge_host::own::swap_bytes()).unwrap_or(i64::MAX),
+        },
+    }
+}
+
+fn shutdown_rules(config: &EdgeCore) -> shutdown::Rules {
+    let says = &config.edged.shutdown;
+    if says.by_priority.is_empty() {
+        shutdown::Rules::of(says.grace, says.critical)
+    } else {
+        shutdown::Rules::by_priority(says.by_priority.clone())
     }
 }
 
@@ -260,6 +287,7 @@ pub fn registries(config: &EdgeCore) -> kedge_registry::Config {
         plain_http: registries.plain_http.clone(),
         mirrors: registries.mirrors.iter().cloned().collect(),
         authorities: registries.authorities.iter().map(PathBuf::from).collect(),
+        variant: kedge_host::architecture_variant().map(str::to_owned),
         ..kedge_registry::Config::new(kedge_host::architecture())
     }
 }
@@ -327,4 +355,54 @@ pub fn stream(config: &EdgeCore, node: NodeName) -> Result<kedge_edgestream::Con
         handshake_timeout: config.stream.handshake_timeout,
         seed: process_seed(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use expect_test::expect;
+    use kedge_config::EdgeFacts;
+
+    #[test]
+    fn what_is_kept_of_dead_containers_and_how_the_node_ends() {
+        let told = |yaml: &str| {
+            let facts = EdgeFacts {
+                hostname: "edge-1".to_owned(),
+                primary_ip: "192.0.2.9".to_owned(),
+            };
+            let (config, _) = EdgeCore::from_yaml(yaml, &facts).unwrap();
+            let edged = edged(&config, &NodeName::new("edge-1").unwrap()).unwrap();
+            let groups = edged.shutdown.groups([("web", 0), ("dns", 2_000_000_000)]);
+            format!(
+                "{:?} crash {:?} shutdown {groups:?}",
+                edged.pods.dead_containers, edged.pods.crash_wait_max
+            )
+        };
+        let chosen = "
+modules:
+  edged:
+    minimumGCAge: 1m
+    maxPerPodContainerCount: 2
+    maxContainerCount: 100
+    tailoredKubeletConfig:
+      shutdownGracePeriod: 30s
+      shutdownGracePeriodCriticalPods: 10s
+      crashLoopBackOff: {maxContainerRestartPeriod: 1m}
+      featureGates: {KubeletCrashLoopBackOffMax: true}
+";
+        let by_priority = "
+modules:
+  edged:
+    tailoredKubeletConfig:
+      shutdownGracePeriodByPodPriority:
+      - {priority: 1000, shutdownGracePeriodSeconds: 5}
+      - {priority: 0, shutdownGracePeriodSeconds: 20}
+";
+        let lines = [told(""), told(chosen), told(by_priority)];
+        expect![[r#"
+            DeadContainers { age_min: 0ns, each_max: Some(1), all_max: None } crash None shutdown []
+            DeadContainers { age_min: 60s, each_max: Some(2), all_max: Some(100) } crash Some(60s) shutdown [(20s, ["web"]), (10s, ["dns"])]
+            DeadContainers { age_min: 0ns, each_max: Some(1), all_max: None } crash None shutdown [(20s, ["web"]), (5s, ["dns"])]
+        "#]].assert_eq(&(lines.join("\n") + "\n"));
+    }
 }

@@ -61,6 +61,13 @@ pub(crate) enum Image {
     },
     /// Fetch an image from its registry.
     Pull(Pull),
+    /// Write an image to an OCI archive, which other tools import, too.
+    Export {
+        /// Name or id.
+        image: String,
+        /// The archive, which appears when it is whole.
+        file: PathBuf,
+    },
     /// List the images on this node.
     Ls,
     /// Remove an image that no container uses.
@@ -68,15 +75,24 @@ pub(crate) enum Image {
         /// Name or id.
         image: String,
     },
+    /// Remove images without a name that no container uses, and pulls that broke off.
+    Prune {
+        /// Images with a name, too.
+        #[arg(long)]
+        all: bool,
+    },
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct Pull {
     /// For example `nginx:1.29` or `registry.example:5000/gate@sha256:…`.
     pub(crate) image: String,
-    /// Speak to the registry without TLS.
+    /// Speak to the registry and its mirrors without TLS.
     #[arg(long)]
     pub(crate) plain_http: bool,
+    /// Ask this host first, by the names of the image's own registry; may be given several times.
+    #[arg(long, value_name = "HOST")]
+    pub(crate) mirror: Vec<String>,
     /// A file with more authorities in PEM.
     #[arg(long, value_name = "FILE")]
     pub(crate) authority: Vec<PathBuf>,

@@ -80,6 +80,8 @@ kedge:
   runtimeDirectory: {runtime_dir}
   bridge: {bridge}
   cgroupRoot: {cgroup_root}
+  # Other data directories on this machine have networks of their own.
+  cniConfDir: ''
   devicePlugins: ''
 ",
         edge_dir = dir.edge().display(),

@@ -102,7 +102,7 @@ async fn start(
     };
     held.record(&run)?;
 
-    let cloud = wiring::start_cloud(ports, api.cloudcore, api.node_get, &scopes.cloud).await?;
+    let cloud = wiring::start_cloud(ports, api.cloudcore, api.node_ports, &scopes.cloud).await?;
     let link = cloud.hub.expect("the wiring enables WebSocket");
     progress.step("CloudCore", &format!("link {link}, certificates {}", cloud.https));
 

@@ -2,17 +2,18 @@
 //!
 //! ```text
 //!   kubectl ──> apiserver <──HTTPS── cloudcore <══TLS══ edgecore ──> runtime
-//!                   └──node_get (logs)──> cloudstream
+//!                   └──gets, connects (logs, exec, ports)──> cloudstream
 //! ```
 //!
-//! They talk over loopback with certificates as they would over a network; only the log questions of the API take a
-//! channel, because the kubelet endpoint of CloudCore (port 10003) has its own issue.
+//! They talk over loopback with certificates as they would over a network; only what the API asks of nodes takes channels,
+//! because CloudCore has no kubelet endpoint (port 10003).
 
 use crate::credentials::{Credentials, kubeconfig};
 use crate::data_dir::DataDir;
 use crate::preflight::HubPorts;
 use anyhow::{Context, Result};
 use kedge_apiserver::{ApiServer, StorageAt};
+use kedge_cloudcore::wiring::NodePorts;
 use kedge_cluster::{Cluster, Parts};
 use kedge_config::cloudcore::CertificateFiles;
 use kedge_config::{CloudCore, CloudFacts};
@@ -23,6 +24,8 @@ use std::net::{Ipv4Addr, SocketAddr};
 
 /// `kubectl logs` that begin at one time; more wait.
 const NODE_GETS_WAITING_MAX: usize = 64;
+/// The same of `kubectl exec` and the like.
+const NODE_CONNECTS_WAITING_MAX: usize = 64;
 /// Node addresses are given by each edge's own configuration; this network is what the API hands out for records.
 const CLUSTER_CIDR: &str = "10.250.0.0/16";
 
@@ -31,18 +34,20 @@ pub(crate) struct Api {
     pub(crate) url: String,
     pub(crate) admin: Cluster,
     pub(crate) cloudcore: Cluster,
-    pub(crate) node_get: kedge_cloudcore::wiring::NodeGetPort,
+    pub(crate) node_ports: NodePorts,
 }
 
 /// Starts the embedded API and writes the admin kubeconfig.
 pub(crate) async fn start_api(dir: &DataDir, port: u16, scope: &Scope) -> Result<Api> {
     let credentials = Credentials::load_or_create(&dir.pki())?;
-    let (node_get_tx, node_get_rx) = ask::channel("node gets of the API", NODE_GETS_WAITING_MAX);
+    let (node_get_tx, gets) = ask::channel("node gets of the API", NODE_GETS_WAITING_MAX);
+    let (node_connect_tx, connects) = ask::channel("node connects of the API", NODE_CONNECTS_WAITING_MAX);
     let config = api_config(dir, port, &credentials);
     let server = ApiServer::open(
         config,
         kedge_apiserver::Ports {
             node_get: Some(node_get_tx),
+            node_connect: Some(node_connect_tx),
         },
     )
     .await?;
@@ -53,7 +58,7 @@ pub(crate) async fn start_api(dir: &DataDir, port: u16, scope: &Scope) -> Result
         admin: client(&url, &credentials.admin).await?,
         cloudcore: client(&url, &credentials.cloudcore).await?,
         url,
-        node_get: node_get_rx,
+        node_ports: NodePorts { gets, connects },
     })
 }
 
@@ -61,7 +66,7 @@ pub(crate) async fn start_api(dir: &DataDir, port: u16, scope: &Scope) -> Result
 pub(crate) async fn start_cloud(
     ports: HubPorts,
     cluster: Cluster,
-    node_get: kedge_cloudcore::wiring::NodeGetPort,
+    node_ports: NodePorts,
     scope: &Scope,
 ) -> Result<kedge_cloudcore::wiring::Running> {
     let facts = CloudFacts {
@@ -76,7 +81,7 @@ pub(crate) async fn start_cloud(
     config.stream.tunnel_port = ports.tunnel;
     // Any port: several of these may run on one machine, and the log says which it is.
     config.monitor.address = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-    kedge_cloudcore::wiring::start(config, cluster, node_get, scope).await
+    kedge_cloudcore::wiring::start(config, cluster, node_ports, scope).await
 }
 
 fn api_config(dir: &DataDir, port: u16, credentials: &Credentials) -> kedge_apiserver::Config {

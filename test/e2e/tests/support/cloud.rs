@@ -1,7 +1,7 @@
 //! An embedded API and a CloudCore in this process, on ports that the system chooses.
 
 use kedge_apiserver::{ApiServer, StorageAt};
-use kedge_cloudcore::wiring::{NodeGetPort, Running};
+use kedge_cloudcore::wiring::{NodePorts, Running};
 use kedge_cluster::{Cluster, Parts};
 use kedge_config::cloudcore::CertificateFiles;
 use kedge_config::{CloudCore, CloudFacts};
@@ -15,7 +15,7 @@ const DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// Starts both; they end with `scope`. The client may do everything.
 pub(crate) async fn start(scope: &Scope) -> (Cluster, Running) {
-    let (cluster, node_get) = start_api(scope).await;
+    let (cluster, node_ports) = start_api(scope).await;
     let facts = CloudFacts {
         primary_ip: "127.0.0.1".into(),
         hostname: "cloud".into(),
@@ -27,11 +27,11 @@ pub(crate) async fn start(scope: &Scope) -> (Cluster, Running) {
     config.monitor.address = loopback;
     config.hub.files = CertificateFiles::default();
     config.stream.tunnel_port = 0;
-    let started = kedge_cloudcore::wiring::start(config, cluster.clone(), node_get, scope).await;
+    let started = kedge_cloudcore::wiring::start(config, cluster.clone(), node_ports, scope).await;
     (cluster, started.unwrap())
 }
 
-async fn start_api(scope: &Scope) -> (Cluster, NodeGetPort) {
+async fn start_api(scope: &Scope) -> (Cluster, NodePorts) {
     let now = UnixTime::now();
     let authority = Authority::create_named("test", now).unwrap();
     let names = ServerNames {
@@ -39,9 +39,11 @@ async fn start_api(scope: &Scope) -> (Cluster, NodeGetPort) {
         dns: vec![],
     };
     let server = authority.issue_server_as("test-api", &names, now).unwrap();
-    let (node_get_tx, node_get_rx) = ask::channel("test node gets", 8);
+    let (node_get_tx, gets) = ask::channel("test node gets", 8);
+    let (node_connect_tx, connects) = ask::channel("test node connects", 8);
     let ports = kedge_apiserver::Ports {
         node_get: Some(node_get_tx),
+        node_connect: Some(node_connect_tx),
     };
     let config = kedge_apiserver::Config {
         listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
@@ -68,5 +70,6 @@ async fn start_api(scope: &Scope) -> (Cluster, NodeGetPort) {
         client_certificate_pem: &admin.chain_pem(),
         client_key_pem: &admin.key().pem(),
     };
-    (Cluster::from_parts(parts).await.unwrap(), node_get_rx)
+    let node_ports = NodePorts { gets, connects };
+    (Cluster::from_parts(parts).await.unwrap(), node_ports)
 }

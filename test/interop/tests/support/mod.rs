@@ -61,7 +61,7 @@ impl World {
     }
 
     pub(crate) fn join_official_edge(&mut self, official: &Official) {
-        let containerd = Containerd::start(&self.lab);
+        let containerd = Containerd::start("interop");
         let token = self.api.join_token();
         let ports = self.cloud.ports();
         self.edge = Some(OfficialEdge::join(

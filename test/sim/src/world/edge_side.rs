@@ -174,7 +174,7 @@ impl World {
                 }) => {
                     edge.store.orders.push_back(Order::Commit { id, change });
                 }
-                Some(Event::Deliver { .. }) => {}
+                Some(Event::Deliver { .. } | Event::Complete) => {}
                 Some(Event::Answer { id, answer }) => {
                     self.report.answered += 1;
                     let asked = edge.open.remove(&id);

@@ -71,6 +71,12 @@ impl World {
         }
     }
 
+    /// The authority that CloudCore makes there, or has made.
+    pub(crate) async fn authority(&self) -> Authority {
+        let material = kedge_cloudcore::material::load_or_create(&self.cluster, &hub("")).await;
+        material.unwrap().authority
+    }
+
     pub(crate) async fn namespace(&self) {
         let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "kubeedge"}});
         let body = Body::from_value(&namespace).unwrap();

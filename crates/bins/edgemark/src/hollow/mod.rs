@@ -16,7 +16,7 @@ mod tap;
 pub use tally::{Tally, wall_us};
 
 use dialer::{Gate, GatedDialer};
-use kedge_edged::{Edged, Initial};
+use kedge_edged::Edged;
 use kedge_edgehub::{CertificateConfig, EdgeHub, Identity, Network, Rates, Transport};
 use kedge_metamanager::MetaManager;
 use kedge_pki::{IdentityFiles, UnixTime};
@@ -42,6 +42,7 @@ const REQUESTS_WAITING_MAX: usize = 128;
 const RELEASES_WAITING_MAX: usize = 1;
 /// Nobody asks a hollow edge for logs.
 const GETS_WAITING_MAX: usize = 1;
+const CONNECTS_WAITING_MAX: usize = 1;
 /// The machine below all hollow nodes is one and does not change: the status is looked at as often as it must be sent.
 const STATUS_INTERVAL: Duration = Duration::from_secs(300);
 /// A node that was refused a certificate asks again, as a supervisor would start EdgeCore again; doubled up to the
@@ -121,7 +122,7 @@ impl HollowEdge {
         seed: u64,
         began: Instant,
     ) -> anyhow::Result<()> {
-        let (metamanager, held) =
+        let (metamanager, holding) =
             MetaManager::open(MetaStore::memory(), kedge_metamanager::Config::default()).await?;
         let (orders_tx, tapped_orders) = ask::channel("store orders", ORDERS_WAITING_MAX);
         let (tap_orders, orders_rx) = ask::channel("tapped store orders", ORDERS_WAITING_MAX);
@@ -129,25 +130,27 @@ impl HollowEdge {
         let (tap_cloud, cloud_rx) = ask::channel("tapped cloud requests", REQUESTS_WAITING_MAX);
         let (requests_tx, requests_rx) = ask::channel("edged requests", REQUESTS_WAITING_MAX);
         let (_nobody_asks, gets_rx) = ask::channel("node gets", GETS_WAITING_MAX);
+        let (_nobody_connects, connects_rx) = queue::channel("node connects", CONNECTS_WAITING_MAX);
         let (_nobody_releases, releases_rx) = queue::channel("releases", RELEASES_WAITING_MAX);
+        let (_nobody_stops, shutdown_rx) = ask::channel("shutdown", 1);
         let (objects_tx, objects_rx) = keyed::channel("desired objects");
+        let (complete_tx, complete_rx) = latest::channel(holding.complete);
         let (online_tx, online_rx) = latest::channel(false);
         let (identity_tx, _) = latest::channel(None);
 
         let edged_ports = kedge_edged::Ports {
             desired: objects_rx,
+            complete: complete_rx,
             cloud: requests_tx,
             online: online_rx.clone(),
             node_get: gets_rx,
+            node_connect: connects_rx,
             releases: releases_rx,
+            shutdown: shutdown_rx,
             metrics: Registry::new(),
         };
         let runtime: Arc<dyn Runtime> = Arc::clone(&self.runtime) as Arc<dyn Runtime>;
-        let initial = Initial {
-            objects: held,
-            complete: true,
-        };
-        let edged = Edged::new(edged_config(setting, node), runtime, initial, edged_ports)?;
+        let edged = Edged::new(edged_config(setting, node), runtime, holding.objects, edged_ports)?;
         self.scope.spawn_vital("edged", edged.run(self.scope.clone()));
         let meta_ports = kedge_metamanager::Ports {
             orders: orders_rx,
@@ -155,6 +158,7 @@ impl HollowEdge {
             cloud: cloud_tx,
             online: online_rx.clone(),
             objects: objects_tx,
+            complete: complete_tx,
         };
         self.scope
             .spawn_vital("metamanager", metamanager.run(meta_ports, self.scope.clone()));

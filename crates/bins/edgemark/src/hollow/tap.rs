@@ -82,7 +82,7 @@ impl Tap {
         let Question { question, reply } = question;
         let marked = match &question {
             StoreOrder::Commit(ToEdge::Object(change)) => self.tally.is_marked(&change.key, &change.body),
-            StoreOrder::Commit(_) | StoreOrder::Held => None,
+            StoreOrder::Commit(_) | StoreOrder::Held | StoreOrder::Complete => None,
         };
         let (way, answer) = Way::pair();
         // When the store's owner is gone the question is dropped, and the missing answer says so.
