@@ -189,8 +189,7 @@ pub trait Runtime: Send + Sync + 'static {
     async fn images(&self) -> Result<Vec<Image>, Error>;
     /// What the images take on the disk.
     async fn image_usage(&self) -> Result<ImageUsage, Error>;
-    /// Fetches an image, with the credentials in turn until one is accepted; without any, anonymously. The embedded
-    /// runtime has no registry client yet and says so.
+    /// Fetches an image, with the credentials in turn until one is accepted; without any, anonymously.
     async fn pull_image(&self, reference: &str, credentials: &[Credentials]) -> Result<Image, Error>;
     /// Imports an OCI image archive (a tar with `oci-layout` and `index.json`, or a `docker save` tar).
     async fn import_image(&self, archive: PathBuf) -> Result<Vec<Image>, Error>;
