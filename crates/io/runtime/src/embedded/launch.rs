@@ -373,10 +373,25 @@ fn failed(verb: Verb, argument: &Path, reason: impl std::fmt::Display) -> Error 
     Error::failed(verb.act(), object, reason)
 }
 
+/// Somebody may still write down that the container was started; he ends at once.
+const REMOVE_TRIES: u32 = 100;
+const REMOVE_PAUSE: Duration = Duration::from_millis(10);
+
 /// Removes a container's files. The record goes first: without it the container is not listed, and what an interrupted
 /// removal leaves is cleared at the next start.
 pub(super) fn remove_container_files(directory: &Path, state: &Path) -> Result<(), Error> {
     durable::remove_file(&directory.join("container.json"))?;
     durable::remove_file(state)?;
-    durable::remove_directory(directory)
+    let mut tries = 0;
+    loop {
+        match durable::remove_directory(directory) {
+            Err(Error::Io { source, .. })
+                if source.kind() == std::io::ErrorKind::DirectoryNotEmpty && tries < REMOVE_TRIES =>
+            {
+                tries += 1;
+                std::thread::sleep(REMOVE_PAUSE);
+            }
+            removed => return removed,
+        }
+    }
 }

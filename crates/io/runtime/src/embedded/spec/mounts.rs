@@ -2,7 +2,8 @@
 
 use super::Ingredients;
 use crate::Error;
-use kedge_containers::{Mount, Propagation};
+use kedge_containers::{Mount, PidNamespace, Propagation};
+use kedge_host::cgroups::Layout as Cgroups;
 use serde_json::{Value, json};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Component, Path, PathBuf};
@@ -49,9 +50,13 @@ fn every_container(from: &Ingredients<'_>) -> Vec<Value> {
                 "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"] }),
         json!({ "destination": "/dev/shm", "type": "bind", "source": shared_memory(from), "options": BIND }),
         json!({ "destination": "/sys", "type": "sysfs", "source": "sysfs", "options": safe(&[rights]) }),
-        json!({ "destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup",
-                "options": safe(&["relatime", rights]) }),
     ];
+    if can_mount_groups(from) {
+        mounts.push(
+            json!({ "destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup",
+                            "options": safe(&["relatime", rights]) }),
+        );
+    }
     if kedge_host::mounts::knows_file_system(&kedge_host::Root::machine(), "mqueue").unwrap_or(false) {
         mounts.push(
             json!({ "destination": "/dev/mqueue", "type": "mqueue", "source": "mqueue", "options": safe(&[]) }),
@@ -69,6 +74,16 @@ fn every_container(from: &Ingredients<'_>) -> Vec<Value> {
         );
     }
     mounts
+}
+
+/// For the trees of version 1 libcontainer looks its own process up by a number that, in a process namespace which is
+/// joined and not made, means another process of the node or none. Such a container does without the mount.
+fn can_mount_groups(from: &Ingredients<'_>) -> bool {
+    let joins = match &from.config.security.pid {
+        PidNamespace::Pod | PidNamespace::Target(_) => !from.sandbox.config.host_pid,
+        PidNamespace::Container | PidNamespace::Node => false,
+    };
+    !joins || matches!(from.cgroups, Cgroups::V2 { .. })
 }
 
 /// Options of a mount from which nothing is executed, with some more.
