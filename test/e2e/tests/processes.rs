@@ -74,7 +74,7 @@ fn a_cloud_and_an_edge_that_die_and_come_back() {
         if pods.is_empty() { Ok(()) } else { Err(pods) }
     });
     wait_for("no supervisors", || {
-        let left = kedge_e2e::proc::find(&["oci-helper", &site.dir.to_string_lossy()]);
+        let left = kedge_e2e::proc::supervisors(&site.dir);
         if left.is_empty() {
             Ok(())
         } else {
