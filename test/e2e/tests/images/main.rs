@@ -14,7 +14,7 @@ use kedge_runtime::embedded::{Config, HelperProgram, Images, NetworkConfig, Root
 use kedge_runtime::{Embedded, Error, Runtime, helper};
 use registry::{Gate, PASSWORD, Registry, USER, run, umoci_image};
 use std::net::Ipv4Addr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
