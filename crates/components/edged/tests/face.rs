@@ -41,6 +41,18 @@ async fn node_on(address: SocketAddr) -> Node {
     node
 }
 
+/// A reading is kept for a while, and that of the start may be older than the container, or than its use.
+async fn wait_use(address: SocketAddr) {
+    wait("two readings in a row know the use", async || {
+        let (_, body) = get(address, "/stats/summary").await;
+        let summary: Value = serde_json::from_str(&body).ok()?;
+        let cpu = &summary["pods"][0]["containers"][0]["cpu"];
+        let is_known = cpu["usageNanoCores"] == 0 && cpu["usageCoreNanoSeconds"] == 2_500_000_000_u64;
+        is_known.then_some(())
+    })
+    .await;
+}
+
 async fn say(address: SocketAddr, request: &[u8]) -> Option<String> {
     let mut tcp = TcpStream::connect(address).await.ok()?;
     // A server that has heard enough closes while it is still being told more.
@@ -79,6 +91,7 @@ async fn by_tunnel(node: &Node, path: &str, query: &str) -> Result<String, Strin
 async fn a_scrape_works_here_and_through_the_tunnel() {
     let address = free_port().await;
     let node = node_on(address).await;
+    wait_use(address).await;
     let container = r#"{container="c",namespace="default",pod="web"}"#;
     for text in [
         get(address, "/metrics/resource").await.1,
@@ -116,6 +129,7 @@ async fn a_scrape_works_here_and_through_the_tunnel() {
 async fn the_summary_and_the_lists_have_the_shapes_of_a_kubelet() {
     let address = free_port().await;
     let node = node_on(address).await;
+    wait_use(address).await;
     let json = async |path: &str| -> Value {
         let (status, body) = get(address, path).await;
         assert_eq!(status, 200, "{path}: {body}");
