@@ -1,16 +1,18 @@
 //! One container, as its supervisor knows it.
 
+use crate::process::Told;
 use crate::streams::{Input, Log, Output, Terminal};
 use crate::watch::Token;
 use crate::{Failure, durable, groups, process, streams};
 use kedge_containerlog::{Moment, Stream};
 use kedge_containers::ExitReason;
 use kedge_supervision::{self as supervision, Made, Phase, Process, StateRecord};
+use nix::libc;
 use nix::sys::signal::SigSet;
 use rustix::process::Pid;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 /// Making a container takes milliseconds; copying a large image without overlayfs on a slow card takes a minute. It ends
@@ -23,6 +25,9 @@ pub(crate) const CLEAR_PAUSE: Duration = Duration::from_millis(10);
 pub(crate) const CLEAR_MAX: Duration = Duration::from_secs(10);
 /// A disk that did not take a state is asked again: without it nobody learns that the container has ended.
 pub(crate) const SAVE_PAUSE: Duration = Duration::from_secs(1);
+
+/// Whose child a process has become collects it at once, unless he collects nobody: then nobody learns how it ended.
+const COLLECT_MAX: Duration = Duration::from_secs(2);
 
 /// A shell that was ended by a signal says 128 and its number.
 const EXIT_CODE_SIGNAL: i32 = 128;
@@ -39,6 +44,8 @@ pub(crate) struct Container {
     pub(crate) process: Option<Process>,
     /// For a process that is not our child.
     pub(crate) pidfd: Option<OwnedFd>,
+    /// It has ended, and until then we wait for whose child it is to collect it.
+    pub(crate) uncollected: Option<Instant>,
     pub(crate) log: Log,
     pub(crate) outputs: [Output; 2],
     pub(crate) input: Option<Input>,
@@ -117,11 +124,20 @@ pub(crate) struct Ending {
 pub(crate) enum Exit {
     Code(i32),
     Signal(i32),
-    /// It was another supervisor's child.
+    /// It was another supervisor's child, and the kernel does not say.
     Unseen,
 }
 
 impl Exit {
+    /// From what the kernel says of a process that was collected.
+    pub(crate) fn of(status: i32) -> Self {
+        if libc::WIFEXITED(status) {
+            Self::Code(libc::WEXITSTATUS(status))
+        } else {
+            Self::Signal(libc::WTERMSIG(status))
+        }
+    }
+
     fn code(self) -> i32 {
         match self {
             Self::Code(code) => code,
@@ -159,7 +175,11 @@ impl Container {
             let early = streams::open_input_early(&path(supervision::STDIN)).map_err(failed)?;
             input = Some(Input::new(Some(early)));
         }
-        let (maker, said) = start_maker(&spec, maker, arguments)?;
+        let makers = path(supervision::MAKERS);
+        let makers = streams::make(&makers)
+            .and_then(|()| streams::open_as_maker(&makers))
+            .map_err(failed)?;
+        let (maker, said) = start_maker(&spec, maker, arguments, makers)?;
         let [stdout, stderr] = outputs;
         Ok(Self {
             key,
@@ -173,6 +193,7 @@ impl Container {
             }),
             process: None,
             pidfd: None,
+            uncollected: None,
             log,
             outputs: [
                 Output::new(Stream::Stdout, stdout),
@@ -217,6 +238,7 @@ impl Container {
             stage,
             process: Some(state.process),
             pidfd,
+            uncollected: None,
             outputs: [
                 Output::new(Stream::Stdout, stdout),
                 Output::new(Stream::Stderr, stderr),
@@ -287,6 +309,24 @@ impl Container {
             Stage::Created | Stage::Running { .. } => self.kill(),
         }
         self.forgotten.get_or_insert_default()
+    }
+
+    /// The first process, which is not our child, has ended: asks the kernel how. False when that is said only after
+    /// somebody has collected it.
+    pub(crate) fn ask_for_exit(&mut self, now: Instant) -> bool {
+        let told = self.pidfd.as_ref().map_or(Told::Nothing, process::exit_of);
+        let exit = match told {
+            Told::Status(status) => Exit::of(status),
+            Told::NotYet if self.uncollected.is_none_or(|until| now < until) => {
+                self.uncollected.get_or_insert(now + COLLECT_MAX);
+                return false;
+            }
+            Told::NotYet | Told::Nothing => Exit::Unseen,
+        };
+        self.uncollected = None;
+        self.pidfd = None;
+        self.begin_ending(exit);
+        true
     }
 
     /// Its first process has ended.
@@ -382,7 +422,7 @@ impl Container {
     pub(crate) fn deadline(&self) -> Option<Instant> {
         match &self.stage {
             Stage::Creating(making) => Some(making.deadline),
-            Stage::Created | Stage::Running { .. } => None,
+            Stage::Created | Stage::Running { .. } => self.uncollected,
             Stage::Ending(ending) => Some(ending.next),
         }
     }
@@ -401,6 +441,7 @@ fn start_maker(
     spec: &supervision::Container,
     maker: &OwnedFd,
     arguments: &[String],
+    makers: OwnedFd,
 ) -> Result<(Pid, OwnedFd), Failure> {
     let failed = |error: std::io::Error| Failure::new("start the program that makes containers", error);
     let [name, rest @ ..] = arguments else {
@@ -415,7 +456,8 @@ fn start_maker(
         .args(rest)
         .current_dir("/")
         .env_clear()
-        .stdin(Stdio::null())
+        // From its first moment on it is known to be there.
+        .stdin(makers)
         .stdout(theirs)
         .stderr(log);
     // SAFETY: changing the signal mask is one call of the kernel, which takes no lock and no memory.

@@ -40,12 +40,14 @@ use std::process::ExitCode;
 /// The verbs of the command line, which nobody but the node agent and this program itself types.
 const SUPERVISE: &str = "supervise";
 const HOLD: &str = "hold";
+const HOLD_AS: &str = "hold-as";
 
 fn main() -> ExitCode {
     let arguments: Vec<_> = std::env::args_os().skip(1).collect();
     match arguments.as_slice() {
         [verb, directory] if verb == SUPERVISE => begin::run(Path::new(directory)),
         [verb] if verb == HOLD => hold::run(),
+        [verb, users] if verb == HOLD_AS => hold::run_as(Path::new(users)),
         _ => {
             say(format_args!(
                 "this is started by kedge itself and is of no use on a command line"

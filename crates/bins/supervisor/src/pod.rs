@@ -26,6 +26,9 @@ const LAST_WORDS_BYTES_MAX: usize = 4 * 1024 * 1024;
 const CLIENTS_MAX: usize = 64;
 /// Buffers that grew are given back above this size.
 const KEPT_BYTES_MAX: usize = 64 * 1024;
+/// When the machine goes off, containers have been told to end by whoever sends it off, and this is their time for it:
+/// long beside a program's own work, short beside the 90 seconds that systemd would wait for us.
+const MACHINE_GRACE: Duration = Duration::from_secs(10);
 
 pub(crate) struct Pod {
     pub(crate) me: Process,
@@ -38,6 +41,9 @@ pub(crate) struct Pod {
     keys: u32,
     /// Everything shall end; this client waits for it.
     pub(crate) ending: Option<u32>,
+    /// The machine goes off; from then on nobody is waited for.
+    machine_off: Option<Instant>,
+    process_pin: Option<PathBuf>,
     records: Vec<u8>,
     message: Vec<u8>,
     _lock: File,
@@ -78,6 +84,8 @@ impl Pod {
             clients: Vec::new(),
             keys: 0,
             ending: None,
+            machine_off: None,
+            process_pin: beginning.process_pin,
             records: Vec::new(),
             message: Vec::new(),
             _lock: lock,
@@ -170,6 +178,13 @@ impl Pod {
     }
 
     fn is_over(&mut self) -> bool {
+        if self
+            .machine_off
+            .is_some_and(|deadline| self.containers.is_empty() || deadline <= Instant::now())
+        {
+            self.leave_nothing_running();
+            return true;
+        }
         let Some(client) = self.ending else {
             return false;
         };
@@ -181,9 +196,18 @@ impl Pod {
         true
     }
 
+    /// Nothing is written down: after the next boot whoever ran before is known to have ended.
+    fn leave_nothing_running(&self) {
+        self.containers.iter().for_each(Container::kill);
+        if let Some(Err(Failure(why))) = self.process_pin.as_deref().map(hold::end) {
+            crate::say(format_args!("{why}"));
+        }
+    }
+
     /// How long may be waited at most; without end while nothing is being made or ended.
     fn patience(&self) -> Option<Duration> {
-        let next = self.containers.iter().filter_map(Container::deadline).min()?;
+        let deadlines = self.containers.iter().filter_map(Container::deadline);
+        let next = deadlines.chain(self.machine_off).min()?;
         Some(next.saturating_duration_since(Instant::now()))
     }
 
@@ -203,12 +227,28 @@ impl Pod {
             }
             Token::Stdin(key) => self.feed(key),
             Token::Made(key) => self.take_made(key),
-            Token::Process(key) => {
-                if let Some(container) = self.by_key(key) {
-                    container.pidfd = None;
-                    container.begin_ending(Exit::Unseen);
-                }
-            }
+            Token::Process(key) => self.adopted_has_ended(key),
+        }
+    }
+
+    /// The first process of a container that was taken over has ended.
+    fn adopted_has_ended(&mut self, key: u32) {
+        let Some(at) = self.containers.iter().position(|container| container.key == key) else {
+            return;
+        };
+        let container = &mut self.containers[at];
+        let told = container.ask_for_exit(Instant::now());
+        // That it has ended the kernel would tell again and again; that it was collected comes as a hang-up.
+        if !told
+            && let Some(pidfd) = &container.pidfd
+            && let Err(error) = self.watch.change(pidfd, Token::Process(key), Interest::HangUp)
+        {
+            crate::say(format_args!(
+                "the end of container {} is not watched: {error}",
+                container.spec.id
+            ));
+            container.pidfd = None;
+            container.begin_ending(Exit::Unseen);
         }
     }
 
@@ -236,7 +276,12 @@ impl Pod {
 
     /// Collects what has ended: makers of containers, their first processes, and orphans.
     fn collect(&mut self) {
-        while let Ok(Some(_)) = self.signals.read_signal() {}
+        while let Ok(Some(signal)) = self.signals.read_signal() {
+            if signal.ssi_signo == Signal::SIGTERM as u32 && process::machine_goes_off() {
+                self.machine_off
+                    .get_or_insert_with(|| Instant::now() + MACHINE_GRACE);
+            }
+        }
         // What makers have said is heard before they are collected.
         let making: Vec<u32> = self
             .containers
@@ -246,12 +291,7 @@ impl Pod {
             .collect();
         making.iter().for_each(|key| self.take_made(*key));
         while let Ok(Some((pid, status))) = rustix::process::wait(WaitOptions::NOHANG) {
-            let exit = match (status.exit_status(), status.terminating_signal()) {
-                (Some(code), _) => Exit::Code(code),
-                (None, Some(signal)) => Exit::Signal(signal),
-                (None, None) => continue,
-            };
-            self.has_ended(pid, exit);
+            self.has_ended(pid, Exit::of(status.as_raw()));
         }
         making.into_iter().for_each(|key| self.take_made(key));
     }
@@ -427,6 +467,9 @@ impl Pod {
                     let client = making.client;
                     self.was_not_made(key, client, "making it took too long");
                 }
+                Some(container) if container.uncollected.is_some() => {
+                    container.ask_for_exit(now);
+                }
                 Some(container) => cleared.extend(container.is_cleared(now).then_some(key)),
                 None => {}
             }
@@ -487,7 +530,8 @@ impl Pod {
     }
 }
 
-/// Ends of children, and the signals with which people end programs, which are not meant for us: pods outlive the agent.
+/// Ends of children, and the signals with which people end programs. They are not meant for us, since pods outlive the
+/// agent, unless everything is told to end because the machine goes off.
 fn signals() -> std::io::Result<SignalFd> {
     let mut set = SigSet::empty();
     for signal in [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {

@@ -14,6 +14,13 @@ pub(crate) fn boot_id() -> std::io::Result<String> {
         .to_owned())
 }
 
+/// Whether the machine's first process is the program that systemd becomes when all services have ended. It tells every
+/// process to end and waits for those that do not, up to 90 seconds; others that send machines off wait for none.
+pub(crate) fn machine_goes_off() -> bool {
+    // The kernel cuts the names of programs.
+    std::fs::read_to_string("/proc/1/comm").is_ok_and(|name| name.trim_end() == "systemd-shutdow")
+}
+
 /// Who `pid` is now.
 pub(crate) fn identify(pid: u32, boot_id: &str) -> std::io::Result<Process> {
     let text = std::fs::read(format!("/proc/{pid}/stat"))?;
@@ -48,6 +55,49 @@ pub(crate) fn open(process: &Process) -> std::io::Result<Option<OwnedFd>> {
         Ok(_) => Ok(None),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
+    }
+}
+
+/// What the kernel says of a process that is not our child.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Told {
+    /// How it ended, as `wait` says it.
+    Status(i32),
+    /// It has not ended, or nobody has collected it.
+    NotYet,
+    /// The kernel says such things to parents only.
+    Nothing,
+}
+
+/// What is asked of the kernel about a process, and its answer, in the order of the kernel's own record.
+#[repr(C)]
+#[derive(Debug, Default)]
+struct Info {
+    /// What is wanted, and then what was given.
+    mask: u64,
+    cgroup: u64,
+    /// Numbers of the process and its parents, then its users and groups.
+    ids: [u32; 11],
+    exit_status: i32,
+}
+
+const INFO_EXIT: u64 = 1 << 3;
+const GET_INFO: rustix::ioctl::Opcode = rustix::ioctl::opcode::read_write::<Info>(0xff, 11);
+
+/// Asks how the process ended that a descriptor means. Kernels from 6.15 on tell everybody who held it by then.
+pub(crate) fn exit_of(process: &OwnedFd) -> Told {
+    let mut info = Info {
+        mask: INFO_EXIT,
+        ..Info::default()
+    };
+    // SAFETY: the operation reads and writes one record of the size that is a part of its number, and this is the record.
+    #[allow(unsafe_code)]
+    let asked =
+        unsafe { rustix::ioctl::ioctl(process, rustix::ioctl::Updater::<GET_INFO, Info>::new(&mut info)) };
+    match asked {
+        Ok(()) if info.mask & INFO_EXIT != 0 => Told::Status(info.exit_status),
+        Ok(()) => Told::NotYet,
+        Err(_) => Told::Nothing,
     }
 }
 

@@ -160,6 +160,12 @@ pub(crate) fn make(path: &Path) -> std::io::Result<()> {
     )?)
 }
 
+/// Opens a pipe as one who may write to it, whether anybody reads or not.
+pub(crate) fn open_as_maker(path: &Path) -> std::io::Result<OwnedFd> {
+    let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    Ok(rustix::fs::openat(CWD, path, flags, Mode::empty())?)
+}
+
 /// Opens an output to read it.
 pub(crate) fn open_output(path: &Path) -> std::io::Result<OwnedFd> {
     open(path, OFlags::RDONLY)

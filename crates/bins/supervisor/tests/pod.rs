@@ -368,3 +368,66 @@ fn what_is_not_understood_is_refused() {
     drop(silent);
     pod.end();
 }
+
+/// In a process namespace of its own, whose first process is this test under the name that systemd has at the very end.
+#[test]
+fn a_machine_that_goes_off_waits_for_no_supervisor() {
+    let island = Command::new("unshare")
+        .args(["--pid", "--fork", "--mount-proc", "--kill-child"])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", "the_machine_goes_off", "--ignored", "--nocapture"])
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&island.stdout);
+    assert!(
+        island.status.success() && said.contains("1 passed"),
+        "{said}{}",
+        String::from_utf8_lossy(&island.stderr)
+    );
+}
+
+#[test]
+#[ignore = "on an island"]
+fn the_machine_goes_off() {
+    assert_eq!(std::process::id(), 1, "on an island");
+    // One has nothing to end, one ends with its container, and one has a container that does not listen.
+    let pods = ["idle", "obedient", "deaf"].map(Pod::begin);
+    let obedient = pods[1].run("a", false, &["sleep", "1000000"]);
+    let deaf = pods[2].run(
+        "b",
+        true,
+        &[
+            "sh",
+            "-c",
+            "trap '' TERM; echo deaf; while read -r line; do :; done",
+        ],
+    );
+    let listener = pods[2].attach("b", true);
+    hear(&listener, "deaf");
+    let supervisors = pods.each_ref().map(|pod| handle(pod.supervisor()));
+    let containers = [obedient, deaf].map(|container| match state(&container).phase {
+        Phase::Running { .. } => handle(state(&container).process.pid),
+        other => panic!("it runs: {other:?}"),
+    });
+
+    // A service that ends tells its processes, too; pods outlive it.
+    tell_everybody(&supervisors);
+    // Whoever has answered twice has heard of it.
+    for pod in pods.iter().chain(&pods) {
+        let id = "none".to_owned();
+        assert_eq!(pod.ask(Order::Await { id }).1, Reply::Done);
+    }
+    std::fs::write("/proc/1/comm", "systemd-shutdown").unwrap();
+    tell_everybody(&supervisors);
+    tell_everybody(&containers);
+    supervisors.iter().chain(&containers).for_each(wait_for_end);
+    for pod in pods {
+        std::fs::remove_dir_all(pod.directory).unwrap();
+    }
+}
+
+fn tell_everybody(processes: &[OwnedFd]) {
+    for process in processes {
+        rustix::process::pidfd_send_signal(process, Signal::TERM).unwrap();
+    }
+}

@@ -32,6 +32,10 @@ pub const STDIN: &str = "stdin";
 pub const STDOUT: &str = "stdout";
 pub const STDERR: &str = "stderr";
 
+/// A pipe in a container's directory into which nobody writes: whoever makes the container, or still writes there for
+/// another reason, holds it open for writing. The kernel says when the last of them has ended, however he ended.
+pub const MAKERS: &str = "makers";
+
 /// A process, told apart from others that had or will have its number.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Process {
@@ -94,6 +98,9 @@ pub struct Container {
     pub stdin_once: bool,
     pub tty: bool,
 }
+
+/// In a sandbox's directory: where the namespace of the pod's own users is held, if it has its own.
+pub const USER_PIN: &str = "user";
 
 /// What a supervisor gets on its standard input when it is started.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
