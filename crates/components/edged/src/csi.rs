@@ -7,13 +7,12 @@
 //! Calls for one volume come one at a time; calls for different volumes do not wait for each other. A driver that is away
 //! or slow fails the volume, which is tried again as the pod's worker decides.
 //!
-//! What a kubelet reads and writes besides is not in reach of an edge, whose cloud serves it neither `CSIDriver` nor
-//! `CSINode`. So every volume is used as by a driver without such an object: an attachment is honoured where there is one,
-//! volumes that are written by one node at a time get the pod's group, those that a pod names itself are told about the
-//! pod, and nothing is published again for new tokens. What this node is to each driver stands in the node's own
-//! annotation and labels; how many volumes a driver takes here, no scheduler learns.
+//! How a driver's volumes are used stands in the cluster ([`facts`]), and what the drivers say of this node goes there
+//! ([`node`], [`csi_node`]), as far as the cloud takes part: ours does, an official one has no answer to either.
 
+mod csi_node;
 mod driver;
+mod facts;
 mod layout;
 mod node;
 mod publish;
@@ -26,6 +25,7 @@ mod unpublish;
 use crate::cloud::Cloud;
 use crate::volumes::Paths;
 use driver::DriverInfo;
+use facts::FactsBook;
 use kedge_api::{CsiPersistentVolumeSource, CsiVolumeSource, Node, PersistentVolume, Pod};
 use kedge_telemetry::Scope;
 use kedge_telemetry::channel::latest;
@@ -39,6 +39,8 @@ use std::time::Duration;
 /// After a start of the node, pods and drivers come up together; a driver that takes longer is waited for by the pod's
 /// next attempt.
 const DRIVER_PATIENCE: Duration = Duration::from_secs(10);
+/// A kubelet looks at each pod again after about this time.
+pub(crate) const REPUBLISH_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Why a CSI volume cannot be made or taken away.
 #[derive(Debug, thiserror::Error)]
@@ -79,6 +81,16 @@ pub(crate) enum Error {
     NotAttached { name: String, why: String },
     #[error("{0}")]
     Secret(String),
+    #[error("failed to fetch token: {0}")]
+    Token(String),
+    #[error("volume mode \"{mode}\" not supported by driver {driver} (only supports {modes})")]
+    Mode {
+        mode: &'static str,
+        driver: String,
+        modes: String,
+    },
+    #[error("ask for the CSIDriver {driver}: {why}")]
+    Facts { driver: String, why: String },
 }
 
 /// What a pod wants of a driver.
@@ -107,8 +119,10 @@ pub(crate) enum Source<'a> {
 pub(crate) struct Published {
     /// A directory, or a device.
     pub(crate) path: PathBuf,
-    /// The driver gave it to the pod's group already.
+    /// The driver gave it to the pod's group already, or nobody shall.
     pub(crate) group_given: bool,
+    /// The driver wants to be called again within [`REPUBLISH_INTERVAL`].
+    pub(crate) republish: bool,
 }
 
 /// The CSI volumes of this node. Cheap to clone: all clones are the same.
@@ -124,6 +138,7 @@ struct Inner {
     node_name: String,
     cloud: Cloud,
     drivers: Drivers,
+    facts: FactsBook,
     /// One lock a volume, while somebody works on it.
     locks: Mutex<BTreeMap<String, Weak<tokio::sync::Mutex<()>>>>,
     in_use: latest::Sender<Arc<BTreeSet<String>>>,
@@ -138,6 +153,7 @@ impl Csi {
             node_name,
             cloud,
             drivers: Drivers::new(),
+            facts: FactsBook::default(),
             locks: Mutex::default(),
             in_use: latest::channel(Arc::default()).0,
         };
@@ -154,6 +170,14 @@ impl Csi {
         scope: &Scope,
     ) {
         self.tell_in_use(None);
+        let showing = csi_node::Showing {
+            cloud: self.inner.cloud.clone(),
+            node_name: self.inner.node_name.clone(),
+            online: online.clone(),
+            node: node.clone(),
+            drivers: self.inner.drivers.infos(),
+        };
+        scope.spawn_until_cancelled("edged-csi-node-object", showing.run());
         let telling = node::Telling {
             cloud: self.inner.cloud.clone(),
             node_name: self.inner.node_name.clone(),

@@ -1,6 +1,7 @@
 //! The owner of the edge's store: what the cloud wants here, and what edged has to say.
 //!
-//! **Duty.** Make each object of the cloud durable, then hand it to edged, then say so (acknowledge after commit).
+//! **Duty.** Make each object of the cloud durable, then hand it to edged, then say so (acknowledge after commit). What a
+//! Node says is durable before it is repeated, so its heartbeats need no transaction of their own.
 //! Answer what edged asks from the store when it is held and from the cloud when not, and keep such answers. Keep
 //! reports that must survive (ends of pods, pod status, events) in the durable outbox until the cloud has them.
 //!
@@ -13,6 +14,7 @@
 //!
 //! ```text
 //!   edgehub  --StoreOrder-->  judge --submit--> store --committed--> edged (keyed), then StoreDone
+//!                               +-- a node's repetition: no transaction --^
 //!   edged    --Request----->  plan +-> held row ................................ answer
 //!                                  +-> cloud, keep the answer .................. answer
 //!                                  +-> outbox --committed--> cloud --answered--> forget, answer
@@ -22,6 +24,7 @@ mod asks;
 mod copies;
 mod objects;
 mod plan;
+mod quiet;
 mod reports;
 mod sweep;
 #[cfg(test)]
@@ -36,6 +39,7 @@ use kedge_store::meta::MetaStore;
 use kedge_telemetry::Scope;
 use kedge_telemetry::channel::{ask, keyed, latest};
 use kedge_wire::{Body, ObjectKey, Reply, Request};
+use quiet::Quiet;
 use std::collections::HashMap;
 use std::time::Duration;
 
@@ -96,6 +100,7 @@ pub struct MetaManager {
     store: MetaStore,
     held: HashMap<ObjectKey, objects::Version>,
     copies: Copies,
+    quiet: Quiet,
 }
 
 impl MetaManager {
@@ -103,6 +108,7 @@ impl MetaManager {
     pub async fn open(store: MetaStore, config: Config) -> Result<(Self, Holding), Error> {
         let mut held = HashMap::new();
         let mut for_edged = Vec::new();
+        let mut quiet = Quiet::default();
         for row in store.all().await? {
             if row.kind == tokens::KIND {
                 continue;
@@ -113,6 +119,7 @@ impl MetaManager {
                 continue;
             };
             held.insert(key.clone(), objects::Version::of(&body));
+            quiet.writes(&key, &body);
             if plan::is_for_edged(&key) && body.json().starts_with('{') {
                 for_edged.push((key, body));
             }
@@ -127,13 +134,19 @@ impl MetaManager {
             store,
             held,
             copies,
+            quiet,
         };
         Ok((manager, holding))
     }
 
     /// Serves until the scope is cancelled; what was submitted to the store by then is still answered.
     pub async fn run(self, ports: Ports, scope: Scope) {
-        worker::Worker::new(self.config, self.store, self.held, self.copies, ports)
+        let kept = worker::Kept {
+            held: self.held,
+            copies: self.copies,
+            quiet: self.quiet,
+        };
+        worker::Worker::new(self.config, self.store, kept, ports)
             .run(scope)
             .await;
     }

@@ -2,6 +2,7 @@
 
 mod complete;
 mod orders;
+mod quiet;
 mod reports;
 mod requests;
 mod sweeps;

@@ -8,6 +8,7 @@ use crate::asks::{Asker, Outcome};
 use crate::copies::Copies;
 use crate::objects::Version;
 use crate::plan::{self, Plan, ReportClass};
+use crate::quiet::{Moment, Quiet};
 use crate::reports::{self, Next, Reports};
 use crate::sweep::Sweeper;
 use crate::told::Known;
@@ -38,12 +39,27 @@ const HELD_MAX: usize = 20_000;
 
 type Answered = Result<Reply, RequestError>;
 
+/// What the node holds when the task begins.
+pub(crate) struct Kept {
+    pub(crate) held: HashMap<ObjectKey, Version>,
+    pub(crate) copies: Copies,
+    pub(crate) quiet: Quiet,
+}
+
 /// What waits for a commit.
 enum After {
     Object {
         change: ObjectChange,
         done: Way<StoreDone>,
     },
+    /// Says what the store holds, if the writes before it succeed.
+    Repetition {
+        change: ObjectChange,
+        since: Moment,
+        done: Way<StoreDone>,
+    },
+    /// The row of a repetition went along with another write.
+    CaughtUp,
     /// Ordered behind the commits before it: the digest must not miss them.
     Digest {
         done: Way<StoreDone>,
@@ -116,16 +132,12 @@ pub(crate) struct Worker {
     reading_reports: bool,
     sweeper: Sweeper,
     copies: Copies,
+    quiet: Quiet,
 }
 
 impl Worker {
-    pub(crate) fn new(
-        config: Config,
-        store: MetaStore,
-        held: HashMap<ObjectKey, Version>,
-        copies: Copies,
-        ports: Ports,
-    ) -> Self {
+    pub(crate) fn new(config: Config, store: MetaStore, kept: Kept, ports: Ports) -> Self {
+        let Kept { held, copies, quiet } = kept;
         let Ports {
             orders,
             requests,
@@ -158,6 +170,7 @@ impl Worker {
             reading_reports: false,
             sweeper: Sweeper::new(Instant::now()),
             copies,
+            quiet,
         }
     }
 
@@ -192,6 +205,7 @@ impl Worker {
                 },
             }
         }
+        self.catch_up().await;
         while let Some((after, result)) = self.commits.next().await {
             self.committed(after, result).await;
         }
@@ -208,6 +222,19 @@ impl Worker {
     }
 
     async fn submit(&mut self, write: Write, after: After) {
+        // The transaction is needed anyway.
+        self.catch_up().await;
+        self.submit_alone(write, after).await;
+    }
+
+    /// Writes what waits for a reason to write.
+    async fn catch_up(&mut self) {
+        for row in self.quiet.take() {
+            self.submit_alone(Write::Put(row), After::CaughtUp).await;
+        }
+    }
+
+    async fn submit_alone(&mut self, write: Write, after: After) {
         let pending: Result<Pending, StoreError> = self.store.submit(write).await;
         self.commits.push_back(Box::pin(async {
             match pending {
@@ -220,6 +247,13 @@ impl Worker {
     async fn committed(&mut self, after: After, result: Result<Written, StoreError>) {
         match after {
             After::Object { change, done } => self.object_committed(change, done, result),
+            After::Repetition { change, since, done } => self.repetition_reached(change, since, done),
+            After::CaughtUp => {
+                if let Err(error) = result {
+                    // It holds the same, of an older version.
+                    tracing::debug!(%error, "newest version of a node not stored");
+                }
+            }
             After::Digest { done } => {
                 let store = self.store.clone();
                 self.beside.push(Box::pin(
@@ -231,6 +265,7 @@ impl Worker {
                 self.copies.set(&key, None);
                 if let Err(error) = result {
                     self.held.remove(&key);
+                    self.quiet.lost(&key);
                     // The answer is good; it will have to be asked for again after a restart.
                     tracing::warn!(%error, "answer of the cloud not kept");
                 }
@@ -461,6 +496,7 @@ impl Worker {
         }
         self.sweeper.came(key);
         self.sweeper.something_went(Instant::now());
+        self.quiet.forget(key);
         self.held.insert(key.clone(), version);
         true
     }

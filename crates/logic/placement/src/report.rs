@@ -22,6 +22,7 @@ use serde_json::{Map, Value, json};
 const RESERVED_LABEL_PREFIX: &str = "node-restriction.kubernetes.io/";
 /// Metadata that a status patch of a pod may name, to say which pod it means.
 const POD_IDENTITY: [&str; 5] = ["name", "namespace", "uid", "resourceVersion", "creationTimestamp"];
+const NOT_SERVED: &str = "the cloud serves no such kind to edges";
 /// The longest name Kubernetes allows.
 const NAME_BYTES_MAX: usize = 253;
 
@@ -196,11 +197,55 @@ impl Asked<'_> {
             ObjectKind::Lease | ObjectKind::CertificateSigningRequest => {
                 Err(self.unsupported("it is judged in another place"))
             }
+            ObjectKind::Other(ref kind) => self.other(kind),
             ObjectKind::ServiceAccountAccess
             | ObjectKind::Device
             | ObjectKind::DeviceModel
-            | ObjectKind::Volume
-            | ObjectKind::Other(_) => Err(self.unsupported("the cloud serves no such kind to edges")),
+            | ObjectKind::Volume => Err(self.unsupported(NOT_SERVED)),
+        }
+    }
+
+    /// Kinds that the wire's list does not name, because only our own edges ask for them.
+    fn other(&self, kind: &str) -> Judged {
+        match kind {
+            "runtimeclass" => self.query_open("/apis/node.k8s.io/v1/runtimeclasses"),
+            "csidriver" => self.query_open("/apis/storage.k8s.io/v1/csidrivers"),
+            "csinode" => self.csi_node(),
+            _any_other => Err(self.unsupported(NOT_SERVED)),
+        }
+    }
+
+    /// A fact of the cluster that every node may know.
+    fn query_open(&self, collection: &str) -> Judged {
+        self.expect(&Operation::Query)?;
+        let path = format!("{collection}/{}", self.key.name);
+        call(ApiCall::Get { path }, ReplyShape::Raw)
+    }
+
+    /// What the CSI drivers on the node say of it.
+    fn csi_node(&self) -> Judged {
+        self.own("CSINode")?;
+        let collection = "/apis/storage.k8s.io/v1/csinodes";
+        let path = format!("{collection}/{}", self.key.name);
+        match &self.request.route.operation {
+            Operation::Query => call(ApiCall::Get { path }, ReplyShape::Raw),
+            Operation::Insert => {
+                let (path, body) = (
+                    collection.to_owned(),
+                    self.typed_body("storage.k8s.io/v1", "CSINode")?,
+                );
+                call(ApiCall::Create { path, body }, ReplyShape::ObjectResponse)
+            }
+            Operation::Patch => {
+                let body = self.request.body.content_data();
+                let patch =
+                    json_object(&body).ok_or_else(|| self.malformed("its patch is not a JSON object"))?;
+                if let Some(field) = patch.keys().find(|field| *field != "spec") {
+                    return Err(self.forbidden(&format!("its patch may not touch {field:?}")));
+                }
+                call(ApiCall::MergePatch { path, body }, ReplyShape::ObjectResponse)
+            }
+            _other_operation => Err(self.no_such_operation()),
         }
     }
 

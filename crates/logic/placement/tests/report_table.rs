@@ -180,6 +180,17 @@ fn queries() {
            query default/volumeattachment/csi-1 yes
            query default/device/thermo yes
            query default/gadget/x yes
+           query null/csidriver/disk.csi no
+           query null/runtimeclass/vm no
+           delete null/csidriver/disk.csi yes
+           query null/csinode/edge-1 no
+           query null/csinode/edge-2 yes
+           insert null/csinode/edge-1 no {"metadata":{"name":"edge-1"},"spec":{"drivers":[]}}
+           insert null/csinode/edge-1 no {"metadata":{"name":"edge-2"},"spec":{"drivers":[]}}
+           patch null/csinode/edge-1 no {"spec":{"drivers":[]}}
+           patch null/csinode/edge-1 no {"metadata":{}}
+           patch null/csinode/edge-1 no 7
+           delete null/csinode/edge-1 no
            query default/serviceaccounttoken/robot yes {"spec":{"expirationSeconds":3607,"boundObjectRef":{"kind":"Pod","name":"web","uid":"a"}}}
            query default/serviceaccounttoken/robot yes {"spec":{}}
            query default/serviceaccounttoken/robot no {"spec":{"boundObjectRef":{"kind":"Pod","name":"web","uid":"a"}}}"#,
@@ -202,6 +213,28 @@ fn queries() {
               unsupported: edge-1 asked to query default/device/thermo, which is not served: the cloud serves no such kind to edges
             > query default/gadget/x yes
               unsupported: edge-1 asked to query default/gadget/x, which is not served: the cloud serves no such kind to edges
+            > query null/csidriver/disk.csi no
+              GET /apis/storage.k8s.io/v1/csidrivers/disk.csi -> Raw
+            > query null/runtimeclass/vm no
+              GET /apis/node.k8s.io/v1/runtimeclasses/vm -> Raw
+            > delete null/csidriver/disk.csi yes
+              unsupported: edge-1 asked to delete null/csidriver/disk.csi, which is not served: this kind has no such operation
+            > query null/csinode/edge-1 no
+              GET /apis/storage.k8s.io/v1/csinodes/edge-1 -> Raw
+            > query null/csinode/edge-2 yes
+              forbidden: edge-1 may not query null/csinode/edge-2: it is the CSINode of another node
+            > insert null/csinode/edge-1 no {"metadata":{"name":"edge-1"},"spec":{"drivers":[]}}
+              POST /apis/storage.k8s.io/v1/csinodes {"metadata":{"name":"edge-1"},"spec":{"drivers":[]},"apiVersion":"storage.k8s.io/v1","kind":"CSINode"} -> ObjectResponse
+            > insert null/csinode/edge-1 no {"metadata":{"name":"edge-2"},"spec":{"drivers":[]}}
+              forbidden: edge-1 may not insert null/csinode/edge-1: its body names another object than its resource
+            > patch null/csinode/edge-1 no {"spec":{"drivers":[]}}
+              PATCH merge /apis/storage.k8s.io/v1/csinodes/edge-1 {"spec":{"drivers":[]}} -> ObjectResponse
+            > patch null/csinode/edge-1 no {"metadata":{}}
+              forbidden: edge-1 may not patch null/csinode/edge-1: its patch may not touch "metadata"
+            > patch null/csinode/edge-1 no 7
+              unsupported: edge-1 asked to patch null/csinode/edge-1, but its patch is not a JSON object
+            > delete null/csinode/edge-1 no
+              unsupported: edge-1 asked to delete null/csinode/edge-1, which is not served: this kind has no such operation
             > query default/serviceaccounttoken/robot yes {"spec":{"expirationSeconds":3607,"boundObjectRef":{"kind":"Pod","name":"web","uid":"a"}}}
               POST /api/v1/namespaces/default/serviceaccounts/robot/token {"spec":{"expirationSeconds":3607,"boundObjectRef":{"kind":"Pod","name":"web","uid":"a"}},"apiVersion":"authentication.k8s.io/v1","kind":"TokenRequest"} -> Raw
             > query default/serviceaccounttoken/robot yes {"spec":{}}

@@ -111,6 +111,11 @@ async fn allowed(cloudcore: &Client) {
             "GET /api/v1/persistentvolumes/x",
             "GET /api/v1/namespaces/default/persistentvolumeclaims/x",
             "GET /apis/storage.k8s.io/v1/volumeattachments/x",
+            "GET /apis/storage.k8s.io/v1/csidrivers/x",
+            "GET /apis/storage.k8s.io/v1/csinodes/x",
+            "POST /apis/storage.k8s.io/v1/csinodes",
+            "PATCH /apis/storage.k8s.io/v1/csinodes/x",
+            "GET /apis/node.k8s.io/v1/runtimeclasses/x",
             "GET /apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/x",
             "POST /apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases",
             "PATCH /apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/x",
@@ -156,6 +161,11 @@ async fn allowed(cloudcore: &Client) {
             yes GET /api/v1/persistentvolumes/x
             yes GET /api/v1/namespaces/default/persistentvolumeclaims/x
             yes GET /apis/storage.k8s.io/v1/volumeattachments/x
+            yes GET /apis/storage.k8s.io/v1/csidrivers/x
+            yes GET /apis/storage.k8s.io/v1/csinodes/x
+            yes POST /apis/storage.k8s.io/v1/csinodes
+            yes PATCH /apis/storage.k8s.io/v1/csinodes/x
+            yes GET /apis/node.k8s.io/v1/runtimeclasses/x
             yes GET /apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/x
             yes POST /apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases
             yes PATCH /apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/x

@@ -195,12 +195,12 @@ fn class_of(request: &Request) -> Class {
         | ObjectKind::PersistentVolume
         | ObjectKind::PersistentVolumeClaim
         | ObjectKind::VolumeAttachment
-        | ObjectKind::CertificateSigningRequest => Class::Other,
+        | ObjectKind::CertificateSigningRequest
+        | ObjectKind::Other(_) => Class::Other,
         ObjectKind::Event
         | ObjectKind::ServiceAccountAccess
         | ObjectKind::Device
         | ObjectKind::DeviceModel
-        | ObjectKind::Volume
-        | ObjectKind::Other(_) => Class::Bulk,
+        | ObjectKind::Volume => Class::Bulk,
     }
 }

@@ -1,7 +1,6 @@
 //! Telling the cloud what drivers call this node: an annotation and the drivers' topology labels.
 //!
-//! The cloud's side of a driver finds the node by them. The object `CSINode` is not sent, because no KubeEdge cloud takes
-//! it from an edge.
+//! The cloud's side of a driver finds the node by them, also where the cloud takes no [`super::csi_node`].
 
 use super::DriverInfo;
 use crate::cloud::Cloud;
@@ -15,8 +14,8 @@ use std::time::Duration;
 
 const NODE_IDS: &str = "csi.volume.kubernetes.io/nodeid";
 /// Between attempts at a cloud that is there but refuses.
-const RETRY_MIN: Duration = Duration::from_secs(2);
-const RETRY_MAX: Duration = Duration::from_secs(300);
+pub(super) const RETRY_MIN: Duration = Duration::from_secs(2);
+pub(super) const RETRY_MAX: Duration = Duration::from_secs(300);
 
 type Infos = Arc<BTreeMap<String, DriverInfo>>;
 
@@ -34,8 +33,14 @@ impl Telling {
     /// Until the scope is cancelled. A node that never had a driver says nothing.
     pub(crate) async fn run(mut self) {
         let mut told = Infos::default();
+        let mut told_of = None;
         let mut delay = RETRY_MIN;
         loop {
+            let uid = node_uid(&self.node.borrow_and_update());
+            if uid != told_of {
+                // The annotation went with the node that had it.
+                (told, told_of) = (Infos::default(), uid.clone());
+            }
             let wanted = self.drivers.borrow_and_update().clone();
             let online = *self.online.borrow_and_update();
             if online && wanted != told {
@@ -52,6 +57,7 @@ impl Telling {
                 biased;
                 changed = self.drivers.changed() => if changed.is_err() { return },
                 changed = self.online.changed() => if changed.is_err() { return },
+                changed = self.node.wait_for(|node| node_uid(node) != uid) => if changed.is_err() { return },
             }
         }
     }
@@ -78,6 +84,11 @@ impl Telling {
             }
         }
     }
+}
+
+/// Which node it is; its heartbeats are no news.
+pub(super) fn node_uid(node: &Option<Arc<Node>>) -> Option<String> {
+    node.as_ref()?.metadata.uid.clone()
 }
 
 fn node_ids(infos: &Infos) -> Value {

@@ -1,5 +1,6 @@
 //! What a driver is told, from what the pod and the persistent volume say.
 
+use super::facts::GroupPolicy;
 use base64::Engine as _;
 use kedge_api::{Pod, Secret};
 use kedge_grpc::csi::VolumeCapability;
@@ -17,7 +18,7 @@ pub(super) enum Mode {
 #[derive(Debug, Clone)]
 pub(super) struct Access<'a> {
     /// As in the persistent volume.
-    pub(super) modes: &'a [String],
+    pub(super) modes: &'a [&'a str],
     pub(super) fs_type: Option<&'a str>,
     pub(super) options: &'a [String],
     pub(super) mode: Mode,
@@ -44,8 +45,8 @@ pub(super) fn capability(access: &Access<'_>) -> VolumeCapability {
 }
 
 /// The widest of the volume's modes decides.
-fn access_mode(modes: &[String], several_writers_known: bool) -> access_mode::Mode {
-    let has = |name: &str| modes.iter().any(|mode| mode == name);
+fn access_mode(modes: &[&str], several_writers_known: bool) -> access_mode::Mode {
+    let has = |name: &str| modes.contains(&name);
     if has("ReadWriteMany") {
         access_mode::Mode::MultiNodeMultiWriter
     } else if has("ReadOnlyMany") && has("ReadWriteOnce") {
@@ -67,22 +68,30 @@ fn access_mode(modes: &[String], several_writers_known: bool) -> access_mode::Mo
     }
 }
 
-/// Whether the node gives the volume to the pod's group: by default only where the volume has a file system of its own
-/// and one writer.
-pub(super) fn group_is_ours(modes: &[String], fs_type: Option<&str>) -> bool {
-    let once = |mode: &String| mode == "ReadWriteOnce" || mode == "ReadWriteOncePod";
-    !fs_type.unwrap_or_default().is_empty() && modes.iter().any(once)
+/// Whether the node gives the volume to the pod's group.
+pub(super) fn group_is_ours(policy: GroupPolicy, modes: &[&str], fs_type: Option<&str>) -> bool {
+    match policy {
+        GroupPolicy::File => true,
+        GroupPolicy::None => false,
+        GroupPolicy::ReadWriteOnceWithFSType => {
+            let once = |mode: &&str| matches!(*mode, "ReadWriteOnce" | "ReadWriteOncePod");
+            !fs_type.unwrap_or_default().is_empty() && modes.iter().any(once)
+        }
+    }
 }
 
-/// What a driver that makes a volume for one pod learns of the pod.
-pub(super) fn pod_info(pod: &Pod) -> [(String, String); 5] {
+/// Under this key a driver finds the tokens that it wants: JSON, by audience.
+pub(super) const TOKENS: &str = "csi.storage.k8s.io/serviceAccount.tokens";
+
+/// What a driver learns of the pod.
+pub(super) fn pod_info(pod: &Pod, ephemeral: bool) -> [(String, String); 5] {
     let account = pod.spec.service_account_name.clone().unwrap_or_default();
     [
         ("csi.storage.k8s.io/pod.name", pod.metadata.name.clone()),
         ("csi.storage.k8s.io/pod.namespace", pod.namespace().to_owned()),
         ("csi.storage.k8s.io/pod.uid", pod.uid().to_owned()),
         ("csi.storage.k8s.io/serviceAccount.name", account),
-        ("csi.storage.k8s.io/ephemeral", "true".to_owned()),
+        ("csi.storage.k8s.io/ephemeral", ephemeral.to_string()),
     ]
     .map(|(key, value)| (key.to_owned(), value))
 }
@@ -104,7 +113,7 @@ mod tests {
     #[test]
     fn modes() {
         let mode = |text: &str, known| {
-            let modes: Vec<String> = text.split(' ').map(str::to_owned).collect();
+            let modes: Vec<&str> = text.split(' ').collect();
             access_mode(&modes, known).as_str_name()
         };
         let table = [
@@ -119,8 +128,11 @@ mod tests {
         for (modes, known, want) in table {
             assert_eq!(mode(modes, known), want, "{modes}");
         }
-        let modes = ["ReadWriteOnce".to_owned()];
-        assert!(group_is_ours(&modes, Some("ext4")) && !group_is_ours(&modes, None));
-        assert!(!group_is_ours(&["ReadWriteMany".to_owned()], Some("ext4")));
+        let ours = |policy, mode: &str, fs_type| group_is_ours(policy, &[mode], fs_type);
+        let default = GroupPolicy::default();
+        assert!(ours(default, "ReadWriteOnce", Some("ext4")) && !ours(default, "ReadWriteOnce", None));
+        assert!(!ours(default, "ReadWriteMany", Some("ext4")));
+        assert!(ours(GroupPolicy::File, "ReadWriteMany", None));
+        assert!(!ours(GroupPolicy::None, "ReadWriteOnce", Some("ext4")));
     }
 }

@@ -1,5 +1,7 @@
 //! The whole way to a driver that listens on a socket of this process.
 
+mod bind;
+
 use super::*;
 use crate::volumes::testing::{TempDir, can_mount};
 use crate::volumes::tests::{Answers, cloud};
@@ -27,7 +29,7 @@ use serde_json::{Value, json};
 /// No fact that a test waits for takes longer.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A driver that makes directories, and remembers what it was asked.
+/// A driver that keeps each volume in a directory, and remembers what it was asked.
 #[derive(Clone)]
 struct Plugin {
     type_: &'static str,
@@ -36,7 +38,7 @@ struct Plugin {
     root: PathBuf,
     calls: Arc<latest::Sender<Vec<String>>>,
     capabilities: Arc<Vec<rpc::Type>>,
-    /// Mounts, as a real driver does.
+    /// Binds the volume's directory where it is wanted, as a real driver does. Else it only makes directories.
     mounts: bool,
     /// The next publish fails.
     fails: Arc<std::sync::atomic::AtomicBool>,
@@ -81,8 +83,34 @@ impl Registration for Plugin {
     }
 }
 
-fn made(path: &str) -> Result<(), Status> {
-    std::fs::create_dir_all(path).map_err(|error| Status::internal(error.to_string()))
+fn made(path: impl AsRef<Path>) -> Result<(), Status> {
+    std::fs::create_dir_all(path).map_err(failed)
+}
+
+fn failed(error: impl ToString) -> Status {
+    Status::internal(error.to_string())
+}
+
+impl Plugin {
+    fn volume(&self, id: &str) -> PathBuf {
+        self.root.join("backing").join(id)
+    }
+
+    /// As often as somebody asks.
+    fn bind(&self, source: &Path, target: &str) -> Result<(), Status> {
+        if !self.mounts || kedge_host::mounts::is_mount_point(Path::new(target)).map_err(failed)? {
+            return Ok(());
+        }
+        made(source)?;
+        kedge_host::mounts::bind(source, Path::new(target), false).map_err(failed)
+    }
+
+    fn unbind(&self, target: &str) -> Result<(), Status> {
+        match self.mounts {
+            true => kedge_host::mounts::unmount(Path::new(target)).map_err(failed),
+            false => Ok(()),
+        }
+    }
 }
 
 #[tonic::async_trait]
@@ -100,6 +128,7 @@ impl NodeService for Plugin {
             r.volume_context
         ]);
         self.note("Stage", details);
+        self.bind(&self.volume(&r.volume_id), &r.staging_target_path)?;
         Ok(Response::new(NodeStageVolumeResponse {}))
     }
 
@@ -109,6 +138,7 @@ impl NodeService for Plugin {
     ) -> Result<Response<NodeUnstageVolumeResponse>, Status> {
         let r = request.into_inner();
         self.note("Unstage", json!([r.volume_id, r.staging_target_path]));
+        self.unbind(&r.staging_target_path)?;
         Ok(Response::new(NodeUnstageVolumeResponse {}))
     }
 
@@ -129,9 +159,11 @@ impl NodeService for Plugin {
         } else {
             made(&r.target_path)?;
         }
-        if self.mounts {
-            kedge_host::mounts::mount_tmpfs(Path::new(&r.target_path), None).unwrap();
-        }
+        let volume = match r.staging_target_path.as_str() {
+            "" => self.volume(&r.volume_id),
+            staged => PathBuf::from(staged),
+        };
+        self.bind(&volume, &r.target_path)?;
         self.note(
             "Publish",
             json!([r.volume_id, r.target_path, mode, r.readonly, r.volume_context]),
@@ -146,9 +178,7 @@ impl NodeService for Plugin {
         let r = request.into_inner();
         self.note("Unpublish", json!([r.volume_id, r.target_path]));
         let target = Path::new(&r.target_path);
-        if self.mounts {
-            kedge_host::mounts::unmount(target).unwrap();
-        }
+        self.unbind(&r.target_path)?;
         let _ = std::fs::remove_dir(target).or_else(|_| std::fs::remove_file(target));
         Ok(Response::new(NodeUnpublishVolumeResponse {}))
     }
@@ -209,6 +239,10 @@ struct World {
 
 impl World {
     async fn start(capabilities: &[rpc::Type]) -> Self {
+        Self::start_with(capabilities, false).await
+    }
+
+    async fn start_with(capabilities: &[rpc::Type], mounts: bool) -> Self {
         let root = TempDir::new();
         let answers = Answers::default();
         let scope = Scope::new();
@@ -219,7 +253,7 @@ impl World {
             root: root.to_path_buf(),
             calls: Arc::new(latest::channel(Vec::new()).0),
             capabilities: Arc::new(capabilities.to_vec()),
-            mounts: false,
+            mounts,
             fails: Arc::default(),
         };
         let world = Self {
@@ -259,6 +293,10 @@ impl World {
             claim_bytes: Some(1 << 20),
         };
         self.csi.publish(wanted).await.map_err(|error| error.to_string())
+    }
+
+    fn answer(&self, key: &str, value: Value) {
+        self.answers.lock().unwrap().insert(key.to_owned(), value);
     }
 
     fn in_use(&self) -> Vec<String> {
@@ -302,21 +340,20 @@ async fn a_volume_is_staged_once_and_published_for_each_pod() {
     let world = World::start(STAGES).await;
     let attachment = layout::attachment_name("h1", "drv", "edge-1");
     let key = format!("default/volumeattachment/{attachment}");
-    let answer = |key: &str, value: Value| drop(world.answers.lock().unwrap().insert(key.to_owned(), value));
-    answer(&key, json!({ "status": { "attached": false } }));
+    world.answer(&key, json!({ "status": { "attached": false } }));
     let volume = volume(json!({ "csi": { "nodeStageSecretRef": { "name": "login", "namespace": "ops" } } }));
     let why = world.publish("u1", &volume).await.unwrap_err();
     assert_eq!(
         why,
         format!("volume attachment {attachment}: the volume is not attached yet")
     );
-    answer(
+    world.answer(
         &key,
         json!({ "status": { "attached": true, "attachmentMetadata": { "lun": "3" } } }),
     );
     let why = world.publish("u1", &volume).await.unwrap_err();
     assert!(why.starts_with("secret \"login\""), "{why}");
-    answer("ops/secret/login", json!({ "data": { "user": "cm9vdA==" } }));
+    world.answer("ops/secret/login", json!({ "data": { "user": "cm9vdA==" } }));
     world
         .plugin
         .fails

@@ -5,6 +5,8 @@ use super::{PATIENCE, World, object};
 use kedge_link::edge::{StoreDone, StoreOrder};
 use kedge_store::meta::MetaStore;
 use kedge_wire::ChangeVerb::Insert;
+use kedge_wire::{Body, ObjectKey};
+use std::path::Path;
 
 impl World {
     async fn cloud_has_sent_all(&self) {
@@ -32,17 +34,22 @@ async fn a_new_store_lacks_something_until_the_cloud_has_sent_all() {
     assert!(world.is_complete(), "and it starts without a cloud from now on");
 }
 
-#[tokio::test]
-async fn a_damaged_store_lacks_something_over_two_restarts_until_the_cloud_has_sent_all() {
-    let directory = std::env::temp_dir().join(format!("kedge-metamanager-complete-{}", std::process::id()));
-    let path = directory.join("edgecore.db");
-    let (world, _) = World::start(MetaStore::open(&path).unwrap(), true).await;
+/// The next life, without a cloud, after one in which the cloud has sent all it had.
+async fn filled(path: &Path) -> (World, Vec<(ObjectKey, Body)>) {
+    let (world, _) = World::start(MetaStore::open(path).unwrap(), true).await;
     world
         .commit(Insert, "default/pod/web", &object("web", "u1", "1"))
         .await
         .unwrap();
     world.cloud_has_sent_all().await;
-    let (world, _) = World::start(reopened(world.end().await, &path).await, false).await;
+    World::start(reopened(world.end().await, path).await, false).await
+}
+
+#[tokio::test]
+async fn a_damaged_store_lacks_something_over_two_restarts_until_the_cloud_has_sent_all() {
+    let directory = std::env::temp_dir().join(format!("kedge-metamanager-complete-{}", std::process::id()));
+    let path = directory.join("edgecore.db");
+    let (world, _) = filled(&path).await;
     assert!(world.is_complete());
 
     // The node goes off; meanwhile its disk loses what it wrote.
@@ -54,13 +61,7 @@ async fn a_damaged_store_lacks_something_over_two_restarts_until_the_cloud_has_s
         closed(world.end().await, &path).await;
     }
 
-    let (world, _) = World::start(MetaStore::open(&path).unwrap(), true).await;
-    world
-        .commit(Insert, "default/pod/web", &object("web", "u1", "1"))
-        .await
-        .unwrap();
-    world.cloud_has_sent_all().await;
-    let (world, held) = World::start(reopened(world.end().await, &path).await, false).await;
+    let (world, held) = filled(&path).await;
     assert!(held.len() == 1 && world.is_complete());
     // While it lives it is not: what it holds in memory is all there, but a later life has only the file.
     damage(&directory);

@@ -2,6 +2,7 @@
 
 use super::{After, Beside, Worker};
 use crate::objects::{self, Verdict, Version};
+use crate::quiet::Moment;
 use crate::{plan, tokens};
 use kedge_link::Held;
 use kedge_link::edge::{StoreDone, StoreOrder};
@@ -14,6 +15,7 @@ impl Worker {
     pub(super) async fn order(&mut self, Question { question, reply }: Question<StoreOrder, StoreDone>) {
         match question {
             StoreOrder::Held => {
+                self.catch_up().await;
                 let done = Ok(Written::default());
                 self.commits
                     .push_back(Box::pin(async { (After::Digest { done: reply }, done) }));
@@ -43,11 +45,39 @@ impl Worker {
                 tracing::debug!(key = %change.key, "a newer state of this object is held");
                 done.send(StoreDone::Committed(Ok(())));
             }
-            Verdict::Write(write) => {
-                self.foresee(&change, &write);
-                self.submit(write, After::Object { change, done }).await;
-            }
+            Verdict::Write(write) => match self.repetition(&change, &write) {
+                Some(since) => {
+                    self.held.insert(change.key.clone(), Version::of(&change.body));
+                    let after = After::Repetition { change, since, done };
+                    let nothing = Ok(Written::default());
+                    self.commits.push_back(Box::pin(async { (after, nothing) }));
+                }
+                None => {
+                    self.foresee(&change, &write);
+                    self.submit(write, After::Object { change, done }).await;
+                }
+            },
         }
+    }
+
+    /// Whether nothing of it needs a transaction of its own.
+    fn repetition(&self, change: &ObjectChange, write: &Write) -> Option<Moment> {
+        match write {
+            Write::Put(_) => self.quiet.repetition(&change.key, &change.body),
+            Write::Delete { .. } | Write::Push(_) | Write::Forget { .. } | Write::Complete => None,
+        }
+    }
+
+    /// The writes before a repetition have ended; if one of them failed, the store lacks what was repeated.
+    pub(super) fn repetition_reached(&mut self, change: ObjectChange, since: Moment, done: Way<StoreDone>) {
+        let row = || objects::row(&change.key, &change.body);
+        if self.quiet.took(since, &change.key, row) {
+            self.object_committed(change, done, Ok(Written::default()));
+            return;
+        }
+        self.held.remove(&change.key);
+        let why = format!("store {}: what it repeats was not stored", change.key);
+        done.send(StoreDone::Committed(Err(why)));
     }
 
     /// Notes what a submitted change will lead to.
@@ -56,12 +86,14 @@ impl Worker {
             Write::Put(_) => {
                 self.sweeper.came(&change.key);
                 self.held.insert(change.key.clone(), Version::of(&change.body));
+                self.quiet.writes(&change.key, &change.body);
             }
             Write::Delete { uid, .. } => {
                 let other = |held: &Version| uid.is_some() && held.uid != *uid;
                 if !self.held.get(&change.key).is_some_and(other) {
                     self.held.remove(&change.key);
                 }
+                self.quiet.forget(&change.key);
             }
             Write::Push(_) | Write::Forget { .. } | Write::Complete => {}
         }
@@ -90,6 +122,7 @@ impl Worker {
             Err(error) => {
                 tracing::error!(%error, "object not stored; the cloud is told");
                 self.held.remove(&key);
+                self.quiet.lost(&key);
                 done.send(StoreDone::Committed(Err(error.to_string())));
                 return;
             }

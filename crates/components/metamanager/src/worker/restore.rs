@@ -8,6 +8,7 @@ use kedge_wire::{Body, ObjectKey};
 impl Worker {
     /// The store was damaged and holds what could be read of it. Bytes that are there already are not written.
     pub(super) async fn restore(&mut self) {
+        self.quiet.lost_all();
         // A copy of another version is about to be replaced by a write that is under way.
         let is_newest = |(key, body): &(&ObjectKey, &Body)| self.held.get(*key) == Some(&Version::of(body));
         let newest = self.copies.all().filter(is_newest);

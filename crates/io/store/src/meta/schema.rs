@@ -3,6 +3,7 @@
 use super::seal::beside;
 use super::{Cause, Error, Limits};
 use rusqlite::{Connection, OpenFlags, TransactionBehavior};
+use rustix::fs::{IFlags, ioctl_getflags, ioctl_setflags};
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
@@ -67,6 +68,10 @@ pub(super) fn open_with(path: &Path, limits: &Limits, migrations: &[&str]) -> Re
     settle(&connection, limits).map_err(failed)?;
     check(&connection, path)?;
     migrate(&mut connection, path, migrations)?;
+    // SQLite locks the file only, so the log may be opened beside it.
+    if let Ok(log) = File::open(beside(path, "-wal")) {
+        reading_is_not_noted(&log);
+    }
     Ok(connection)
 }
 
@@ -225,6 +230,8 @@ fn secure_file(path: &Path) -> io::Result<()> {
     if file.metadata()?.permissions().mode() & 0o777 != FILE_MODE {
         file.set_permissions(Permissions::from_mode(FILE_MODE))?;
     }
+    // Now or never: closing it later would give up SQLite's locks.
+    reading_is_not_noted(&file);
     for suffix in ["-wal", "-shm", "-journal"] {
         close_to_others(&beside(path, suffix))?;
     }
@@ -233,6 +240,18 @@ fn secure_file(path: &Path) -> io::Result<()> {
         File::open(directory)?.sync_all()?;
     }
     Ok(())
+}
+
+/// Else the kernel writes to the disk when a file was read for the first time since it was written. A file system that has
+/// no such choice is left as it is.
+fn reading_is_not_noted(file: &File) {
+    let noted = ioctl_getflags(file).and_then(|flags| match flags.contains(IFlags::NOATIME) {
+        true => Ok(()),
+        false => ioctl_setflags(file, flags | IFlags::NOATIME),
+    });
+    if let Err(error) = noted {
+        tracing::debug!(%error, "the file system notes when the store is read");
+    }
 }
 
 /// Takes the rights of group and others from a file, if it is there.

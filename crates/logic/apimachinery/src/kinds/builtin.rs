@@ -37,6 +37,9 @@ const STORED: &[Row] = &[
     ("rbac.authorization.k8s.io", "v1", "ClusterRoleBinding", "clusterrolebindings", &[], false, &[], false),
     ("rbac.authorization.k8s.io", "v1", "Role", "roles",          &[],        true,  &[], false),
     ("rbac.authorization.k8s.io", "v1", "RoleBinding", "rolebindings", &[],   true,  &[], false),
+    ("node.k8s.io", "v1", "RuntimeClass", "runtimeclasses",       &[],        false, &[], false),
+    ("storage.k8s.io", "v1", "CSIDriver", "csidrivers",           &[],        false, &[], false),
+    ("storage.k8s.io", "v1", "CSINode", "csinodes",               &[],        false, &[], false),
     ("storage.k8s.io", "v1", "StorageClass", "storageclasses",    &["sc"],    false, &[], false),
     ("storage.k8s.io", "v1", "VolumeAttachment", "volumeattachments", &[],    false, &[S::Status], false),
 ];

@@ -80,7 +80,7 @@ fn group_list() {
         .iter()
         .map(|g| meta::text(g, &["preferredVersion", "groupVersion"]))
         .collect();
-    expect![[r#"["apiextensions.k8s.io/v1", "apps/v1", "authentication.k8s.io/v1", "authorization.k8s.io/v1", "certificates.k8s.io/v1", "coordination.k8s.io/v1", "rbac.authorization.k8s.io/v1", "storage.k8s.io/v1"]"#]]
+    expect![[r#"["apiextensions.k8s.io/v1", "apps/v1", "authentication.k8s.io/v1", "authorization.k8s.io/v1", "certificates.k8s.io/v1", "coordination.k8s.io/v1", "node.k8s.io/v1", "rbac.authorization.k8s.io/v1", "storage.k8s.io/v1"]"#]]
         .assert_eq(&format!("{groups:?}"));
 }
 

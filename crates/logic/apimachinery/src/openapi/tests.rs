@@ -56,7 +56,7 @@ fn clients_find_field_validation() {
 fn the_index_names_every_group_version() {
     let index = v3_index(&Registry::builtin());
     let places: Vec<_> = index["paths"].as_object().unwrap().keys().cloned().collect();
-    expect![[r#"["api/v1", "apis/apiextensions.k8s.io/v1", "apis/apps/v1", "apis/authentication.k8s.io/v1", "apis/authorization.k8s.io/v1", "apis/certificates.k8s.io/v1", "apis/coordination.k8s.io/v1", "apis/rbac.authorization.k8s.io/v1", "apis/storage.k8s.io/v1"]"#]]
+    expect![[r#"["api/v1", "apis/apiextensions.k8s.io/v1", "apis/apps/v1", "apis/authentication.k8s.io/v1", "apis/authorization.k8s.io/v1", "apis/certificates.k8s.io/v1", "apis/coordination.k8s.io/v1", "apis/node.k8s.io/v1", "apis/rbac.authorization.k8s.io/v1", "apis/storage.k8s.io/v1"]"#]]
         .assert_eq(&format!("{places:?}"));
     assert!(v3(&Registry::builtin(), "nothing", "v1").is_none());
 }

@@ -26,6 +26,7 @@ pub(super) fn builtin(kind: &Kind, object: &mut Value) {
             role_binding(object)
         }
         "storageclasses.storage.k8s.io" => storage_class(object),
+        "csidrivers.storage.k8s.io" => csi_driver(object),
         _ => {}
     }
 }
@@ -400,6 +401,25 @@ fn role_binding(object: &mut Value) {
 fn storage_class(object: &mut Value) {
     set_default(object, &["reclaimPolicy"], "Delete".into());
     set_default(object, &["volumeBindingMode"], "Immediate".into());
+}
+
+fn csi_driver(object: &mut Value) {
+    let no = [
+        "podInfoOnMount",
+        "storageCapacity",
+        "requiresRepublish",
+        "seLinuxMount",
+    ];
+    for field in no {
+        set_default(object, &["spec", field], false.into());
+    }
+    set_default(object, &["spec", "attachRequired"], true.into());
+    set_default(
+        object,
+        &["spec", "fsGroupPolicy"],
+        "ReadWriteOnceWithFSType".into(),
+    );
+    set_default(object, &["spec", "volumeLifecycleModes"], json!(["Persistent"]));
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use super::kill::PATH_VARIABLE;
 use crate::meta::{Limits, MetaStore, Report, Row, Settings, Write, export, schema};
+use rustix::fs::{IFlags, ioctl_getflags};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -43,6 +44,38 @@ fn pod(name: &str, value: &str) -> Row {
 
 fn mode(path: &Path) -> u32 {
     std::fs::metadata(path).unwrap().permissions().mode() & 0o777
+}
+
+#[tokio::test]
+async fn reading_does_not_write() {
+    let directory = Directory::new();
+    let path = directory.path("edgecore.db");
+    let files = ["edgecore.db.kedge", "edgecore.db.kedge-wal"].map(|name| directory.path(name));
+    for life in 0..2 {
+        let store = MetaStore::open(&path).unwrap();
+        for file in &files {
+            let Ok(flags) = ioctl_getflags(std::fs::File::open(file).unwrap()) else {
+                eprintln!("the file system of {} has no flags", file.display());
+                return;
+            };
+            assert!(flags.contains(IFlags::NOATIME), "{life} {}", file.display());
+        }
+        store
+            .put(pod("web", &format!("{{\"life\":{life}}}")))
+            .await
+            .unwrap();
+        let read_at = || {
+            files
+                .clone()
+                .map(|file| std::fs::metadata(file).unwrap().accessed().unwrap())
+        };
+        let before = read_at();
+        // A long list leaves nothing in SQLite's own memory: the next one comes from the files.
+        for _ in 0..2 {
+            assert_eq!(store.list("pod").await.unwrap().len(), 1);
+        }
+        assert_eq!(read_at(), before);
+    }
 }
 
 #[tokio::test]

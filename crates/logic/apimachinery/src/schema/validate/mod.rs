@@ -65,6 +65,8 @@ fn builtin(kind: &Kind, object: &Value, errors: &mut Errors) {
             roles::binding(kind, object, errors)
         }
         "storageclasses.storage.k8s.io" => others::storage_class(object, errors),
+        "csidrivers.storage.k8s.io" => others::csi_driver(object, errors),
+        "runtimeclasses.node.k8s.io" => others::runtime_class(object, errors),
         _ => {}
     }
 }
@@ -117,6 +119,13 @@ pub fn update(kind: &Kind, new: &Value, old: &Value) -> Errors {
             let given = at(new, &["roleRef"]).clone();
             errors.push(FieldError::invalid("roleRef", given, "cannot change roleRef"));
         }
+        "csidrivers.storage.k8s.io" => {
+            for field in ["attachRequired", "volumeLifecycleModes"] {
+                fixed(&["spec", field]);
+            }
+        }
+        "csinodes.storage.k8s.io" => others::csi_node_update(new, old, &mut errors),
+        "runtimeclasses.node.k8s.io" => fixed(&["handler"]),
         "storageclasses.storage.k8s.io" => {
             for field in ["provisioner", "parameters", "reclaimPolicy", "volumeBindingMode"] {
                 fixed(&[field]);

@@ -259,3 +259,38 @@ pub(super) fn storage_class(object: &Value, errors: &mut Errors) {
         errors,
     );
 }
+
+pub(super) fn csi_driver(object: &Value, errors: &mut Errors) {
+    let policy = text(object, &["spec", "fsGroupPolicy"]);
+    let policies = ["File", "None", "ReadWriteOnceWithFSType"];
+    one_of("spec.fsGroupPolicy", policy, &policies, errors);
+    for (place, mode) in items(object, &["spec", "volumeLifecycleModes"])
+        .iter()
+        .enumerate()
+    {
+        let mode = mode.as_str().unwrap_or_default();
+        let path = format!("spec.volumeLifecycleModes[{place}]");
+        one_of(path, mode, &["Ephemeral", "Persistent"], errors);
+    }
+}
+
+/// A driver that says something else goes first and comes again.
+pub(super) fn csi_node_update(new: &Value, old: &Value, errors: &mut Errors) {
+    let drivers = |object| items(object, &["spec", "drivers"]);
+    for driver in drivers(new) {
+        let same = |other: &&Value| text(other, &["name"]) == text(driver, &["name"]);
+        if drivers(old)
+            .iter()
+            .find(same)
+            .is_some_and(|other| other != driver)
+        {
+            let given = driver.clone();
+            errors.push(FieldError::invalid("CSINodeDriver", given, "field is immutable"));
+        }
+    }
+}
+
+pub(super) fn runtime_class(object: &Value, errors: &mut Errors) {
+    let handler = text(object, &["handler"]);
+    grammar("handler", handler, names::dns_label(handler), errors);
+}

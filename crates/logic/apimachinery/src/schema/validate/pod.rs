@@ -61,7 +61,29 @@ pub(super) fn spec(path: &str, spec: &Value, errors: &mut Errors) {
         }
     }
     host_ports(path, containers, errors);
+    own_users(path, spec, errors);
     tolerations(path, spec, errors);
+}
+
+/// A pod with users of its own shares nothing with the node.
+fn own_users(path: &str, spec: &Value, errors: &mut Errors) {
+    const WHEN: &str = "when `hostUsers` is false";
+    if at(spec, &["hostUsers"]) != &Value::Bool(false) {
+        return;
+    }
+    for field in ["hostNetwork", "hostPID", "hostIPC"] {
+        if at(spec, &[field]) == &Value::Bool(true) {
+            errors.push(FieldError::forbidden(format!("{path}.{field}"), WHEN));
+        }
+    }
+    for list in ["initContainers", "containers", "ephemeralContainers"] {
+        for (place, container) in items(spec, &[list]).iter().enumerate() {
+            if !items(container, &["volumeDevices"]).is_empty() {
+                let path = format!("{path}.{list}[{place}].volumeDevices");
+                errors.push(FieldError::forbidden(path, WHEN));
+            }
+        }
+    }
 }
 
 fn unique<'a>(path: String, name: &'a str, taken: &mut Vec<&'a str>, errors: &mut Errors) {

@@ -139,6 +139,72 @@ fn others() {
 }
 
 #[test]
+fn a_pod_with_users_of_its_own_shares_nothing_with_the_node() {
+    let spec = |more: serde_json::Value| {
+        let mut spec = json!({"containers": [{"name": "a", "image": "i"}], "hostUsers": false});
+        for (key, value) in more.as_object().into_iter().flatten() {
+            spec[key] = value.clone();
+        }
+        json!({"metadata": {"name": "p", "namespace": "default"}, "spec": spec})
+    };
+    check("v1", "Pod", spec(json!({"hostNetwork": false})), expect![""]);
+    check(
+        "v1",
+        "Pod",
+        spec(json!({"hostUsers": true, "hostPID": true})),
+        expect![""],
+    );
+    check(
+        "v1",
+        "Pod",
+        spec(json!({
+            "hostNetwork": true, "hostPID": true, "hostIPC": true,
+            "containers": [{"name": "a", "image": "i", "volumeDevices": [{"name": "v", "devicePath": "/dev/v"}]}],
+        })),
+        expect![[r#"
+            spec.hostNetwork: Forbidden: when `hostUsers` is false
+            spec.hostPID: Forbidden: when `hostUsers` is false
+            spec.hostIPC: Forbidden: when `hostUsers` is false
+            spec.containers[0].volumeDevices: Forbidden: when `hostUsers` is false"#]],
+    );
+}
+
+#[test]
+fn drivers_of_volumes_and_classes_of_runtimes() {
+    let driver = |spec: Value| json!({"metadata": {"name": "disk.csi"}, "spec": spec});
+    check("storage.k8s.io/v1", "CSIDriver", driver(json!({})), expect![""]);
+    check(
+        "storage.k8s.io/v1",
+        "CSIDriver",
+        driver(json!({"fsGroupPolicy": "Some", "volumeLifecycleModes": ["Persistent", "Now"]})),
+        expect![[r#"
+            spec.fsGroupPolicy: Unsupported value: "Some": supported values: "File", "None", "ReadWriteOnceWithFSType"
+            spec.volumeLifecycleModes[1]: Unsupported value: "Now": supported values: "Ephemeral", "Persistent""#]],
+    );
+    let handler = |name: &str| json!({"metadata": {"name": "vm"}, "handler": name});
+    check("node.k8s.io/v1", "RuntimeClass", handler("kata"), expect![""]);
+    check(
+        "node.k8s.io/v1",
+        "RuntimeClass",
+        handler("K"),
+        expect![[
+            r#"handler: Invalid value: "K": a lowercase RFC 1123 label must consist of lower case letters, digits or '-', and must start and end with a letter or digit"#
+        ]],
+    );
+    let node = |drivers: Value| json!({"spec": {"drivers": drivers}});
+    let old = node(json!([{"name": "a", "nodeID": "1"}]));
+    let both = node(json!([{"name": "a", "nodeID": "1"}, {"name": "b", "nodeID": "2"}]));
+    change("storage.k8s.io/v1", "CSINode", old.clone(), both, expect![""]);
+    change(
+        "storage.k8s.io/v1",
+        "CSINode",
+        old,
+        node(json!([{"name": "a", "nodeID": "2"}])),
+        expect![[r#"CSINodeDriver: Invalid value: {"name":"a","nodeID":"2"}: field is immutable"#]],
+    );
+}
+
+#[test]
 fn what_may_not_change() {
     let pod = |image: &str, node: &str| json!({"spec": {"nodeName": node, "containers": [{"name": "a", "image": image}]}});
     change("v1", "Pod", pod("a", "n"), pod("b", "n"), expect![""]);
