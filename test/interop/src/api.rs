@@ -1,7 +1,7 @@
 //! The Kubernetes API of a story: ours, or the real one with etcd.
 
 use crate::credentials::{self, ADMIN_KUBECONFIG, CLOUDCORE_KUBECONFIG, Credentials};
-use crate::lab::{Lab, free_ports};
+use crate::lab::Lab;
 use crate::official::Official;
 use crate::process::Process;
 use crate::wait_for;
@@ -25,7 +25,7 @@ impl Api {
     /// Our embedded API.
     pub fn embedded(lab: &Lab, program: &Path, official: &Official) -> Self {
         let dir = lab.folder("api");
-        let [port] = free_ports();
+        let [port] = kedge_e2e::ports::free();
         let process = Process::start(
             Command::new(program).arg(&dir).arg(port.to_string()),
             &dir.join("log"),
@@ -42,7 +42,7 @@ impl Api {
     pub fn kubernetes(lab: &Lab, official: &Official) -> Self {
         let dir = lab.folder("kubernetes");
         let credentials = Credentials::create("kubernetes").expect("an authority can be made");
-        let [etcd_port, etcd_peers, port, managers, scheduler] = free_ports();
+        let [etcd_port, etcd_peers, port, managers, scheduler] = kedge_e2e::ports::free();
         let url = format!("https://127.0.0.1:{port}");
         let write = |name: &str, text: String| {
             let path = dir.join(name);

@@ -2,7 +2,7 @@
 //! has, and nothing else.
 
 use crate::api::Api;
-use crate::lab::{Lab, free_ports};
+use crate::lab::Lab;
 use crate::official::Official;
 use crate::process::Process;
 use std::fs;
@@ -46,7 +46,7 @@ impl Cloud {
     /// Writes the configuration.
     pub fn new(lab: &Lab, api: &Api, official: &Official) -> Self {
         let dir = lab.folder("cloud");
-        let [link, https, monitor, tunnel] = free_ports();
+        let [link, https, monitor, tunnel] = kedge_e2e::ports::free();
         let ports = HubPorts { link, https };
         for (maker, kubeconfig) in [
             (Maker::Official, api.admin_kubeconfig()),

@@ -1,7 +1,7 @@
 //! EdgeCores on containerd, of either make on one configuration; and ours on the hollow runtime.
 
 use crate::cloud::{HubPorts, Maker};
-use crate::lab::{Lab, free_ports};
+use crate::lab::Lab;
 use crate::official::Official;
 use crate::process::Process;
 use kedge_containerd::PAUSE_IMAGE;
@@ -173,7 +173,7 @@ fn official_yaml(
     ports: HubPorts,
     token: &str,
 ) -> String {
-    let [kubelet, broker] = free_ports();
+    let [kubelet, broker] = kedge_e2e::ports::free();
     format!(
         "apiVersion: edgecore.config.kubeedge.io/v1alpha2
 kind: EdgeCore

@@ -1,7 +1,6 @@
 //! The room of one story on this machine, and its cleaning: directory, ports, control groups, kernel settings.
 
 use std::fs;
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -129,10 +128,4 @@ fn remove_groups(group: &Path) {
         }
     }
     let _ = fs::remove_dir(group);
-}
-
-/// Ports on the loopback interface that are free now.
-pub fn free_ports<const N: usize>() -> [u16; N] {
-    let listeners = [(); N].map(|()| TcpListener::bind(("127.0.0.1", 0)).expect("a free port exists"));
-    listeners.map(|listener| listener.local_addr().expect("it listens").port())
 }

@@ -9,6 +9,7 @@ use kedge_transport::tunnel::{Credit, Frames, Inlets, Outlet, carry, has_credit}
 use kedge_transport::{Close, CloseCode, Connection, Receiver, Sender};
 use kedge_wire::tunnel::{Frame, FrameBody, NodeConnect, NodeGet};
 use std::collections::HashMap;
+use std::time::Duration;
 use tokio::io::DuplexStream;
 use tokio::sync::oneshot;
 
@@ -20,6 +21,8 @@ const WAITING_MAX: usize = 16;
 const OUT_MAX: usize = 16;
 /// Bytes that wait in each direction of a connection.
 const CONNECTION_BYTES_MAX: usize = 64 * 1024;
+/// After the end of a tunnel its readers still get what came, and are told; one that does not read by then is left.
+const LAST_WORDS_MAX: Duration = Duration::from_secs(2);
 
 /// Opens a stream.
 #[derive(Debug)]
@@ -47,8 +50,36 @@ impl Order {
 struct Stream {
     kind: Kind,
     credit: Credit,
-    /// Its end comes because its reader did not read.
-    cut: Option<oneshot::Sender<()>>,
+    /// Says why nothing more comes; whoever does not hear it knows that the tunnel has ended.
+    end: Option<oneshot::Sender<End>>,
+}
+
+/// Why nothing more comes on a stream.
+#[derive(Debug, Clone, Copy)]
+enum End {
+    /// The edge has said everything.
+    Done,
+    /// Its reader did not read.
+    Cut,
+}
+
+impl End {
+    /// Half an answer must not pass for a whole one.
+    fn last_words(end: Option<Self>) -> Option<&'static str> {
+        match end {
+            Some(Self::Done) => None,
+            Some(Self::Cut) => Some("\ncut here: the reader did not take it for too long\n"),
+            None => Some("\ncut here: the tunnel to the node ended\n"),
+        }
+    }
+}
+
+impl Stream {
+    fn end(&mut self, end: End) {
+        if let Some(tell) = self.end.take() {
+            let _ = tell.send(end);
+        }
+    }
 }
 
 /// The way out of this tunnel.
@@ -187,7 +218,7 @@ impl Tunnel {
         }
         self.last_id += 1;
         let id = self.last_id;
-        let (cut, was_cut) = oneshot::channel();
+        let (end, ended_so) = oneshot::channel();
         let task = Task {
             id,
             outlet: self.inlets.open(id),
@@ -197,21 +228,24 @@ impl Tunnel {
         let stream = Stream {
             kind,
             credit: task.credit.clone(),
-            cut: Some(cut),
+            end: Some(end),
         };
         self.streams.insert(id, stream);
-        let ended = self.ended.clone();
+        let (ended, session) = (self.ended.clone(), self.session.clone());
+        let over = async move {
+            session.cancelled().await;
+            tokio::time::sleep(LAST_WORDS_MAX).await;
+        };
         // What an asker that gave up drops ends the stream.
-        self.session.spawn_until_cancelled("tunnel stream", async move {
+        let work = async move {
             match order {
                 Order::Get { get, reply } => {
                     let (bytes, reader) = queue::channel("node stream", WAITING_MAX);
                     let frame = request::get(id, kind, get);
                     reply.send(Ok(reader));
-                    let ended = task.read(frame, &bytes).await;
-                    // One end of two: the edge was done, or its bytes were not taken.
-                    if ended && kind == Kind::Logs && was_cut.await.is_ok() {
-                        let last = "\nthe log was cut here: its reader did not take it for too long\n";
+                    if task.read(frame, &bytes).await
+                        && let Some(last) = End::last_words(ended_so.await.ok())
+                    {
                         let _ = bytes.send(Bytes::from_static(last.as_bytes())).await;
                     }
                 }
@@ -224,6 +258,13 @@ impl Tunnel {
             }
             // Room for every stream, so this never waits.
             let _ = ended.send(id).await;
+        };
+        self.session.spawn("tunnel stream", async move {
+            tokio::select! {
+                biased;
+                () = work => {}
+                () = over => {}
+            }
         });
     }
 
@@ -257,7 +298,7 @@ impl Tunnel {
     fn end(&mut self, id: u64) {
         self.inlets.close(id);
         if let Some(stream) = self.streams.get_mut(&id) {
-            stream.cut = None;
+            stream.end(End::Done);
         }
     }
 
@@ -266,9 +307,7 @@ impl Tunnel {
             return;
         };
         tracing::warn!(id, kind = ?stream.kind, "a stream was cut because its reader did not take it");
-        if let Some(cut) = stream.cut.take() {
-            let _ = cut.send(());
-        }
+        stream.end(End::Cut);
         // Its own task may wait for the reader, and this one for nobody.
         let out = self.out.clone();
         self.session

@@ -19,6 +19,8 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
 const SOON: Duration = Duration::from_secs(20);
+/// The last words of a tunnel to its readers.
+const LOST: &[u8] = b"\ncut here: the tunnel to the node ended\n";
 
 struct World {
     authority: Authority,
@@ -312,10 +314,29 @@ async fn a_reader_that_does_not_read_loses_its_stream_and_the_others_go_on() {
     while let Some(bytes) = next(&mut stuck).await {
         last = bytes;
     }
-    assert_eq!(
-        last,
-        "\nthe log was cut here: its reader did not take it for too long\n"
-    );
+    assert_eq!(last, "\ncut here: the reader did not take it for too long\n");
+}
+
+/// Half a log, or half of the metrics, must not look like all of it.
+#[tokio::test]
+async fn an_edge_that_goes_in_the_middle_leaves_a_word() {
+    let world = World::start().await;
+    for path in ["/containerLogs/default/web/c", "/metrics"] {
+        let mut edge = world.dial("edge-1", "edge-1").await.unwrap();
+        let mut reader = world.open("edge-1", path).await;
+        let mut connected = world.connect("edge-1", "/exec/default/web/c").await;
+        edge.hear().await;
+        edge.hear().await;
+        edge.data(1, b"half").await;
+        assert_eq!(next(&mut reader).await.unwrap(), "half");
+        drop(edge);
+        assert_eq!(all(&mut reader).await, LOST);
+        // The protocols of connections tell it in their own ways.
+        let mut heard = Vec::new();
+        let read = connected.read_to_end(&mut heard);
+        assert_eq!(tokio::time::timeout(SOON, read).await.unwrap().unwrap(), 0);
+    }
+    assert!(world.scope.drain(SOON).await.left.is_empty());
 }
 
 #[tokio::test]
@@ -384,7 +405,7 @@ async fn the_newest_tunnel_wins_and_the_end_of_one_ends_its_streams() {
         old.end().await,
         "1001 the cloud stops, or a newer tunnel of this node came"
     );
-    assert_eq!(next(&mut of_old).await, None);
+    assert_eq!(all(&mut of_old).await, LOST);
     let mut of_new = world.open("edge-1", "/containerLogs/d/p/c").await;
     new.hear().await;
 
@@ -394,7 +415,7 @@ async fn the_newest_tunnel_wins_and_the_end_of_one_ends_its_streams() {
         .await
         .unwrap();
     assert_eq!(new.end().await, "1008 tunnel frame of type 77 is not known");
-    assert_eq!(next(&mut of_new).await, None);
+    assert_eq!(all(&mut of_new).await, LOST);
     assert!(world.scope.drain(SOON).await.left.is_empty());
 }
 

@@ -118,6 +118,8 @@ impl EdgeStream {
             };
             if started.elapsed() >= backoff::GOOD_SESSION {
                 backoff.reset();
+                // The same trouble again is news again.
+                complaint.clear();
             }
             let delay = backoff.next();
             if ended == complaint {

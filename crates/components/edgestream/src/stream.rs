@@ -2,7 +2,7 @@
 
 use crate::{Node, request};
 use bytes::Bytes;
-use kedge_streaming::Connection;
+use kedge_streaming::{Connection, Refusal};
 use kedge_telemetry::channel::queue;
 use kedge_transport::tunnel::{Credit, Frames, Outlet, carry, send};
 use kedge_wire::tunnel::{Frame, FrameBody, NodeConnect, NodeGet};
@@ -35,7 +35,7 @@ impl Work {
             FrameBody::ExecConnect(data) | FrameBody::AttachConnect(data) => {
                 Some(match request::read_connection(data) {
                     Ok(connect) => Self::Connect(connect),
-                    Err(why) => Self::Say(answer("400 Bad Request", &why)),
+                    Err(why) => Self::Say(answer(400, &why)),
                 })
             }
             FrameBody::Data(_) | FrameBody::Remove | FrameBody::Close(_) | FrameBody::Window(_) => None,
@@ -52,7 +52,7 @@ impl Work {
     /// How a refusal of this work is said.
     pub(crate) fn refusal(&self, why: &str) -> Vec<u8> {
         match self {
-            Self::Connect(_) => answer("503 Service Unavailable", why),
+            Self::Connect(_) => answer(503, why),
             Self::Get(_) | Self::Say(_) => line(why),
         }
     }
@@ -113,7 +113,7 @@ impl Stream {
         let (mut asker, connection) = Connection::pair(connect, CONNECTION_BYTES_MAX);
         if node.connects.try_send(connection).is_err() {
             let why = "this edge is busy with other connections that begin; try again";
-            if self.say(&answer("503 Service Unavailable", why)).await {
+            if self.say(&answer(503, why)).await {
                 self.end().await;
             }
             return;
@@ -146,8 +146,6 @@ fn line(text: &str) -> Vec<u8> {
 }
 
 /// In exec and attach the bytes are those of an HTTP connection, so a refusal is an HTTP answer.
-fn answer(status: &str, why: &str) -> Vec<u8> {
-    let length = why.len() + 1;
-    let head = format!("HTTP/1.1 {status}\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close");
-    format!("{head}\r\nContent-Length: {length}\r\n\r\n{why}\n").into_bytes()
+fn answer(status: u16, why: &str) -> Vec<u8> {
+    Refusal::new(status, why).print().into_bytes()
 }

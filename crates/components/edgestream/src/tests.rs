@@ -174,6 +174,25 @@ impl Tunnel {
         Frame::decode(&bytes).unwrap()
     }
 
+    /// Hears data of one stream, and credit of any, until this much data has come.
+    async fn data_bytes(&mut self, id: u64, wanted: usize) -> usize {
+        let mut came = 0;
+        while came < wanted {
+            match self.next().await {
+                Frame {
+                    connection,
+                    body: FrameBody::Data(data),
+                } if connection == id => came += data.len(),
+                Frame {
+                    body: FrameBody::Window(_),
+                    ..
+                } => {}
+                other => panic!("{other:?}"),
+            }
+        }
+        came
+    }
+
     /// All data of a stream up to its end.
     async fn all(&mut self, id: u64) -> Vec<u8> {
         let mut all = Vec::new();
@@ -452,49 +471,12 @@ async fn with_credit_a_stalled_connection_stalls_nothing_else() {
     for _ in 0..10 {
         bytes.send(Bytes::from(vec![b'l'; 32_768])).await.unwrap();
     }
-    let mut log = 0;
-    while log < WINDOW_BYTES {
-        match tunnel.next().await {
-            Frame {
-                connection: 2,
-                body: FrameBody::Data(data),
-            } => log += data.len(),
-            Frame {
-                connection: 1,
-                body: FrameBody::Window(_),
-            } => {}
-            other => panic!("{other:?}"),
-        }
-    }
-    assert_eq!(log, WINDOW_BYTES);
+    assert_eq!(tunnel.data_bytes(2, WINDOW_BYTES).await, WINDOW_BYTES);
     let mut came = vec![0; WINDOW_BYTES];
     in_time(stuck.stream.read_exact(&mut came)).await.unwrap();
     stuck.stream.write_all(b"done").await.unwrap();
-    loop {
-        match tunnel.next().await {
-            Frame {
-                connection: 1,
-                body: FrameBody::Data(data),
-            } => break assert_eq!(data, b"done"),
-            Frame {
-                connection: 1,
-                body: FrameBody::Window(_),
-            } => {}
-            other => panic!("{other:?}"),
-        }
-    }
+    assert_eq!(tunnel.data_bytes(1, 4).await, 4);
     tunnel.say(2, FrameBody::Window(200_000)).await;
-    while log < 10 * 32_768 {
-        match tunnel.next().await {
-            Frame {
-                connection: 2,
-                body: FrameBody::Data(data),
-            } => log += data.len(),
-            Frame {
-                connection: 1,
-                body: FrameBody::Window(_),
-            } => {}
-            other => panic!("{other:?}"),
-        }
-    }
+    let rest = 10 * 32_768 - WINDOW_BYTES;
+    assert_eq!(tunnel.data_bytes(2, rest).await, rest);
 }

@@ -1,6 +1,7 @@
 //! The head of an answer, as HTTP/1.1 writes it.
 
 use std::io;
+use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 /// The head of an answer: containerd's has 150 bytes.
@@ -8,6 +9,8 @@ const HEAD_BYTES_MAX: usize = 8 * 1024;
 const HEADERS_MAX: usize = 64;
 /// How much of a refusal's text is passed on.
 const TEXT_BYTES_MAX: u64 = 4 * 1024;
+/// How long is waited for it: whoever asked waits as well.
+const TEXT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why a connection is not upgraded, as the asker reads it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -23,21 +26,25 @@ impl Refusal {
         let text = text.into();
         Self { status, text }
     }
+
+    /// As HTTP/1.1 writes it.
+    pub fn print(&self) -> String {
+        let Self { status, text } = self;
+        let reason = http::StatusCode::from_u16(*status)
+            .ok()
+            .and_then(|status| status.canonical_reason())
+            .unwrap_or("Refused");
+        format!(
+            "HTTP/1.1 {status} {reason}\r\nContent-Type: text/plain; charset=utf-8\r\n\
+             X-Content-Type-Options: nosniff\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{text}",
+            text.len()
+        )
+    }
 }
 
 /// Says no, and that nothing follows.
 pub async fn refuse(io: &mut (impl AsyncWrite + Unpin), refusal: &Refusal) -> io::Result<()> {
-    let reason = http::StatusCode::from_u16(refusal.status)
-        .ok()
-        .and_then(|status| status.canonical_reason())
-        .unwrap_or("Refused");
-    let Refusal { status, text } = refusal;
-    let head = format!(
-        "HTTP/1.1 {status} {reason}\r\nContent-Type: text/plain; charset=utf-8\r\nX-Content-Type-Options: nosniff\r\n\
-         Connection: close\r\nContent-Length: {}\r\n\r\n{text}",
-        text.len()
-    );
-    io.write_all(head.as_bytes()).await?;
+    io.write_all(refusal.print().as_bytes()).await?;
     io.shutdown().await
 }
 
@@ -102,11 +109,9 @@ impl Answer {
             .header("content-length")
             .and_then(|length| length.trim().parse().ok());
         let mut text = Vec::new();
-        // A server that hangs up early has said what it wanted.
-        let _ = io
-            .take(length.unwrap_or(TEXT_BYTES_MAX).min(TEXT_BYTES_MAX))
-            .read_to_end(&mut text)
-            .await;
+        // A server that hangs up early, or stays and says nothing, has said what it wanted.
+        let mut io = io.take(length.unwrap_or(TEXT_BYTES_MAX).min(TEXT_BYTES_MAX));
+        let _ = tokio::time::timeout(TEXT_TIMEOUT, io.read_to_end(&mut text)).await;
         let status = if self.status >= 400 { self.status } else { 502 };
         let text = String::from_utf8_lossy(&text);
         Refusal::new(status, text.trim_end())
@@ -135,6 +140,19 @@ mod tests {
         let mut io = &bytes[..];
         let answer = Answer::read(&mut io).await.unwrap();
         assert_eq!(answer.refusal(io).await, refusal);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_refusal_without_an_end_is_not_waited_for() {
+        let (mut server, client) = tokio::io::duplex(1024);
+        server
+            .write_all(b"HTTP/1.1 500 x\r\nTransfer-Encoding: chunked\r\n\r\nwhy")
+            .await
+            .unwrap();
+        let mut client = client;
+        let answer = Answer::read(&mut client).await.unwrap();
+        let refusal = answer.refusal(&mut client).await;
+        assert_eq!((refusal.status, refusal.text.as_str()), (500, "why"));
     }
 
     #[tokio::test]

@@ -4,6 +4,8 @@ mod over_spdy;
 mod over_web_socket;
 mod size;
 
+pub(crate) use size::print as print_size;
+
 use crate::answer::{self, Refusal};
 use crate::spdy::PIECE_BYTES_MAX;
 use crate::status::Status;
@@ -156,12 +158,7 @@ impl CommandDoor {
         wanted: Wanted,
         process: Result<Process, String>,
     ) -> Result<(), Error> {
-        let headers = self.carrier.headers(self.protocol);
-        let headers: Vec<(&str, &str)> = headers
-            .iter()
-            .map(|(name, value)| (*name, value.as_str()))
-            .collect();
-        answer::agree(&mut io, &headers).await?;
+        self.carrier.welcome(&mut io, self.protocol).await?;
         let process = process.unwrap_or_else(|why| Process::failed(&why));
         match self.speech {
             Speech::Spdy(version) => over_spdy::serve(io, version, wanted, process).await,
@@ -209,9 +206,4 @@ fn pieces(mut bytes: Bytes) -> impl Iterator<Item = Bytes> {
         let piece = bytes.split_to(bytes.len().min(PIECE_BYTES_MAX));
         (!piece.is_empty()).then_some(piece)
     })
-}
-
-/// A size as a client writes it.
-pub(crate) fn print_size(width: u16, height: u16) -> String {
-    size::Sizes::print(width, height)
 }

@@ -1,7 +1,7 @@
 //! Connections to ports: each is a pair of streams, one for the bytes and one on which trouble is told.
 
-use crate::answer::{self, Refusal};
-use crate::spdy::{self, Headers, Heard, Incoming, PIECE_BYTES_MAX, Reset, Said};
+use crate::answer::Refusal;
+use crate::spdy::{self, Headers, Heard, Out, PIECE_BYTES_MAX, Reset, Said};
 use crate::upgrade::Carrier;
 use crate::{Error, Io, PIPE_BYTES, STREAMS_TIMEOUT, web_socket};
 use bytes::Bytes;
@@ -18,9 +18,9 @@ use tokio::time::Instant;
 
 /// Connections at one time within one `kubectl port-forward`: a browser opens some ten.
 const CONNECTIONS_MAX: usize = 128;
-/// Pieces that wait for one connection; at 32 KiB each a megabyte. SPDY as it is spoken here keeps no windows, so beyond
-/// that all connections of this client wait for the one that does not read.
-const WAITING_MAX: usize = 32;
+/// Pieces that wait for one connection, at most 32 KiB each, so that all of them together are 32 MiB. SPDY as it is spoken
+/// here keeps no windows, so beyond that all connections of this client wait for the one that does not read.
+const WAITING_MAX: usize = 8;
 
 const OVER_SPDY: &[(&str, ())] = &[("portforward.k8s.io", ())];
 const OVER_WEB_SOCKET: &[(&str, ())] = &[("SPDY/3.1+portforward.k8s.io", ())];
@@ -58,12 +58,7 @@ impl ForwardDoor {
     where
         F: Future<Output = Result<(), String>> + Send + 'static,
     {
-        let headers = self.carrier.headers(self.protocol);
-        let headers: Vec<(&str, &str)> = headers
-            .iter()
-            .map(|(name, value)| (*name, value.as_str()))
-            .collect();
-        answer::agree(&mut io, &headers).await?;
+        self.carrier.welcome(&mut io, self.protocol).await?;
         match self.carrier {
             Carrier::Spdy => serve(io, carry).await,
             Carrier::WebSocket { .. } => {
@@ -84,6 +79,12 @@ struct Half {
     since: Instant,
 }
 
+impl Half {
+    fn ids(&self) -> impl Iterator<Item = u32> {
+        [self.error, self.data].into_iter().flatten()
+    }
+}
+
 /// A data stream.
 #[derive(Debug)]
 struct Open {
@@ -97,7 +98,7 @@ struct Open {
 
 struct Forwarder<C> {
     carry: C,
-    said: mpsc::Sender<Said>,
+    out: Out,
     /// By request id.
     halves: HashMap<String, Half>,
     open: HashMap<u32, Open>,
@@ -121,17 +122,15 @@ where
     F: Future<Output = Result<(), String>> + Send + 'static,
 {
     let (reader, writer) = tokio::io::split(io);
-    let (said, saying) = mpsc::channel(spdy::OUT_MAX);
-    let mut forwarder = Forwarder {
-        carry,
-        said,
-        halves: HashMap::new(),
-        open: HashMap::new(),
-        carried: FuturesUnordered::new(),
-        stuck: None,
-    };
-    let talk = async move {
-        let mut incoming = Incoming::new(reader);
+    let (talked, written) = spdy::converse(reader, writer, async |mut incoming, out| {
+        let mut forwarder = Forwarder {
+            carry,
+            out,
+            halves: HashMap::new(),
+            open: HashMap::new(),
+            carried: FuturesUnordered::new(),
+            stuck: None,
+        };
         loop {
             let half = forwarder.halves.values().map(|half| half.since).min();
             let late = async {
@@ -163,9 +162,9 @@ where
                 () = late => forwarder.give_up_halves().await?,
             }
         }
-    };
-    let (talked, written) = tokio::join!(talk, spdy::outgoing(writer, saying));
-    talked.and(written.map_err(Error::from))
+    })
+    .await;
+    talked.and(written)
 }
 
 impl<C, F> Forwarder<C>
@@ -180,11 +179,8 @@ where
                 self.data(id, bytes, last);
                 Ok(())
             }
-            Heard::Reset { id } => {
-                self.open.remove(&id);
-                Ok(())
-            }
-            Heard::Ping { id } => say(&self.said, Said::Pong { id }).await,
+            Heard::Reset { id } => self.reset(id).await,
+            Heard::Ping { id } => self.out.say(Said::Pong { id }).await,
             Heard::Reply { .. } | Heard::GoAway | Heard::Nothing => Ok(()),
         }
     }
@@ -198,10 +194,10 @@ where
         let is_data = match headers.get("streamtype") {
             Some("data") => true,
             Some("error") => false,
-            Some(_) | None => return say(&self.said, refused).await,
+            Some(_) | None => return self.out.say(refused).await,
         };
         let Some(port) = port.filter(|port| *port != 0) else {
-            return say(&self.said, refused).await;
+            return self.out.say(refused).await;
         };
         // Clients of old days name no request: their data stream is the next one after its error stream.
         let request = headers.get("requestid").map_or_else(
@@ -209,7 +205,7 @@ where
             str::to_owned,
         );
         if !self.halves.contains_key(&request) && self.carried.len() + self.halves.len() >= CONNECTIONS_MAX {
-            return say(&self.said, refused).await;
+            return self.out.say(refused).await;
         }
         let half = self.halves.entry(request.clone()).or_insert_with(|| Half {
             port,
@@ -219,10 +215,10 @@ where
         });
         let place = if is_data { &mut half.data } else { &mut half.error };
         if place.is_some() || half.port != port || self.open.contains_key(&id) {
-            return say(&self.said, refused).await;
+            return self.out.say(refused).await;
         }
         *place = Some(id);
-        say(&self.said, Said::Reply { id }).await?;
+        self.out.say(Said::Reply { id }).await?;
         if is_data {
             let (pieces, taken) = mpsc::channel(WAITING_MAX);
             let pieces = (!last).then_some(pieces);
@@ -233,19 +229,29 @@ where
         Ok(())
     }
 
+    /// The client gives up a stream; its partner, whether it has come or not, is of no use then.
+    async fn reset(&mut self, id: u32) -> Result<(), Error> {
+        self.open.remove(&id);
+        let halves = self
+            .halves
+            .extract_if(|_, half| half.ids().any(|known| known == id));
+        let halves: Vec<Half> = halves.map(|(_, half)| half).collect();
+        self.give_up(halves).await
+    }
+
     /// Ends streams whose partner did not come.
     async fn give_up_halves(&mut self) -> Result<(), Error> {
-        let late = self
-            .halves
-            .extract_if(|_, half| half.since.elapsed() >= STREAMS_TIMEOUT);
-        let late: Vec<u32> = late
-            .flat_map(|(_, half)| [half.error, half.data])
-            .flatten()
-            .collect();
-        for id in late {
+        let is_late = |half: &Half| half.since.elapsed() >= STREAMS_TIMEOUT;
+        let late = self.halves.extract_if(|_, half| is_late(half));
+        let late: Vec<Half> = late.map(|(_, half)| half).collect();
+        self.give_up(late).await
+    }
+
+    async fn give_up(&mut self, halves: Vec<Half>) -> Result<(), Error> {
+        for id in halves.iter().flat_map(Half::ids) {
             self.open.remove(&id);
             let why = Reset::Cancel;
-            say(&self.said, Said::Reset { id, why }).await?;
+            self.out.say(Said::Reset { id, why }).await?;
         }
         Ok(())
     }
@@ -262,7 +268,6 @@ where
             return;
         };
         self.halves.remove(request);
-        // Reset before its partner came.
         let Some(open) = self.open.get_mut(&data) else {
             return;
         };
@@ -271,16 +276,16 @@ where
         open.alive = Some(alive);
         let (near, far) = tokio::io::duplex(PIPE_BYTES);
         let carried = (self.carry)(port, far);
-        let said = self.said.clone();
+        let connection = Connection {
+            error,
+            data,
+            out: self.out.clone(),
+        };
         self.carried.push(Box::pin(async move {
-            let connection = Connection { error, data, said };
             tokio::select! {
                 biased;
                 // The client gave this connection up, and waits to hear that it is over.
-                _ = gone => {
-                    let (id, bytes, last) = (error, Bytes::new(), true);
-                    let _ = say(&connection.said, Said::Data { id, bytes, last }).await;
-                }
+                _ = gone => drop(connection.out.end(error, Bytes::new()).await),
                 // A broken client is noticed by whoever reads from it.
                 _ = connection.run(near, pieces, carried) => {}
             }
@@ -327,7 +332,7 @@ where
 struct Connection {
     error: u32,
     data: u32,
-    said: mpsc::Sender<Said>,
+    out: Out,
 }
 
 impl Connection {
@@ -352,12 +357,11 @@ impl Connection {
             let mut piece = vec![0; PIECE_BYTES_MAX];
             loop {
                 let count = from.read(&mut piece).await?;
-                let bytes = Bytes::copy_from_slice(&piece[..count]);
-                let (id, last) = (self.data, count == 0);
-                say(&self.said, Said::Data { id, bytes, last }).await?;
-                if last {
-                    return Ok::<_, Error>(());
+                if count == 0 {
+                    return self.out.end(self.data, Bytes::new()).await;
                 }
+                let bytes = Bytes::copy_from_slice(&piece[..count]);
+                self.out.data(self.data, bytes).await?;
             }
         };
         let both = async { tokio::join!(carried, outward) };
@@ -367,13 +371,6 @@ impl Connection {
         };
         sent?;
         let told = carried.err().unwrap_or_default();
-        let (id, bytes, last) = (self.error, Bytes::from(told), true);
-        say(&self.said, Said::Data { id, bytes, last }).await
+        self.out.end(self.error, Bytes::from(told)).await
     }
-}
-
-async fn say(said: &mpsc::Sender<Said>, what: Said) -> Result<(), Error> {
-    // Nobody takes it when the connection has broken.
-    let broken = |_| Error::Io(std::io::ErrorKind::BrokenPipe.into());
-    said.send(what).await.map_err(broken)
 }

@@ -65,15 +65,6 @@ pub enum Error {
     Idle(Duration),
 }
 
-impl From<spdy::Error> for Error {
-    fn from(error: spdy::Error) -> Self {
-        match error {
-            spdy::Error::Io(error) => Self::Io(error),
-            spdy::Error::Protocol(what) => Self::Protocol(what),
-        }
-    }
-}
-
 /// Runs a conversation over a stream, until it ends or nothing has gone through for so long.
 pub async fn unless_idle<T, F>(
     io: T,

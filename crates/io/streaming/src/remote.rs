@@ -5,7 +5,7 @@
 
 use crate::answer::{Answer, Refusal};
 use crate::command::{FromProcess, Process, ToProcess, Wanted};
-use crate::spdy::{self, Headers, Heard, Incoming, PIECE_BYTES_MAX, Said};
+use crate::spdy::{self, Headers, Heard, Incoming, Out, PIECE_BYTES_MAX, Said};
 use crate::status::Status;
 use crate::upgrade::{SPDY, STREAM_PROTOCOL};
 use crate::{Error, Io};
@@ -13,7 +13,7 @@ use bytes::{Bytes, BytesMut};
 use http::Uri;
 use kedge_wire::tunnel::NodeConnect;
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, DuplexStream};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
@@ -39,6 +39,7 @@ const PASSED_ON: [&str; 8] = [
 /// Where a URL of a runtime leads.
 #[derive(Debug, PartialEq, Eq)]
 struct Place {
+    /// As a URL writes it: an address of IPv6 in brackets.
     host: String,
     port: u16,
     target: String,
@@ -65,7 +66,7 @@ impl Place {
         }
         let host = uri.host().ok_or_else(|| refuse("a URL without a host"))?;
         Ok(Self {
-            host: host.trim_matches(['[', ']']).to_owned(),
+            host: host.to_owned(),
             port: uri.port_u16().unwrap_or(80),
             target: uri
                 .path_and_query()
@@ -82,7 +83,8 @@ impl Place {
                 format!("connect to the container runtime at {host}:{port}: {why}"),
             )
         };
-        let connecting = TcpStream::connect((self.host.as_str(), self.port));
+        let host = self.host.trim_matches(['[', ']']);
+        let connecting = TcpStream::connect((host, self.port));
         let stream = match tokio::time::timeout(CONNECT_TIMEOUT, connecting).await {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => return Err(refuse(error.to_string())),
@@ -131,9 +133,15 @@ impl Place {
                 return Err(Refusal::new(504, why));
             }
         };
-        match answer.is_agreed() {
-            true => Ok(stream),
-            false => Err(answer.refusal(&mut stream).await),
+        if !answer.is_agreed() {
+            return Err(answer.refusal(&mut stream).await);
+        }
+        match answer.header(STREAM_PROTOCOL) {
+            Some(agreed) if agreed == protocol => Ok(stream),
+            Some(_) | None => Err(Refusal::new(
+                502,
+                format!("the container runtime does not speak {protocol}"),
+            )),
         }
     }
 }
@@ -183,6 +191,8 @@ const STDIN: u32 = 3;
 const STDOUT: u32 = 5;
 const STDERR: u32 = 7;
 const RESIZE: u32 = 9;
+/// Of a connection to a port, beside the error stream.
+const DATA: u32 = 3;
 
 /// Begins what the URL stands for, and gives the ends of its process. The future drives them.
 pub(crate) async fn command(
@@ -201,8 +211,7 @@ async fn talk(
     outputs: mpsc::Sender<FromProcess>,
 ) -> Result<(), Error> {
     let (reader, writer) = stream.into_split();
-    let (said, saying) = mpsc::channel(spdy::OUT_MAX);
-    let talk = async {
+    let (talked, written) = spdy::converse(reader, writer, async |mut incoming, out| {
         let streams = [
             (true, ERROR, "error"),
             (wanted.stdin, STDIN, "stdin"),
@@ -212,33 +221,27 @@ async fn talk(
         ];
         for (_, id, name) in streams.into_iter().filter(|(wanted, ..)| *wanted) {
             let headers = Headers::of(&[("streamtype", name)]);
-            say(&said, Said::Open { id, headers }).await?;
+            out.say(Said::Open { id, headers }).await?;
         }
-        let gone = outputs.clone();
-        let mut incoming = Incoming::new(reader);
-        let talked = tokio::select! {
-            heard = hear(&mut incoming, &said, outputs) => heard,
-            spoke = speak(&said, wanted, inputs) => spoke,
-            () = gone.closed() => Ok(()),
-        };
-        drop(said);
-        talked
-    };
-    let (talked, written) = tokio::join!(talk, spdy::outgoing(writer, saying));
-    talked.and(written.map_err(Error::from))
+        tokio::select! {
+            heard = hear(&mut incoming, &out, &outputs) => heard,
+            spoke = speak(&out, wanted, inputs) => spoke,
+            () = outputs.closed() => Ok(()),
+        }
+    })
+    .await;
+    talked.and(written)
 }
 
 /// What the runtime says, up to how it ended.
 async fn hear(
     incoming: &mut Incoming<impl AsyncRead + Unpin>,
-    said: &mpsc::Sender<Said>,
-    outputs: mpsc::Sender<FromProcess>,
+    out: &Out,
+    outputs: &mpsc::Sender<FromProcess>,
 ) -> Result<(), Error> {
     let mut told = BytesMut::new();
-    let mut outputs_ended = false;
-    loop {
-        let heard = incoming.next().await?;
-        let output = match heard {
+    let is_told_whole = loop {
+        let output = match incoming.next().await? {
             Some(Heard::Data {
                 id: ERROR,
                 bytes,
@@ -249,25 +252,25 @@ async fn hear(
                 }
                 told.extend_from_slice(&bytes);
                 if last {
-                    break;
+                    break true;
                 }
                 continue;
             }
-            Some(Heard::Reset { id: ERROR }) | None => break,
-            Some(Heard::Data { id, bytes, last }) => {
-                outputs_ended |= last;
-                match id {
-                    STDOUT => FromProcess::Stdout(bytes),
-                    STDERR => FromProcess::Stderr(bytes),
-                    _ => continue,
-                }
-            }
+            // Containerd ends its streams so, after what it has told; so does one that dies.
+            Some(Heard::Reset { id: ERROR }) | None => break !told.is_empty(),
+            Some(Heard::Data {
+                id: STDOUT, bytes, ..
+            }) => FromProcess::Stdout(bytes),
+            Some(Heard::Data {
+                id: STDERR, bytes, ..
+            }) => FromProcess::Stderr(bytes),
             Some(Heard::Ping { id }) => {
-                say(said, Said::Pong { id }).await?;
+                out.say(Said::Pong { id }).await?;
                 continue;
             }
             Some(
-                Heard::Open { .. }
+                Heard::Data { .. }
+                | Heard::Open { .. }
                 | Heard::Reply { .. }
                 | Heard::Reset { .. }
                 | Heard::GoAway
@@ -277,36 +280,30 @@ async fn hear(
         if outputs.send(output).await.is_err() {
             return Ok(());
         }
-    }
-    let status = match (told.is_empty(), outputs_ended) {
-        (false, _) => Status::verbatim(told.freeze()),
-        // Its outputs have ended, and it has nothing to complain of.
-        (true, true) => Status::success(),
-        // It died under the command.
-        (true, false) => return Ok(()),
     };
-    let _ = outputs.send(FromProcess::Ended(status)).await;
+    // Without a word nobody knows how it ended, which is not the same as well.
+    if is_told_whole {
+        let status = match told.is_empty() {
+            true => Status::success(),
+            false => Status::verbatim(told.freeze()),
+        };
+        let _ = outputs.send(FromProcess::Ended(status)).await;
+    }
     Ok(())
 }
 
 /// What the client says. It never ends: the runtime says when it is over.
-async fn speak(
-    said: &mpsc::Sender<Said>,
-    wanted: Wanted,
-    mut inputs: mpsc::Receiver<ToProcess>,
-) -> Result<(), Error> {
+async fn speak(out: &Out, wanted: Wanted, mut inputs: mpsc::Receiver<ToProcess>) -> Result<(), Error> {
     while let Some(input) = inputs.recv().await {
-        let (id, bytes, last) = match input {
-            ToProcess::Bytes(bytes) if wanted.stdin => (STDIN, bytes, false),
-            ToProcess::End if wanted.stdin => (STDIN, Bytes::new(), true),
-            ToProcess::Resize { width, height } if wanted.tty => (
-                RESIZE,
-                Bytes::from(crate::command::print_size(width, height)),
-                false,
-            ),
-            ToProcess::Bytes(_) | ToProcess::End | ToProcess::Resize { .. } => continue,
-        };
-        say(said, Said::Data { id, bytes, last }).await?;
+        match input {
+            ToProcess::Bytes(bytes) if wanted.stdin => out.data(STDIN, bytes).await?,
+            ToProcess::End if wanted.stdin => out.end(STDIN, Bytes::new()).await?,
+            ToProcess::Resize { width, height } if wanted.tty => {
+                let size = crate::command::print_size(width, height);
+                out.data(RESIZE, Bytes::from(size)).await?;
+            }
+            ToProcess::Bytes(_) | ToProcess::End | ToProcess::Resize { .. } => {}
+        }
     }
     std::future::pending().await
 }
@@ -334,100 +331,93 @@ impl<E: Into<Error>> From<E> for Carried {
 }
 
 async fn carry(stream: TcpStream, port: u16, io: DuplexStream) -> Result<(), Carried> {
-    const DATA: u32 = 3;
     let (reader, writer) = stream.into_split();
-    let (said, saying) = mpsc::channel(spdy::OUT_MAX);
-    let (mut from, mut to) = tokio::io::split(io);
-    let talk = async {
+    let (mut from, to) = tokio::io::split(io);
+    let (talked, written) = spdy::converse(reader, writer, async |incoming, out| {
         let port = port.to_string();
         for (id, name) in [(ERROR, "error"), (DATA, "data")] {
             let headers = Headers::of(&[("port", &port), ("requestid", "0"), ("streamtype", name)]);
-            say(&said, Said::Open { id, headers }).await?;
+            out.say(Said::Open { id, headers }).await?;
         }
         // Nothing is said on the error stream from this side.
-        let (id, bytes, last) = (ERROR, Bytes::new(), true);
-        say(&said, Said::Data { id, bytes, last }).await?;
+        out.end(ERROR, Bytes::new()).await?;
         let speak = async {
             let mut piece = vec![0; PIECE_BYTES_MAX];
             loop {
                 let count = from.read(&mut piece).await?;
-                let bytes = Bytes::copy_from_slice(&piece[..count]);
-                let (id, last) = (DATA, count == 0);
-                say(&said, Said::Data { id, bytes, last }).await?;
-                if last {
-                    return std::future::pending::<Result<(), Error>>().await;
+                if count == 0 {
+                    out.end(DATA, Bytes::new()).await?;
+                    return std::future::pending().await;
                 }
+                out.data(DATA, Bytes::copy_from_slice(&piece[..count])).await?;
             }
         };
-        let hear = async {
-            let mut incoming = Incoming::new(reader);
-            let mut told = BytesMut::new();
-            let (mut data_ended, mut error_ended) = (false, false);
-            while !(data_ended && error_ended) {
-                match incoming.next().await? {
-                    Some(Heard::Data {
-                        id: DATA,
-                        bytes,
-                        last,
-                    }) => {
-                        // Who reads no more has hung up: nothing is left to do.
-                        if to.write_all(&bytes).await.is_err() {
-                            return Ok(told);
-                        }
-                        if last {
-                            let _ = to.shutdown().await;
-                        }
-                        data_ended |= last;
-                    }
-                    Some(Heard::Data {
-                        id: ERROR,
-                        bytes,
-                        last,
-                    }) => {
-                        let room = TOLD_BYTES_MAX - told.len();
-                        told.extend_from_slice(&bytes[..bytes.len().min(room)]);
-                        error_ended |= last;
-                    }
-                    Some(Heard::Reset { id }) => {
-                        data_ended |= id == DATA;
-                        error_ended |= id == ERROR;
-                    }
-                    Some(Heard::Ping { id }) => say(&said, Said::Pong { id }).await?,
-                    Some(
-                        Heard::Data { .. }
-                        | Heard::Open { .. }
-                        | Heard::Reply { .. }
-                        | Heard::GoAway
-                        | Heard::Nothing,
-                    ) => {}
-                    None => break,
-                }
-            }
-            Ok::<_, Error>(told)
-        };
-        let told = tokio::select! {
-            told = hear => told?,
-            spoke = speak => { spoke?; BytesMut::new() }
-        };
-        drop(said);
-        match told.is_empty() {
-            true => Ok(()),
-            false => Err(Carried::Told(String::from_utf8_lossy(&told).into_owned())),
+        tokio::select! {
+            told = hear_port(incoming, &out, to) => told,
+            spoke = speak => spoke,
         }
-    };
-    let (talked, written) = tokio::join!(talk, spdy::outgoing(writer, saying));
-    talked?;
+    })
+    .await;
+    let told = talked?;
     // What it did not take any more was for nobody.
     if let Err(error) = written {
         tracing::debug!(%error, "the container runtime hung up first");
     }
-    Ok(())
+    match told.is_empty() {
+        true => Ok(()),
+        false => Err(Carried::Told(String::from_utf8_lossy(&told).into_owned())),
+    }
 }
 
-async fn say(said: &mpsc::Sender<Said>, what: Said) -> Result<(), Error> {
-    // Nobody takes it when the connection has broken.
-    let broken = |_| Error::Io(std::io::ErrorKind::BrokenPipe.into());
-    said.send(what).await.map_err(broken)
+/// What comes from the port; gives what is told on the error stream.
+async fn hear_port(
+    mut incoming: Incoming<impl AsyncRead + Unpin>,
+    out: &Out,
+    mut to: impl AsyncWrite + Unpin,
+) -> Result<BytesMut, Error> {
+    let mut told = BytesMut::new();
+    let (mut data_ended, mut error_ended) = (false, false);
+    while !(data_ended && error_ended) {
+        match incoming.next().await? {
+            Some(Heard::Data {
+                id: DATA,
+                bytes,
+                last,
+            }) => {
+                // Who reads no more has hung up: nothing is left to do.
+                if to.write_all(&bytes).await.is_err() {
+                    return Ok(told);
+                }
+                if last {
+                    let _ = to.shutdown().await;
+                }
+                data_ended |= last;
+            }
+            Some(Heard::Data {
+                id: ERROR,
+                bytes,
+                last,
+            }) => {
+                let room = TOLD_BYTES_MAX - told.len();
+                told.extend_from_slice(&bytes[..bytes.len().min(room)]);
+                error_ended |= last;
+            }
+            Some(Heard::Reset { id }) => {
+                data_ended |= id == DATA;
+                error_ended |= id == ERROR;
+            }
+            Some(Heard::Ping { id }) => out.say(Said::Pong { id }).await?,
+            Some(
+                Heard::Data { .. }
+                | Heard::Open { .. }
+                | Heard::Reply { .. }
+                | Heard::GoAway
+                | Heard::Nothing,
+            ) => {}
+            None => break,
+        }
+    }
+    Ok(told)
 }
 
 #[cfg(test)]
@@ -445,7 +435,9 @@ mod tests {
                 target: "/exec/TOKEN-1".to_owned()
             })
         );
-        assert_eq!(place("http://[::1]/a").unwrap().host, "::1");
+        let place_6 = place("http://[::1]/a").unwrap();
+        let head = place_6.request("GET", &[]);
+        assert_eq!(head, "GET /a HTTP/1.1\r\nHost: [::1]:80\r\n\r\n");
         assert!(
             place("https://127.0.0.1:1/exec/x")
                 .unwrap_err()

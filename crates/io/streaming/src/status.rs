@@ -1,7 +1,7 @@
 //! How a command ended, as the error stream tells it: an object of kind Status, or a plain sentence for old clients.
 
 use bytes::Bytes;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// An ending in both forms.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,6 +24,14 @@ struct Printed<'a> {
     details: Option<Details>,
     #[serde(skip_serializing_if = "Option::is_none")]
     code: Option<u16>,
+}
+
+/// What is read of one.
+#[derive(Deserialize)]
+struct Told {
+    status: String,
+    #[serde(default)]
+    message: String,
 }
 
 #[derive(Serialize)]
@@ -84,14 +92,16 @@ impl Status {
         }
     }
 
-    /// What another server has said, as it is.
+    /// What another server has said, as it is; what is no Status is a failure that says so.
     pub(crate) fn verbatim(json: Bytes) -> Self {
-        let value: serde_json::Value = serde_json::from_slice(&json).unwrap_or_default();
-        let sentence = match &value["status"] {
-            status if status == "Success" => None,
-            _ => Some(value["message"].as_str().unwrap_or_default().to_owned()),
-        };
-        Self { json, sentence }
+        let told: Result<Told, _> = serde_json::from_slice(&json);
+        match told {
+            Ok(told) => Self {
+                json,
+                sentence: (told.status != "Success").then_some(told.message),
+            },
+            Err(_) => Self::failed(&format!("the runtime says {:?}", String::from_utf8_lossy(&json))),
+        }
     }
 
     pub fn json(&self) -> Bytes {
@@ -153,5 +163,10 @@ mod tests {
             assert_eq!(Status::verbatim(status.json()), status);
         }
         assert_eq!(Status::success().sentence(), None);
+        // A client that reads nothing believes that all is well.
+        for strange in ["no JSON", "{}", "[]"] {
+            let sentence = Status::verbatim(Bytes::from(strange)).sentence().unwrap();
+            assert!(sentence.starts_with(b"Internal error occurred: the runtime says"));
+        }
     }
 }

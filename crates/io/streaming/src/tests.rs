@@ -1,7 +1,8 @@
 //! Whole conversations on loopback: our server with our SPDY client, and with a WebSocket client of others.
 
+use crate::spdy::{self, Headers, Heard, Reset, Said};
 use crate::upgrade::tests::request;
-use crate::{CommandDoor, ForwardDoor, FromProcess, Process, Status, ToProcess, Wanted, remote, spdy};
+use crate::{CommandDoor, ForwardDoor, FromProcess, Process, Status, ToProcess, Wanted, remote};
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
 use kedge_wire::tunnel::NodeConnect;
@@ -371,41 +372,166 @@ async fn ports() {
     assert_eq!(through(&url, 1, b"x").await, (Vec::new(), refused));
 }
 
-/// As kubectl does when a port has said all it had to say: it resets the stream and waits for the end of the other one.
-#[tokio::test]
-async fn a_connection_that_is_given_up_is_over() {
-    let (mut answered, far) = tokio::io::duplex(4096);
-    let serving = tokio::spawn(async move {
-        let web = [("Connection", "Upgrade"), ("Upgrade", "SPDY/3.1")];
-        let door = ForwardDoor::of(&request(&web)).unwrap();
-        let _ = door.serve(far, carry).await;
-    });
-    let answer = in_time(crate::Answer::read(&mut answered)).await.unwrap();
+/// Begins as a client of SPDY; gives its end of the connection.
+async fn upgraded(serve: impl AsyncFnOnce(NodeConnect, DuplexStream) + 'static) -> DuplexStream {
+    let (mut near, far) = tokio::io::duplex(4096);
+    let web = request(&[("Connection", "Upgrade"), ("Upgrade", "SPDY/3.1"), V4]);
+    tokio::task::spawn_local(serve(web, far));
+    let answer = in_time(crate::Answer::read(&mut near)).await.unwrap();
     assert!(answer.is_agreed());
-    let (reader, writer) = tokio::io::split(answered);
-    let (said, saying) = tokio::sync::mpsc::channel(8);
-    let writing = tokio::spawn(spdy::outgoing(writer, saying));
-    for (id, name) in [(1, "error"), (3, "data")] {
-        let headers = spdy::Headers::of(&[("port", "7"), ("requestid", "0"), ("streamtype", name)]);
-        said.send(spdy::Said::Open { id, headers }).await.unwrap();
-    }
-    let why = spdy::Reset::Cancel;
-    said.send(spdy::Said::Reset { id: 3, why }).await.unwrap();
-    let mut incoming = spdy::Incoming::new(reader);
-    loop {
-        match in_time(incoming.next()).await.unwrap() {
-            Some(spdy::Heard::Data {
-                id: 1,
-                bytes,
-                last: true,
-            }) => break assert!(bytes.is_empty()),
-            Some(_) => {}
-            None => panic!("the connection ended"),
+    near
+}
+
+const V4: (&str, &str) = (
+    "X-Stream-Protocol-Version",
+    "v4.channel.k8s.io, portforward.k8s.io",
+);
+
+/// Says all this and hears everything until the end.
+async fn say_and_hear(
+    connection: DuplexStream,
+    sayings: Vec<Said>,
+    is_all: fn(&Heard) -> bool,
+) -> Vec<Heard> {
+    let (reader, writer) = tokio::io::split(connection);
+    let talk = spdy::converse(reader, writer, async |mut incoming, out| {
+        for said in sayings {
+            out.say(said).await?;
         }
+        let mut all = Vec::new();
+        while let Some(heard) = incoming.next().await? {
+            let is_all = is_all(&heard);
+            all.push(heard);
+            if is_all {
+                break;
+            }
+        }
+        Ok(all)
+    });
+    in_time(talk).await.0.unwrap()
+}
+
+fn open(id: u32, headers: &[(&str, &str)]) -> Said {
+    let headers = Headers::of(headers);
+    Said::Open { id, headers }
+}
+
+fn stream(id: u32, name: &str) -> Said {
+    open(id, &[("streamtype", name)])
+}
+
+fn half(id: u32, name: &str) -> Said {
+    open(id, &[("port", "7"), ("requestid", "0"), ("streamtype", name)])
+}
+
+/// Nobody has to wait for the last stream before the first one is written on.
+#[tokio::test(flavor = "local")]
+async fn what_is_said_before_all_streams_stand_is_heard() {
+    let connection = upgraded(async |request, stream| {
+        let door = CommandDoor::of(&request).unwrap();
+        let _ = door.serve(stream, ALL, Ok(shouting())).await;
+    });
+    let data = |bytes: &'static [u8], last| Said::Data {
+        id: 3,
+        bytes: Bytes::from_static(bytes),
+        last,
+    };
+    let sayings = vec![
+        stream(3, "stdin"),
+        data(b"early", false),
+        data(b"", true),
+        stream(1, "error"),
+        stream(5, "stdout"),
+        stream(7, "stderr"),
+    ];
+    let heard = say_and_hear(connection.await, sayings, |heard| *heard == Heard::GoAway).await;
+    let on = |wanted: u32| -> Vec<u8> {
+        let pieces = heard.iter().filter_map(|heard| match heard {
+            Heard::Data { id, bytes, .. } if *id == wanted => Some(bytes.to_vec()),
+            _ => None,
+        });
+        pieces.flatten().collect()
+    };
+    assert_eq!((on(5), on(1)), (b"EARLY".to_vec(), exited()));
+}
+
+/// As kubectl does when a port has said all it had to say: it resets the stream and waits for the end of the other one.
+#[tokio::test(flavor = "local")]
+async fn a_connection_that_is_given_up_is_over() {
+    let reset = Said::Reset {
+        id: 3,
+        why: Reset::Cancel,
+    };
+    let end = Heard::Data {
+        id: 1,
+        bytes: Bytes::new(),
+        last: true,
+    };
+    // The second one before its partner has come: that stream is of no use any more.
+    for (sayings, last) in [
+        (vec![half(1, "error"), half(3, "data"), reset.clone()], end),
+        (vec![half(3, "data"), reset], Heard::Reset { id: 3 }),
+    ] {
+        let connection = upgraded(async |request, stream| {
+            let door = ForwardDoor::of(&request).unwrap();
+            let _ = door.serve(stream, carry).await;
+        });
+        let is_last = |heard: &Heard| !matches!(heard, Heard::Reply { .. });
+        let heard = say_and_hear(connection.await, sayings, is_last).await;
+        assert_eq!(heard.last(), Some(&last), "{heard:?}");
     }
-    drop(said);
-    writing.await.unwrap().unwrap();
-    in_time(serving).await.unwrap();
+}
+
+/// A runtime in the hands of the test: it takes the streams of a command, says this, and dies.
+async fn runtime_that_says(protocol: &'static str, sayings: Vec<Said>) -> String {
+    listen(move |_, mut stream| {
+        let sayings = sayings.clone();
+        async move {
+            let headers = [("Upgrade", "SPDY/3.1"), ("X-Stream-Protocol-Version", protocol)];
+            crate::answer::agree(&mut stream, &headers).await.unwrap();
+            let (reader, writer) = stream.into_split();
+            let (talked, _) = spdy::converse(reader, writer, async |mut incoming, out| {
+                for _ in 0..4 {
+                    incoming.next().await?;
+                }
+                for said in sayings {
+                    out.say(said).await?;
+                }
+                Ok(())
+            })
+            .await;
+            talked.unwrap();
+        }
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_runtime_that_dies_in_the_middle_is_no_success() {
+    let end = |id, bytes: &'static [u8]| Said::Data {
+        id,
+        bytes: Bytes::from_static(bytes),
+        last: true,
+    };
+    for (sayings, status) in [
+        (vec![end(5, b"out"), end(7, b"")], None),
+        (
+            vec![end(5, b"out"), end(7, b""), end(1, b"")],
+            Some(Status::success()),
+        ),
+    ] {
+        let address = runtime_that_says("v4.channel.k8s.io", sayings).await;
+        let url = format!("http://{address}/exec/x");
+        let (stdout, _, told) = talk_spdy(&url, ALL, Vec::new()).await;
+        assert_eq!((stdout, told), (b"out".to_vec(), status));
+    }
+    let address = runtime_that_says("channel.k8s.io", Vec::new()).await;
+    let refusal = remote::command(&format!("http://{address}/"), ALL).await;
+    let refusal = refusal.map(|_| ()).unwrap_err();
+    assert_eq!(
+        refusal.text,
+        "the container runtime does not speak v4.channel.k8s.io"
+    );
 }
 
 #[tokio::test]

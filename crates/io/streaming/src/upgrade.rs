@@ -1,7 +1,9 @@
 //! What a request asks to be upgraded to.
 
-use crate::answer::Refusal;
+use crate::answer::{self, Refusal};
 use kedge_wire::tunnel::NodeConnect;
+use std::io;
+use tokio::io::AsyncWrite;
 
 pub(crate) const SPDY: &str = "SPDY/3.1";
 pub(crate) const STREAM_PROTOCOL: &str = "X-Stream-Protocol-Version";
@@ -47,11 +49,16 @@ impl Carrier {
 
     /// The protocols within the carrier, as the client prefers them.
     fn offered<'a>(&self, request: &'a NodeConnect) -> Vec<&'a str> {
-        let name = match self {
+        let all = request.values(self.protocol_header());
+        all.filter(|value| !value.is_empty()).collect()
+    }
+
+    /// Where both sides name protocols.
+    fn protocol_header(&self) -> &'static str {
+        match self {
             Self::Spdy => STREAM_PROTOCOL,
             Self::WebSocket { .. } => WEB_SOCKET_PROTOCOL,
-        };
-        request.values(name).filter(|value| !value.is_empty()).collect()
+        }
     }
 
     /// The first offered protocol that is among the served ones. A client that offers none means `otherwise`.
@@ -79,23 +86,25 @@ impl Carrier {
         Err(Refusal::new(403, text))
     }
 
-    /// The headers of the agreement.
-    pub(crate) fn headers(&self, protocol: Option<&'static str>) -> Vec<(&'static str, String)> {
+    /// Says yes, with what both sides have agreed on.
+    pub(crate) async fn welcome(
+        &self,
+        io: &mut (impl AsyncWrite + Unpin),
+        protocol: Option<&'static str>,
+    ) -> io::Result<()> {
+        let accept;
         let mut headers = match self {
-            Self::Spdy => vec![("Upgrade", SPDY.to_owned())],
-            Self::WebSocket { key } => vec![
-                ("Upgrade", "websocket".to_owned()),
-                ("Sec-WebSocket-Accept", kedge_transport::websocket_accept(key)),
-            ],
+            Self::Spdy => vec![("Upgrade", SPDY)],
+            Self::WebSocket { key } => {
+                accept = kedge_transport::websocket_accept(key);
+                vec![
+                    ("Upgrade", "websocket"),
+                    ("Sec-WebSocket-Accept", accept.as_str()),
+                ]
+            }
         };
-        if let Some(protocol) = protocol {
-            let name = match self {
-                Self::Spdy => STREAM_PROTOCOL,
-                Self::WebSocket { .. } => WEB_SOCKET_PROTOCOL,
-            };
-            headers.push((name, protocol.to_owned()));
-        }
-        headers
+        headers.extend(protocol.map(|protocol| (self.protocol_header(), protocol)));
+        answer::agree(io, &headers).await
     }
 }
 

@@ -4,7 +4,7 @@
 
 use super::{Call, log, read};
 use crate::reply::{self, Reply};
-use crate::request::percent_encode;
+use crate::request::{Target, percent_encode};
 use http::header::{CONNECTION, HeaderName, HeaderValue, UPGRADE};
 use http::{HeaderMap, Method, Response, StatusCode};
 use http_body_util::{BodyExt, Empty};
@@ -31,6 +31,9 @@ const PASSED_ON: [HeaderName; 7] = [
     http::header::SEC_WEBSOCKET_ACCEPT,
 ];
 
+/// Browsers, which can set no header, name their token as a protocol.
+const TOKEN_PROTOCOL: &str = "base64url.bearer.authorization.k8s.io.";
+
 /// What is connected to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
@@ -40,11 +43,11 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    pub(super) fn of(call: &Call) -> Option<Self> {
-        if !call.kind.is("pods") {
+    pub(super) fn of(target: &Target) -> Option<Self> {
+        if !target.group.is_empty() || target.plural != "pods" {
             return None;
         }
-        match call.target.subresource.as_str() {
+        match target.subresource.as_str() {
             "exec" => Some(Self::Exec),
             "attach" => Some(Self::Attach),
             "portforward" => Some(Self::PortForward),
@@ -156,9 +159,17 @@ fn passed_on(headers: &HeaderMap) -> Vec<(String, String)> {
     let mut passed = Vec::new();
     for name in PASSED_ON {
         for value in headers.get_all(&name) {
-            if let Ok(value) = value.to_str() {
-                passed.push((written(&name), value.to_owned()));
-            }
+            let Ok(value) = value.to_str() else { continue };
+            let protocols = value.split(',').map(str::trim);
+            let is_secret = |protocol: &&str| protocol.starts_with(TOKEN_PROTOCOL);
+            let value = match name == http::header::SEC_WEBSOCKET_PROTOCOL {
+                true => protocols
+                    .filter(|protocol| !is_secret(protocol))
+                    .collect::<Vec<_>>()
+                    .join(", "),
+                false => value.to_owned(),
+            };
+            passed.push((written(&name), value));
         }
     }
     passed
@@ -217,6 +228,10 @@ mod tests {
             ("x-stream-protocol-version", "v5.channel.k8s.io"),
             ("x-stream-protocol-version", "v4.channel.k8s.io"),
             ("cookie", "a=b"),
+            (
+                "sec-websocket-protocol",
+                "base64url.bearer.authorization.k8s.io.dG9rZW4, v5.channel.k8s.io",
+            ),
         ] {
             headers.append(HeaderName::from_static(name), HeaderValue::from_static(value));
         }
@@ -232,6 +247,7 @@ mod tests {
                 "Upgrade: SPDY/3.1",
                 "X-Stream-Protocol-Version: v5.channel.k8s.io",
                 "X-Stream-Protocol-Version: v4.channel.k8s.io",
+                "Sec-Websocket-Protocol: v5.channel.k8s.io",
             ]
         );
     }

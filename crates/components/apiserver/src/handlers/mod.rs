@@ -280,7 +280,7 @@ async fn respond(
         headers: head.headers,
         scope,
     };
-    if let Some(kind) = connect::Kind::of(&call) {
+    if let Some(kind) = connect::Kind::of(&call.target) {
         return connect::connect(&call, kind, &head.method, head.extensions.remove()).await;
     }
     dispatch(call, operation, body).await
@@ -404,10 +404,17 @@ fn authorize(
         }
         _ => None,
     };
+    // Who may only look shall not run commands, though WebSocket begins with GET.
+    let connects = connect::Kind::of(target).is_some();
+    let verb = match operation {
+        Some(_) if connects => Verb::Create.as_str(),
+        Some(operation) => operation.verb().as_str(),
+        None => "unknown",
+    };
     // A namespace lies in itself, so that a role in it can speak of it.
     let is_namespace = target.group.is_empty() && target.plural == "namespaces";
     let act = Act::Resource(ResourceAct {
-        verb: operation.map_or("unknown", |operation| operation.verb().as_str()),
+        verb,
         group: &target.group,
         resource: &target.plural,
         subresource: &target.subresource,

@@ -1,6 +1,7 @@
 //! exec, attach and port-forward: a client that upgrades, and a node in the hands of the test.
 
 use crate::client::{Client, PATIENCE, Pki, Running};
+use crate::rights::bind;
 use kedge_apiserver::{NodeConnectAnswer, Ports, StorageAt};
 use kedge_telemetry::channel::ask::{self, Question};
 use kedge_wire::NodeName;
@@ -177,6 +178,37 @@ async fn what_cannot_be_connected_to_is_a_status_before_the_node_is_asked() {
     );
     running.stop().await;
     assert!(asked.recv().await.is_none(), "a node was asked");
+}
+
+/// WebSocket begins with GET, and yet a command is more than a look.
+#[tokio::test]
+async fn who_may_only_look_does_not_connect() {
+    let (running, _asked) = start().await;
+    let admin = running.admin();
+    for (name, verb) in [("looks", "get"), ("acts", "create")] {
+        let rules = json!([{"apiGroups": [""], "resources": ["pods/exec", "pods/attach", "pods/portforward"], "verbs": [verb]}]);
+        bind(&admin, name, json!({"kind": "User", "name": name}), rules).await;
+    }
+    let (looks, acts) = (
+        running.client(Some(("looks", "people"))),
+        running.client(Some(("acts", "people"))),
+    );
+    for method in ["GET", "POST"] {
+        for path in [
+            "gone/exec?command=ls&stdout=1",
+            "gone/attach?stdout=1",
+            "gone/portforward",
+        ] {
+            for (client, status) in [(&looks, "403"), (&acts, "404")] {
+                let (head, _) = upgrade(client, method, path).await;
+                assert!(
+                    head.starts_with(&format!("http/1.1 {status} ")),
+                    "{method} {path}: {head}"
+                );
+            }
+        }
+    }
+    running.stop().await;
 }
 
 #[tokio::test]

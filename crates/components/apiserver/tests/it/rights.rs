@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 const ROLES: &str = "/apis/rbac.authorization.k8s.io/v1";
 const PODS: &str = "/api/v1/namespaces/default/pods";
 
-async fn bind(admin: &Client, name: &str, subject: Value, rules: Value) {
+pub(crate) async fn bind(admin: &Client, name: &str, subject: Value, rules: Value) {
     let role = json!({"metadata": {"name": name}, "rules": rules});
     admin.post(&format!("{ROLES}/clusterroles"), &role).await.ok();
     let binding = json!({"metadata": {"name": name}, "subjects": [subject],

@@ -46,8 +46,7 @@ async fn serve(beside: &Beside, connection: Connection) {
 async fn answer(beside: &Beside, request: NodeConnect, mut io: impl Io + 'static) -> Result<(), Error> {
     let found = match Asked::parse(&request) {
         Ok(asked) if beside.config.face.debugging_handlers => {
-            let (pods, seen) = (beside.pods.borrow().clone(), beside.seen.borrow().clone());
-            find(&asked, &pods, &seen)
+            find(&asked, &beside.pods.borrow(), &beside.seen.borrow())
         }
         Ok(_) => Err(Refusal::new(405, "Debug endpoints are disabled.")),
         Err(refusal) => Err(refusal),

@@ -2,7 +2,7 @@
 
 use super::size::Sizes;
 use super::{FromProcess, LOST, Process, ToProcess, Version, Wanted, pieces};
-use crate::spdy::{self, Heard, Incoming, Reset, Said};
+use crate::spdy::{self, Heard, Incoming, Out, Reset, Said};
 use crate::status::Status;
 use crate::{Error, Io, STREAMS_TIMEOUT};
 use bytes::Bytes;
@@ -10,7 +10,7 @@ use tokio::io::AsyncRead;
 use tokio::sync::mpsc;
 
 /// Streams by what they are for.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Copy, Default)]
 struct Streams {
     error: Option<u32>,
     stdin: Option<u32>,
@@ -48,109 +48,110 @@ pub(super) async fn serve(
     process: Process,
 ) -> Result<(), Error> {
     let (reader, writer) = tokio::io::split(io);
-    let (said, saying) = mpsc::channel(spdy::OUT_MAX);
-    let talk = async {
-        let mut incoming = Incoming::new(reader);
-        let opening = streams(&mut incoming, &said, version, wanted);
-        let streams = match tokio::time::timeout(STREAMS_TIMEOUT, opening).await {
-            Ok(streams) => streams?,
-            Err(_elapsed) => return Err(Error::NoStreams),
-        };
-        let Some(streams) = streams else { return Ok(()) };
+    let (talked, written) = spdy::converse(reader, writer, async |mut incoming, out| {
         let Process { input, output } = process;
-        let talked = tokio::select! {
+        let mut client = Client {
+            version,
+            wanted,
+            streams: Streams::default(),
+            sizes: Sizes::default(),
+            input,
+            out: out.clone(),
+        };
+        let opening = client.open_streams(&mut incoming);
+        let opened = tokio::time::timeout(STREAMS_TIMEOUT, opening).await;
+        if !opened.map_err(|_elapsed| Error::NoStreams)?? {
+            return Ok(());
+        }
+        let streams = client.streams;
+        tokio::select! {
             // It has ended: that is the end, whatever the client still says.
             biased;
-            talked = speak(&said, &streams, version, output) => talked,
-            heard = hear(&mut incoming, &said, &streams, input) => heard,
-        };
-        // The last frames go out, then the end.
-        drop(said);
-        talked
-    };
-    let (talked, written) = tokio::join!(talk, spdy::outgoing(writer, saying));
-    talked.and(written.map_err(Error::from))
+            talked = speak(&out, streams, version, output) => talked,
+            heard = client.hear(&mut incoming) => heard,
+        }
+    })
+    .await;
+    talked.and(written)
 }
 
-/// Waits for the streams that the request announced; `None` when the client leaves before.
-async fn streams(
-    incoming: &mut Incoming<impl AsyncRead + Unpin>,
-    said: &mpsc::Sender<Said>,
+/// What the client says, on its way to the process.
+struct Client {
     version: Version,
     wanted: Wanted,
-) -> Result<Option<Streams>, Error> {
-    let mut streams = Streams::default();
-    while !streams.are_complete(version, wanted) {
-        match incoming.next().await? {
-            Some(Heard::Open { id, headers, .. }) => {
-                let name = headers.get("streamtype").unwrap_or_default();
-                match streams.place(name, version, wanted) {
-                    Some(place @ None) => {
-                        *place = Some(id);
-                        say(said, Said::Reply { id }).await?;
-                    }
-                    Some(Some(_)) | None => {
-                        let why = Reset::Refused;
-                        say(said, Said::Reset { id, why }).await?;
-                    }
-                }
-            }
-            Some(Heard::Ping { id }) => say(said, Said::Pong { id }).await?,
-            // kubectl writes nothing before all its streams stand.
-            Some(Heard::Data { .. } | Heard::Reset { .. } | Heard::Reply { .. } | Heard::Nothing) => {}
-            Some(Heard::GoAway) | None => return Ok(None),
-        }
-    }
-    Ok(Some(streams))
+    streams: Streams,
+    sizes: Sizes,
+    input: mpsc::Sender<ToProcess>,
+    out: Out,
 }
 
-/// What the client says, until it hangs up.
-async fn hear(
-    incoming: &mut Incoming<impl AsyncRead + Unpin>,
-    said: &mpsc::Sender<Said>,
-    streams: &Streams,
-    input: mpsc::Sender<ToProcess>,
-) -> Result<(), Error> {
-    let mut sizes = Sizes::default();
-    while let Some(heard) = incoming.next().await? {
-        match heard {
-            Heard::Data { id, bytes, last } if Some(id) == streams.stdin => {
-                // A process that reads no more is not in the way of its output.
-                if !bytes.is_empty() {
-                    let _ = input.send(ToProcess::Bytes(bytes)).await;
-                }
-                if last {
-                    let _ = input.send(ToProcess::End).await;
-                }
+impl Client {
+    /// Waits for the streams that the request announced; `false` when the client leaves before.
+    async fn open_streams(&mut self, incoming: &mut Incoming<impl AsyncRead + Unpin>) -> Result<bool, Error> {
+        while !self.streams.are_complete(self.version, self.wanted) {
+            match incoming.next().await? {
+                Some(Heard::GoAway) | None => return Ok(false),
+                Some(heard) => self.heard(heard).await?,
             }
-            Heard::Reset { id } if Some(id) == streams.stdin => {
-                let _ = input.send(ToProcess::End).await;
-            }
-            Heard::Data { id, bytes, .. } if Some(id) == streams.resize => {
-                if let Some(size) = sizes.push(&bytes).map_err(Error::Protocol)? {
-                    let _ = input.send(size).await;
-                }
-            }
-            Heard::Ping { id } => say(said, Said::Pong { id }).await?,
-            Heard::Open { id, .. } => {
-                let why = Reset::Refused;
-                say(said, Said::Reset { id, why }).await?;
-            }
-            // The ends of streams that only this side writes; a client that goes away hangs up next.
-            Heard::Data { .. }
-            | Heard::Reset { .. }
-            | Heard::Reply { .. }
-            | Heard::GoAway
-            | Heard::Nothing => {}
         }
+        Ok(true)
     }
-    Ok(())
+
+    /// Until it hangs up.
+    async fn hear(&mut self, incoming: &mut Incoming<impl AsyncRead + Unpin>) -> Result<(), Error> {
+        while let Some(heard) = incoming.next().await? {
+            self.heard(heard).await?;
+        }
+        Ok(())
+    }
+
+    async fn heard(&mut self, heard: Heard) -> Result<(), Error> {
+        match heard {
+            Heard::Open { id, headers, last } => {
+                let name = headers.get("streamtype").unwrap_or_default();
+                let place = self.streams.place(name, self.version, self.wanted);
+                let Some(place @ None) = place else {
+                    let why = Reset::Refused;
+                    return self.out.say(Said::Reset { id, why }).await;
+                };
+                *place = Some(id);
+                self.out.say(Said::Reply { id }).await?;
+                if last {
+                    self.data(id, Bytes::new(), last).await?;
+                }
+            }
+            Heard::Data { id, bytes, last } => self.data(id, bytes, last).await?,
+            Heard::Reset { id } => self.data(id, Bytes::new(), true).await?,
+            Heard::Ping { id } => self.out.say(Said::Pong { id }).await?,
+            // A client that goes away hangs up next.
+            Heard::Reply { .. } | Heard::GoAway | Heard::Nothing => {}
+        }
+        Ok(())
+    }
+
+    async fn data(&mut self, id: u32, bytes: Bytes, last: bool) -> Result<(), Error> {
+        // A process that reads no more is not in the way of its output.
+        if Some(id) == self.streams.stdin {
+            if !bytes.is_empty() {
+                let _ = self.input.send(ToProcess::Bytes(bytes)).await;
+            }
+            if last {
+                let _ = self.input.send(ToProcess::End).await;
+            }
+        } else if Some(id) == self.streams.resize
+            && let Some(size) = self.sizes.push(&bytes).map_err(Error::Protocol)?
+        {
+            let _ = self.input.send(size).await;
+        }
+        // Others are the ends of streams that only this side writes.
+        Ok(())
+    }
 }
 
 /// What the process says, until it has ended.
 async fn speak(
-    said: &mpsc::Sender<Said>,
-    streams: &Streams,
+    out: &Out,
+    streams: Streams,
     version: Version,
     mut output: mpsc::Receiver<FromProcess>,
 ) -> Result<(), Error> {
@@ -163,23 +164,15 @@ async fn speak(
         };
         if let Some(id) = stream {
             for bytes in pieces(bytes) {
-                let last = false;
-                say(said, Said::Data { id, bytes, last }).await?;
+                out.data(id, bytes).await?;
             }
         }
     };
-    let told = version.told(&status).unwrap_or_default();
-    let outputs = [streams.stdout, streams.stderr].into_iter().flatten();
-    let ends = outputs.map(|id| (id, Bytes::new()));
-    for (id, bytes) in ends.chain(streams.error.map(|id| (id, told))) {
-        let last = true;
-        say(said, Said::Data { id, bytes, last }).await?;
+    for id in [streams.stdout, streams.stderr].into_iter().flatten() {
+        out.end(id, Bytes::new()).await?;
     }
-    say(said, Said::GoAway).await
-}
-
-async fn say(said: &mpsc::Sender<Said>, what: Said) -> Result<(), Error> {
-    // Nobody takes it when the connection has broken.
-    let broken = |_| Error::Io(std::io::ErrorKind::BrokenPipe.into());
-    said.send(what).await.map_err(broken)
+    if let Some(id) = streams.error {
+        out.end(id, version.told(&status).unwrap_or_default()).await?;
+    }
+    out.say(Said::GoAway).await
 }

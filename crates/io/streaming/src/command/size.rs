@@ -41,11 +41,11 @@ impl Sizes {
         }
         Ok(newest.map(|Size { width, height }| ToProcess::Resize { width, height }))
     }
+}
 
-    /// How one is written.
-    pub(super) fn print(width: u16, height: u16) -> String {
-        format!("{{\"Width\":{width},\"Height\":{height}}}\n")
-    }
+/// A size as a client writes it.
+pub(crate) fn print(width: u16, height: u16) -> String {
+    format!("{{\"Width\":{width},\"Height\":{height}}}\n")
 }
 
 #[cfg(test)]
@@ -57,7 +57,7 @@ mod tests {
         let mut sizes = Sizes::default();
         let told = |sizes: &mut Sizes, text: &str| sizes.push(text.as_bytes()).unwrap();
         let size = |width, height| Some(ToProcess::Resize { width, height });
-        assert_eq!(told(&mut sizes, &Sizes::print(80, 24)), size(80, 24));
+        assert_eq!(told(&mut sizes, &print(80, 24)), size(80, 24));
         assert_eq!(told(&mut sizes, "{\"Width\":1"), None);
         assert_eq!(told(&mut sizes, "00,\"Height\":30}{\"Wid"), size(100, 30));
         assert_eq!(

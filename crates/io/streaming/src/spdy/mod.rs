@@ -1,6 +1,6 @@
 //! SPDY/3.1 on a byte stream, as far as Kubernetes speaks it: streams that a client opens, data both ways, ends, pings.
 //!
-//! [`Incoming`] and [`outgoing`] are one direction each and know no streams; who uses them keeps what is open.
+//! [`Incoming`] and [`Out`] are one direction each and know no streams; who uses them keeps what is open.
 
 mod dictionary;
 mod frame;
@@ -9,7 +9,8 @@ mod headers;
 pub(crate) use frame::{Heard, PIECE_BYTES_MAX, Reset, Said};
 pub(crate) use headers::Headers;
 
-use bytes::{Buf, BytesMut};
+use crate::Error;
+use bytes::{Buf, Bytes, BytesMut};
 use frame::{HEAD_BYTES, Head};
 use headers::{Packer, Unpacker};
 use std::io;
@@ -17,16 +18,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
 
 /// Frames that wait for the connection; at 32 KiB each half a megabyte.
-pub(crate) const OUT_MAX: usize = 16;
-
-/// Why a connection ends.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum Error {
-    #[error("the connection broke")]
-    Io(#[from] io::Error),
-    #[error("the peer sent {0}")]
-    Protocol(&'static str),
-}
+const OUT_MAX: usize = 16;
 
 /// The direction in.
 #[derive(Debug)]
@@ -47,7 +39,7 @@ struct Part {
 }
 
 impl<R: AsyncRead + Unpin> Incoming<R> {
-    pub(crate) fn new(io: R) -> Self {
+    fn new(io: R) -> Self {
         Self {
             io,
             buffer: BytesMut::new(),
@@ -126,11 +118,43 @@ fn cut_short() -> Error {
     Error::Io(io::ErrorKind::UnexpectedEof.into())
 }
 
-/// The direction out: writes what is said, until nobody can say anything any more; then ends it.
-pub(crate) async fn outgoing(
-    mut io: impl AsyncWrite + Unpin,
-    mut said: mpsc::Receiver<Said>,
-) -> Result<(), Error> {
+/// The direction out, for everybody who has something to say.
+#[derive(Debug, Clone)]
+pub(crate) struct Out(mpsc::Sender<Said>);
+
+impl Out {
+    /// Waits for its turn. Fails when the connection has broken, because then nobody writes any more.
+    pub(crate) async fn say(&self, what: Said) -> Result<(), Error> {
+        let broken = |_| Error::Io(io::ErrorKind::BrokenPipe.into());
+        self.0.send(what).await.map_err(broken)
+    }
+
+    pub(crate) async fn data(&self, id: u32, bytes: Bytes) -> Result<(), Error> {
+        let last = false;
+        self.say(Said::Data { id, bytes, last }).await
+    }
+
+    /// The last bytes of a stream.
+    pub(crate) async fn end(&self, id: u32, bytes: Bytes) -> Result<(), Error> {
+        let last = true;
+        self.say(Said::Data { id, bytes, last }).await
+    }
+}
+
+/// Talks over a connection: what is said is written beside it. When nobody can say anything any more, the connection ends.
+/// Gives what came of the talk, and of the writing.
+pub(crate) async fn converse<R: AsyncRead + Unpin, T, F: Future<Output = Result<T, Error>>>(
+    reader: R,
+    writer: impl AsyncWrite + Unpin,
+    talk: impl FnOnce(Incoming<R>, Out) -> F,
+) -> (Result<T, Error>, Result<(), Error>) {
+    let (said, saying) = mpsc::channel(OUT_MAX);
+    let talk = talk(Incoming::new(reader), Out(said));
+    tokio::join!(talk, outgoing(writer, saying))
+}
+
+/// Writes what is said, until nobody can say anything any more; then ends it.
+async fn outgoing(mut io: impl AsyncWrite + Unpin, mut said: mpsc::Receiver<Said>) -> Result<(), Error> {
     let mut packer = Packer::default();
     let mut bytes = Vec::new();
     while let Some(said) = said.recv().await {
@@ -146,7 +170,6 @@ pub(crate) async fn outgoing(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use bytes::Bytes;
     use expect_test::expect;
     use proptest::prelude::*;
 
@@ -291,13 +314,13 @@ mod tests {
         fn what_is_said_is_heard_however_it_is_cut(sayings in prop::collection::vec(said(), 0..20), cut in 1_usize..50) {
             let heard = block_on(async {
                 let (near, far) = tokio::io::duplex(cut);
-                let (tx, rx) = mpsc::channel(OUT_MAX);
-                let saying = async {
+                let (reader, writer) = tokio::io::split(near);
+                let saying = converse(reader, writer, async |_, out| {
                     for said in sayings.clone() {
-                        tx.send(said).await.unwrap();
+                        out.say(said).await?;
                     }
-                    drop(tx);
-                };
+                    Ok(())
+                });
                 let hearing = async {
                     let mut incoming = Incoming::new(far);
                     let mut heard: Vec<Heard> = Vec::new();
@@ -315,8 +338,8 @@ mod tests {
                     }
                     heard
                 };
-                let ((), written, heard) = tokio::join!(saying, outgoing(near, rx), hearing);
-                written.unwrap();
+                let ((said, written), heard) = tokio::join!(saying, hearing);
+                said.and(written).unwrap();
                 heard
             });
             let mut wanted: Vec<Heard> = Vec::new();
