@@ -85,7 +85,9 @@ impl Session {
         if answer.status != StatusCode::UNAUTHORIZED {
             return Ok(answer);
         }
-        let Some(challenge) = parse(answer.header(WWW_AUTHENTICATE)) else {
+        // Whom the registry redirects to is not told who asks, nor where to ask for a token.
+        let challenge = challenge(&answer).filter(|_| answer.origin == self.origin);
+        let Some(challenge) = challenge else {
             return Err(answer.refusal(&self.image).await);
         };
         let authorization = {
@@ -138,23 +140,28 @@ impl Session {
             .origin_of(&place)
             .ok_or_else(|| bad("it sends for tokens to an address without TLS, which is not asked"))?;
         let pull = format!("repository:{}:pull", self.path);
-        let mut fields = vec![("scope", scope.unwrap_or(&pull))];
-        fields.extend(service.map(|service| ("service", service)));
+        let scope = scope.unwrap_or(&pull);
+        let mut fields: Vec<_> = service.map(|service| ("service", service)).into_iter().collect();
+        let own = place.query().map(|query| format!("{query}&")).unwrap_or_default();
         let asked = match &self.asker {
             Some(asker) if !asker.identity_token.is_empty() => {
                 fields.extend([
+                    ("scope", scope),
                     ("grant_type", "refresh_token"),
                     ("client_id", CLIENT_ID),
                     ("refresh_token", asker.identity_token.as_str()),
                 ]);
-                let mut asked =
-                    Asked::get(place.path()).with(CONTENT_TYPE, "application/x-www-form-urlencoded");
+                let target = place
+                    .path_and_query()
+                    .map_or(place.path(), |target| target.as_str());
+                let mut asked = Asked::get(target).with(CONTENT_TYPE, "application/x-www-form-urlencoded");
                 asked.method = Method::POST;
                 asked.body = Bytes::from(form(&fields));
                 asked
             }
             asker => {
-                let own = place.query().map(|query| format!("{query}&")).unwrap_or_default();
+                // In an address each stands for itself, in a form all stand together.
+                fields.extend(scope.split(' ').map(|scope| ("scope", scope)));
                 let asked = Asked::get(format!("{}?{own}{}", place.path(), form(&fields)));
                 match asker {
                     Some(asker) if !asker.username.is_empty() => asked.with(AUTHORIZATION, &basic(asker)),
@@ -207,7 +214,14 @@ fn escape(text: &str) -> String {
     escaped
 }
 
-/// Reads the first challenge that is known.
+/// What a registry wants to see. Where it offers several ways a token goes before a password, which is the registry's own.
+fn challenge(answer: &Answer) -> Option<Challenge> {
+    let all = answer.headers.get_all(WWW_AUTHENTICATE).iter();
+    let known = all.filter_map(|text| parse(text.to_str().ok()?));
+    known.min_by_key(|challenge| matches!(challenge, Challenge::Basic))
+}
+
+/// Reads one challenge, if it is of a kind that is known.
 fn parse(text: &str) -> Option<Challenge> {
     let (scheme, rest) = text.trim().split_once(' ').unwrap_or((text.trim(), ""));
     if scheme.eq_ignore_ascii_case("basic") {

@@ -1,11 +1,11 @@
 //! Blobs in a folder: downloaded in pieces, verified, and only then named.
 
 use crate::auth::Session;
-use crate::documents::Descriptor;
-use crate::http::{Answer, Asked};
+use crate::http::Asked;
 use crate::{Error, Progress};
 use http::StatusCode;
 use http::header::{CONTENT_RANGE, RANGE};
+use kedge_containers::oci::Descriptor;
 use kedge_containers::print_digest;
 use sha2::{Digest as _, Sha256};
 use std::path::{Path, PathBuf};
@@ -60,9 +60,16 @@ impl Blobs {
         read.map_err(|source| file_error("read", &path, source))
     }
 
-    /// A blob that is there whole was verified before it got its name.
-    pub(crate) async fn has(&self, digest: &str) -> bool {
-        fs::try_exists(self.path(digest)).await.unwrap_or(false)
+    /// A blob that is there whole was verified before it got its name: one of another size is not what is described.
+    async fn has(&self, session: &Session, blob: &Descriptor) -> Result<bool, Error> {
+        match fs::metadata(self.path(&blob.digest)).await {
+            Err(_) => Ok(false),
+            Ok(meta) if meta.len() == blob.size => Ok(true),
+            Ok(meta) => Err(Error::BadAnswer {
+                host: session.host().to_owned(),
+                reason: format!("{} has {} bytes, not {}", blob.digest, meta.len(), blob.size),
+            }),
+        }
     }
 
     /// Bytes that are here of these blobs.
@@ -84,32 +91,20 @@ impl Blobs {
         blob: &Descriptor,
         progress: &Progress,
     ) -> Result<(), Error> {
-        if self.has(&blob.digest).await {
+        if self.has(session, blob).await? {
             progress.add(blob.size);
             return Ok(());
         }
         let partial = self.path(&blob.digest).with_extension("partial");
         let mut part = open(&partial, blob.size).await?;
         progress.add(part.bytes);
-        let mut fruitless = 0;
-        loop {
-            let before = part.bytes;
-            let outcome = download(session, blob, &partial, &mut part, progress).await;
-            // A server without ranges may have begun again.
-            let gained = part.bytes.saturating_sub(before);
-            fruitless = if gained >= FRUIT_BYTES_MIN {
-                0
-            } else {
-                fruitless + 1
-            };
-            match outcome {
-                Ok(()) => break,
-                Err(error) if error.is_passing() && fruitless < FRUITLESS_MAX => {
-                    tracing::debug!(blob = blob.digest, %error, "download goes on in a moment");
-                    tokio::time::sleep(session.client().pause(&error, fruitless)).await;
-                }
-                Err(error) => return Err(error),
-            }
+        let is_from_before = part.bytes > 0;
+        complete(session, blob, &partial, &mut part, progress).await?;
+        if is_from_before && part.digest() != blob.digest {
+            // A power cut leaves files whose content never reached the disk.
+            progress.take_back(part.bytes);
+            restart(&partial, &mut part).await?;
+            complete(session, blob, &partial, &mut part, progress).await?;
         }
         self.finish(session, blob, &partial, part).await
     }
@@ -121,7 +116,7 @@ impl Blobs {
         partial: &Path,
         part: Part,
     ) -> Result<(), Error> {
-        let digest = print_digest(&part.hash.finalize());
+        let digest = part.digest();
         if digest != blob.digest {
             // Going on with it can never make it right.
             let removed = fs::remove_file(partial).await;
@@ -135,6 +130,41 @@ impl Blobs {
         flushed.map_err(|source| file_error("write", partial, source))?;
         let named = fs::rename(partial, self.path(&blob.digest)).await;
         named.map_err(|source| file_error("rename", partial, source))
+    }
+}
+
+impl Part {
+    fn digest(&self) -> String {
+        print_digest(&self.hash.clone().finalize())
+    }
+}
+
+/// Downloads what is missing, and goes on after breaks.
+async fn complete(
+    session: &Session,
+    blob: &Descriptor,
+    partial: &Path,
+    part: &mut Part,
+    progress: &Progress,
+) -> Result<(), Error> {
+    let mut fruitless = 0;
+    loop {
+        let before = part.bytes;
+        let outcome = download(session, blob, partial, part, progress).await;
+        // A server without ranges may have begun again.
+        let gained = part.bytes.saturating_sub(before);
+        fruitless = if gained >= FRUIT_BYTES_MIN {
+            0
+        } else {
+            fruitless + 1
+        };
+        match outcome {
+            Err(error) if error.is_passing() && fruitless < FRUITLESS_MAX => {
+                tracing::debug!(blob = blob.digest, %error, "download goes on in a moment");
+                tokio::time::sleep(session.client().pause(&error, fruitless)).await;
+            }
+            outcome => return outcome,
+        }
     }
 }
 
@@ -194,7 +224,7 @@ async fn download(
     }
     let mut answer = session.ask(asked).await?;
     match answer.status {
-        StatusCode::PARTIAL_CONTENT if continues(&answer, part.bytes) => {}
+        StatusCode::PARTIAL_CONTENT if continues(answer.header(CONTENT_RANGE), part.bytes, blob.size) => {}
         StatusCode::OK | StatusCode::PARTIAL_CONTENT | StatusCode::RANGE_NOT_SATISFIABLE
             if part.bytes > 0 =>
         {
@@ -234,10 +264,17 @@ async fn download(
     Ok(())
 }
 
-/// Whether a partial answer begins where the file ends.
-fn continues(answer: &Answer, at: u64) -> bool {
-    let range = answer.header(CONTENT_RANGE).trim_start_matches("bytes ");
-    range.split('-').next().and_then(|start| start.parse().ok()) == Some(at)
+/// Whether a partial answer (`bytes 5-9/10`) begins where the file ends, and is of a blob of this size.
+fn continues(range: &str, at: u64, size: u64) -> bool {
+    let parsed = || {
+        let (unit, range) = range.trim().split_once(' ')?;
+        let (place, total) = range.split_once('/')?;
+        let start: u64 = place.split_once('-')?.0.parse().ok()?;
+        // A server need not know the whole.
+        let is_whole = total == "*" || total.parse() == Ok(size);
+        Some(unit.eq_ignore_ascii_case("bytes") && start == at && is_whole)
+    };
+    parsed().unwrap_or(false)
 }
 
 pub(crate) fn digest_of(bytes: &[u8]) -> String {
@@ -249,5 +286,26 @@ pub(crate) fn file_error(act: &'static str, path: &Path, source: std::io::Error)
         act,
         path: path.to_owned(),
         source,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::continues;
+
+    #[test]
+    fn a_range_is_the_one_that_was_asked_for() {
+        for (range, is_ours) in [
+            ("bytes 5-9/10", true),
+            ("Bytes 5-9/*", true),
+            ("bytes 5-9/11", false),
+            ("bytes 4-9/10", false),
+            ("5-9/10", false),
+            ("bytes */10", false),
+            ("lines 5-9/10", false),
+            ("", false),
+        ] {
+            assert_eq!(continues(range, 5, 10), is_ours, "{range}");
+        }
     }
 }

@@ -1,65 +1,20 @@
 //! The JSON documents of a registry, as far as a pull needs them.
 
 use crate::{Config, Error};
-use kedge_containers::variant_distance;
-use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use kedge_containers::Platform;
+use kedge_containers::oci::{
+    ANNOTATION_FULL_NAME, Descriptor, LAYERS_MAX, MEDIA_DOCKER_LIST, MEDIA_DOCKER_MANIFEST, MEDIA_INDEX,
+    MEDIA_MANIFEST,
+};
+use serde::Deserialize;
 
-const MEDIA_INDEX: &str = "application/vnd.oci.image.index.v1+json";
-const MEDIA_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
-const MEDIA_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
-const MEDIA_DOCKER: &str = "application/vnd.docker.distribution.manifest.v2+json";
 /// What is asked for, best first.
 pub(crate) const ACCEPT: &str = "application/vnd.oci.image.index.v1+json, \
     application/vnd.docker.distribution.manifest.list.v2+json, \
     application/vnd.oci.image.manifest.v1+json, \
     application/vnd.docker.distribution.manifest.v2+json";
-/// The whole name of an image in an index, as containerd and Docker write it.
-const ANNOTATION_NAME: &str = "io.containerd.image.name";
-/// The specification asks registries to take 4 MiB.
-pub(crate) const DOCUMENT_BYTES_MAX: u64 = 4 * 1024 * 1024;
-/// overlayfs takes 500 lower directories; Docker makes at most 127 layers.
-const LAYERS_MAX: usize = 127;
 /// Platforms of an image that an error lists.
 const PLATFORMS_SHOWN_MAX: usize = 16;
-
-/// Points at a blob or a manifest.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct Descriptor {
-    #[serde(default)]
-    pub(crate) media_type: String,
-    pub(crate) digest: String,
-    pub(crate) size: u64,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) platform: Option<Platform>,
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub(crate) annotations: BTreeMap<String, String>,
-}
-
-impl Platform {
-    /// How well it runs on a node: 0 is best, `None` is not at all.
-    fn distance(&self, config: &Config) -> Option<u32> {
-        if self.os != "linux" || self.architecture != config.architecture {
-            return None;
-        }
-        variant_distance(
-            &self.architecture,
-            config.variant.as_deref(),
-            self.variant.as_deref(),
-        )
-    }
-}
-
-impl std::fmt::Display for Platform {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}/{}", self.os, self.architecture)?;
-        match &self.variant {
-            Some(variant) => write!(f, "/{variant}"),
-            None => Ok(()),
-        }
-    }
-}
 
 /// What a pull needs of an image configuration.
 #[derive(Debug, Default, Deserialize)]
@@ -72,20 +27,6 @@ struct Configuration {
 #[derive(Debug, Deserialize)]
 struct RootFileSystem {
     diff_ids: Vec<String>,
-}
-
-impl Descriptor {
-    fn is_index(&self) -> bool {
-        is_index(&self.media_type)
-    }
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Platform {
-    pub(crate) architecture: String,
-    pub(crate) os: String,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) variant: Option<String>,
 }
 
 /// Either document that a reference may name.
@@ -114,7 +55,12 @@ pub(crate) struct Manifest {
 }
 
 fn is_index(media_type: &str) -> bool {
-    media_type == MEDIA_INDEX || media_type == MEDIA_LIST
+    [MEDIA_INDEX, MEDIA_DOCKER_LIST].contains(&media_type)
+}
+
+/// How well a platform runs on the node that is pulled for.
+fn distance(platform: &Platform, config: &Config) -> Option<u32> {
+    platform.distance(&config.architecture, config.variant.as_deref())
 }
 
 /// Reads a document. `media_type` is what the server called it.
@@ -139,7 +85,9 @@ pub(crate) fn parse(bytes: &[u8], media_type: &str, host: &str) -> Result<Docume
         (Some(manifests), None, None) if is_index(media_type) || media_type.is_empty() => {
             Document::Index(manifests)
         }
-        (None, Some(config), Some(layers)) if [MEDIA_MANIFEST, MEDIA_DOCKER, ""].contains(&media_type) => {
+        (None, Some(config), Some(layers))
+            if [MEDIA_MANIFEST, MEDIA_DOCKER_MANIFEST, ""].contains(&media_type) =>
+        {
             Document::Manifest(Manifest { config, layers })
         }
         _other => {
@@ -175,7 +123,7 @@ pub(crate) fn choose(index: &[Descriptor], config: &Config, image: &str) -> Resu
     let manifests = index.iter().filter(|one| !one.is_index());
     let ranked = manifests.clone().filter_map(|one| {
         let platform = one.platform.as_ref()?;
-        Some((platform.distance(config)?, one))
+        Some((distance(platform, config)?, one))
     });
     if let Some((_, best)) = ranked.min_by_key(|(distance, _)| *distance) {
         return Ok(best.clone());
@@ -193,16 +141,17 @@ pub(crate) fn known_layers(
     configuration: &[u8],
     config: &Config,
     image: &str,
-    has_layer: &(dyn Fn(&str) -> bool + Sync),
+    has_layer: &(dyn Fn(&[String]) -> bool + Sync),
 ) -> Result<Vec<bool>, Error> {
     let read: Configuration = serde_json::from_slice(configuration).unwrap_or_default();
     if let Some(platform) = &read.platform
-        && platform.distance(config).is_none()
+        && distance(platform, config).is_none()
     {
         return Err(wrong_platform([platform].into_iter(), config, image));
     }
     let layers = read.rootfs.map(|rootfs| rootfs.diff_ids).unwrap_or_default();
-    Ok(layers.iter().map(|diff_id| has_layer(diff_id)).collect())
+    let count = layers.len().min(LAYERS_MAX);
+    Ok((1..=count).map(|upto| has_layer(&layers[..upto])).collect())
 }
 
 fn wrong_platform<'a>(offered: impl Iterator<Item = &'a Platform>, config: &Config, image: &str) -> Error {
@@ -231,7 +180,7 @@ pub(crate) fn layout_index(manifest: &Descriptor, name: &str) -> Vec<u8> {
     manifest.platform = None;
     manifest
         .annotations
-        .insert(ANNOTATION_NAME.to_owned(), name.to_owned());
+        .insert(ANNOTATION_FULL_NAME.to_owned(), name.to_owned());
     let index = serde_json::json!({ "schemaVersion": 2, "mediaType": MEDIA_INDEX, "manifests": [manifest] });
     index.to_string().into_bytes()
 }
@@ -240,6 +189,7 @@ pub(crate) fn layout_index(manifest: &Descriptor, name: &str) -> Vec<u8> {
 mod tests {
     use super::*;
     use expect_test::{Expect, expect};
+    use std::collections::BTreeMap;
 
     fn offer(platforms: &[(&str, Option<&str>)]) -> Vec<Descriptor> {
         let one = |(number, (architecture, variant)): (usize, &(&str, Option<&str>))| Descriptor {
@@ -311,7 +261,7 @@ mod tests {
     fn documents() {
         read(
             r#"{"schemaVersion": 2, "manifests": []}"#,
-            MEDIA_LIST,
+            MEDIA_DOCKER_LIST,
             expect!["index of 0"],
         );
         let config = format!(r#"{{"digest": "sha256:{}", "size": 2}}"#, "ab".repeat(32));
@@ -322,7 +272,7 @@ mod tests {
         );
         read(
             r#"{"config": {"digest": "sha256:12", "size": 2}, "layers": []}"#,
-            MEDIA_DOCKER,
+            MEDIA_DOCKER_MANIFEST,
             expect![[
                 r#"the registry r.example sent something that cannot be used: its manifest names "sha256:12", which is no sha256 digest"#
             ]],

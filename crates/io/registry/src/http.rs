@@ -23,6 +23,8 @@ const HEAD_MAX: Duration = Duration::from_secs(60);
 /// What is read of a refusal, and shown of its reason.
 const REFUSAL_BYTES_MAX: usize = 16 * 1024;
 const REASON_CHARS_MAX: usize = 300;
+/// A document has to be here within so many times the wait for a piece of it: one that drips would hold a pull for ever.
+const DOCUMENT_STALLS_MAX: u32 = 10;
 /// Docker's registry has another name for machines than for people.
 const DOCKER: &str = "docker.io";
 const DOCKER_HOST: &str = "registry-1.docker.io";
@@ -102,7 +104,8 @@ impl Asked {
 pub(crate) struct Answer {
     pub(crate) status: StatusCode,
     pub(crate) headers: HeaderMap,
-    pub(crate) host: String,
+    /// Who answered, which after redirects is not who was asked.
+    pub(crate) origin: Origin,
     body: Incoming,
     connection: Connection,
     stall: Duration,
@@ -116,12 +119,12 @@ impl Answer {
             let frame = match tokio::time::timeout(self.stall, frame).await {
                 Err(_) => {
                     return Err(Error::Stalled {
-                        host: self.host.clone(),
+                        host: self.origin.host.clone(),
                         limit: self.stall,
                     });
                 }
                 Ok(None) => return Ok(None),
-                Ok(Some(frame)) => frame.map_err(|source| broken(&self.host, source))?,
+                Ok(Some(frame)) => frame.map_err(|source| broken(&self.origin.host, source))?,
             };
             if let Ok(data) = frame.into_data() {
                 return Ok(Some(data));
@@ -131,12 +134,19 @@ impl Answer {
 
     /// The whole body; one that is longer is a bad answer.
     pub(crate) async fn bytes(&mut self, max: u64) -> Result<Vec<u8>, Error> {
+        let limit = self.stall * DOCUMENT_STALLS_MAX;
+        let host = self.origin.host.clone();
+        let read = tokio::time::timeout(limit, self.read_to_end(max)).await;
+        read.unwrap_or(Err(Error::Slow { host, limit }))
+    }
+
+    async fn read_to_end(&mut self, max: u64) -> Result<Vec<u8>, Error> {
         let mut bytes = Vec::new();
         while let Some(chunk) = self.chunk().await? {
             bytes.extend_from_slice(&chunk);
             if bytes.len() as u64 > max {
                 return Err(Error::BadAnswer {
-                    host: self.host.clone(),
+                    host: self.origin.host.clone(),
                     reason: format!("a document is longer than {max} bytes"),
                 });
             }
@@ -151,8 +161,10 @@ impl Answer {
 
     /// The error of an answer that is none of success.
     pub(crate) async fn refusal(mut self, image: &str) -> Error {
-        let host = self.host.clone();
-        let reason = self.reason().await;
+        let host = self.origin.host.clone();
+        let limit = self.stall;
+        let reason = tokio::time::timeout(limit, self.reason()).await;
+        let reason = reason.unwrap_or_else(|_| no_words(self.status));
         match self.status {
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Error::Denied {
                 image: image.to_owned(),
@@ -206,11 +218,16 @@ impl Answer {
             .take(REASON_CHARS_MAX)
             .collect();
         if shown.is_empty() {
-            self.status.canonical_reason().unwrap_or("no reason").to_owned()
+            no_words(self.status)
         } else {
             shown
         }
     }
+}
+
+/// What is told of a refusal that says nothing.
+fn no_words(status: StatusCode) -> String {
+    status.canonical_reason().unwrap_or("no reason").to_owned()
 }
 
 /// The other half of a connection: it moves while somebody waits for an answer on it, and needs no task of its own.
@@ -268,7 +285,8 @@ impl Client {
         &self.config
     }
 
-    /// Sends a request and follows redirects. Credentials stay with the host they were meant for.
+    /// Sends a request and follows redirects. Credentials stay with the host they were meant for, wherever in the request
+    /// they stand.
     pub(crate) async fn send(&self, origin: &Origin, asked: Asked) -> Result<Answer, Error> {
         let (mut origin, mut asked) = (origin.clone(), asked);
         for _ in 0..=REDIRECTS_MAX {
@@ -277,7 +295,7 @@ impl Client {
                 return Ok(answer);
             }
             let bad = |reason: &str| Error::BadAnswer {
-                host: answer.host.clone(),
+                host: answer.origin.host.clone(),
                 reason: reason.to_owned(),
             };
             let place: Uri = answer
@@ -291,6 +309,11 @@ impl Client {
                 let next = Origin::of(&place, self.config())
                     .ok_or_else(|| bad("it redirects to an address without TLS, which is not followed"))?;
                 if next != origin {
+                    if !asked.body.is_empty() {
+                        return Err(bad(
+                            "it redirects a secret to another host, which is not followed",
+                        ));
+                    }
                     asked.headers.remove(AUTHORIZATION);
                 }
                 origin = next;
@@ -364,7 +387,7 @@ impl Client {
         Ok(Answer {
             status: head.status,
             headers: head.headers,
-            host: origin.host.clone(),
+            origin: origin.clone(),
             body,
             connection,
             stall: self.config.stall,

@@ -97,6 +97,8 @@ pub enum Error {
     },
     #[error("the registry {host} sent nothing for {}s", .limit.as_secs())]
     Stalled { host: String, limit: Duration },
+    #[error("the registry {host} takes more than {}s for a document", .limit.as_secs())]
+    Slow { host: String, limit: Duration },
     /// Neither the name nor the digest is there, or it is there for others only: registries do not tell which.
     #[error("{image} is not in the registry {host}, or its credentials do not reach it")]
     NotFound { image: String, host: String },
@@ -162,7 +164,8 @@ impl Error {
             | Self::Busy { .. }
             | Self::Truncated { .. } => true,
             Self::Status { status, .. } => *status >= 500,
-            Self::NotFound { .. }
+            Self::Slow { .. }
+            | Self::NotFound { .. }
             | Self::Denied { .. }
             | Self::BadAnswer { .. }
             | Self::WrongPlatform { .. }
@@ -184,6 +187,7 @@ impl Error {
             Self::Connect { .. }
             | Self::Broken { .. }
             | Self::Stalled { .. }
+            | Self::Slow { .. }
             | Self::NotFound { .. }
             | Self::Denied { .. }
             | Self::Busy { .. }

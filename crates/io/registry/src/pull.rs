@@ -2,13 +2,12 @@
 
 use crate::auth::Session;
 use crate::blob::{Blobs, digest_of, file_error};
-use crate::documents::{
-    ACCEPT, DOCUMENT_BYTES_MAX, Descriptor, Document, Manifest, choose, known_layers, layout_index, parse,
-};
+use crate::documents::{ACCEPT, Document, Manifest, choose, known_layers, layout_index, parse};
 use crate::http::Asked;
 use crate::{Asker, Client, Error, Progress, Pulled};
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use http::header::{ACCEPT as ACCEPT_HEADER, CONTENT_TYPE};
+use kedge_containers::oci::{DOCUMENT_BYTES_MAX, Descriptor};
 use kedge_containers::{Credentials, Reference};
 use std::path::Path;
 
@@ -27,7 +26,7 @@ struct Fetched {
 
 impl Client {
     /// Fetches an image into `folder`, which may hold what an earlier pull of the same image left. The credentials are
-    /// tried in turn; without any, or with none that fits, it is asked without.
+    /// tried in turn; only where there are none is it asked without, as kubelets do.
     ///
     /// # Errors
     /// That of the registry itself; what a mirror did wrong is only logged.
@@ -165,8 +164,9 @@ impl Client {
 pub struct Into<'a> {
     /// Becomes a folder in the OCI image layout; layers that are known already are left out.
     pub folder: &'a Path,
-    /// Whether a layer is here already, by the digest of its uncompressed tar.
-    pub has_layer: &'a (dyn Fn(&str) -> bool + Sync),
+    /// Whether a layer is here already: the last of these, which are the digests of the uncompressed tars of an image
+    /// from the lowest layer up to it.
+    pub has_layer: &'a (dyn Fn(&[String]) -> bool + Sync),
     pub progress: &'a Progress,
 }
 

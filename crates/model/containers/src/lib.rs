@@ -6,10 +6,11 @@
 //!
 //! **Never.** No Kubernetes objects, no I/O, no decisions.
 
+pub mod oci;
 mod platform;
 mod reference;
 
-pub use platform::variant_distance;
+pub use platform::Platform;
 pub use reference::{BadReference, Reference, is_digest, print_digest};
 
 use serde::{Deserialize, Serialize};
@@ -46,6 +47,9 @@ pub struct SandboxConfig {
     pub host_network: bool,
     pub host_pid: bool,
     pub host_ipc: bool,
+    /// The pod's own users and groups; `None`: those of the node.
+    #[serde(default)]
+    pub user_namespace: Option<UserNamespace>,
     /// The containers see each other's processes; the sandbox's own process is number 1.
     pub share_pid: bool,
     /// Written to every container's `/etc/resolv.conf`; empty means the node's own file.
@@ -71,6 +75,30 @@ pub struct SandboxConfig {
     pub handler: String,
     /// What the sandbox itself takes, besides its containers.
     pub overhead: Resources,
+}
+
+/// The users and groups that a pod has for itself: who is root in it is nobody on the node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UserNamespace {
+    pub uids: IdMapping,
+    pub gids: IdMapping,
+}
+
+/// Ids in a pod, and those on the node that stand for them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct IdMapping {
+    pub host_id: u32,
+    pub container_id: u32,
+    pub length: u32,
+}
+
+impl IdMapping {
+    /// The id on the node that stands for an id in the pod; `None`: the pod does not have this one.
+    pub fn on_node(&self, id: u32) -> Option<u32> {
+        let at = id.checked_sub(self.container_id).filter(|at| *at < self.length)?;
+        self.host_id.checked_add(at)
+    }
 }
 
 /// A port of the node that leads to a port of the pod.
@@ -367,6 +395,8 @@ pub struct RuntimeStatus {
     pub network_trouble: Option<String>,
     /// Its handlers by name, for runtime classes. The default one is not among them.
     pub handlers: Vec<String>,
+    /// Handlers that it knows and this node does not have, with why.
+    pub missing_handlers: BTreeMap<String, String>,
     /// What handlers can do, by name; the default one has an empty name. Empty: the runtime does not tell.
     pub features: BTreeMap<String, HandlerFeatures>,
     /// Who makes control groups; `None`: the runtime does not tell.

@@ -1,14 +1,58 @@
 //! Which of the processors that an image is made for comes closest to a node's own.
 
+use serde::{Deserialize, Serialize};
+
 /// The variant that is meant where an image names none.
 const ARM_DEFAULT: u32 = 7;
 const ARM64_DEFAULT: u32 = 8;
+
+/// An image with modules is taken where there is none for the node's own processor.
+const MODULES_DISTANCE: u32 = u32::MAX;
+
+/// What an image was made for, as image documents say it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Platform {
+    pub architecture: String,
+    pub os: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub variant: Option<String>,
+}
+
+impl Platform {
+    /// How well it runs on a node of this architecture: 0 is best, `None` is not at all.
+    pub fn distance(&self, architecture: &str, variant: Option<&str>) -> Option<u32> {
+        if self.is_modules() {
+            return Some(MODULES_DISTANCE);
+        }
+        if self.os != "linux" || self.architecture != architecture {
+            return None;
+        }
+        variant_distance(architecture, variant, self.variant.as_deref())
+    }
+}
+
+impl Platform {
+    /// WebAssembly modules, which are made for no processor.
+    fn is_modules(&self) -> bool {
+        self.architecture == "wasm" && ["wasi", "wasip1"].contains(&self.os.as_str())
+    }
+}
+
+impl std::fmt::Display for Platform {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.os, self.architecture)?;
+        match &self.variant {
+            Some(variant) => write!(f, "/{variant}"),
+            None => Ok(()),
+        }
+    }
+}
 
 /// How well an image's variant of an architecture runs on a node: 0 is best, `None` is not at all.
 ///
 /// Processors run what was made for older variants of theirs, never for newer ones. A node that does not know its own
 /// variant takes any, those without a name first.
-pub fn variant_distance(architecture: &str, node: Option<&str>, image: Option<&str>) -> Option<u32> {
+fn variant_distance(architecture: &str, node: Option<&str>, image: Option<&str>) -> Option<u32> {
     let default = match architecture {
         "arm" => Some(ARM_DEFAULT),
         "arm64" => Some(ARM64_DEFAULT),
@@ -64,6 +108,26 @@ mod tests {
         for (architecture, node, image, distance) in table {
             let found = variant_distance(architecture, node, image);
             assert_eq!(found, distance, "{architecture} {image:?} on {node:?}");
+        }
+    }
+
+    #[test]
+    fn modules_run_everywhere_if_there_is_nothing_better() {
+        let platform = |os: &str, architecture: &str| Platform {
+            architecture: architecture.to_owned(),
+            os: os.to_owned(),
+            variant: None,
+        };
+        for (os, architecture, distance) in [
+            ("wasip1", "wasm", Some(MODULES_DISTANCE)),
+            ("wasi", "wasm", Some(MODULES_DISTANCE)),
+            ("linux", "arm64", Some(0)),
+            ("wasip2", "wasm", None),
+            ("linux", "wasm", None),
+            ("wasi", "arm64", None),
+        ] {
+            let found = platform(os, architecture).distance("arm64", None);
+            assert_eq!(found, distance, "{os}/{architecture}");
         }
     }
 }

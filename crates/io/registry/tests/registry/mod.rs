@@ -4,6 +4,7 @@ use sha2::{Digest as _, Sha256};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
@@ -14,6 +15,7 @@ pub(crate) struct Request {
     /// With the query.
     pub(crate) path: String,
     headers: BTreeMap<String, String>,
+    body: String,
 }
 
 impl Request {
@@ -39,7 +41,11 @@ enum Break {
     Never,
     CutAfter(usize),
     HangAfter(usize),
+    Drip,
 }
+
+/// Well below what a client takes for a stall.
+const DRIP_INTERVAL: Duration = Duration::from_millis(20);
 
 /// What is answered.
 #[derive(Debug, Clone)]
@@ -79,6 +85,12 @@ impl Answer {
     /// Closes the connection in the middle of the body.
     pub(crate) fn cut_after(mut self, bytes: usize) -> Self {
         self.end = Break::CutAfter(bytes);
+        self
+    }
+
+    /// Sends a byte at a time.
+    pub(crate) fn drip(mut self) -> Self {
+        self.end = Break::Drip;
         self
     }
 
@@ -144,6 +156,13 @@ impl Server {
         let values = requests.iter().map(|request| request.header(header).to_owned());
         values.filter(|value| !value.is_empty()).collect()
     }
+
+    /// Every body that was sent, in order.
+    pub(crate) fn bodies(&self) -> Vec<String> {
+        let requests = self.requests.lock().unwrap();
+        let bodies = requests.iter().map(|request| request.body.clone());
+        bodies.filter(|body| !body.is_empty()).collect()
+    }
 }
 
 async fn serve(mut stream: TcpStream, server: Server, handler: Arc<Handler>) {
@@ -158,12 +177,18 @@ async fn serve(mut stream: TcpStream, server: Server, handler: Arc<Handler>) {
     let mut lines = text.lines();
     let path = lines.next().unwrap().split(' ').nth(1).unwrap().to_owned();
     let headers = lines.filter_map(|line| line.split_once(": "));
-    let request = Request {
+    let mut request = Request {
         path,
         headers: headers
             .map(|(name, value)| (name.to_lowercase(), value.to_owned()))
             .collect(),
+        body: String::new(),
     };
+    let mut body = vec![0; request.header("content-length").parse().unwrap_or(0)];
+    if stream.read_exact(&mut body).await.is_err() {
+        return;
+    }
+    request.body = String::from_utf8(body).unwrap();
     server.requests.lock().unwrap().push(request.clone());
     let answer = handler(&server, request);
     let mut head = format!(
@@ -177,10 +202,19 @@ async fn serve(mut stream: TcpStream, server: Server, handler: Arc<Handler>) {
     let sent = match answer.end {
         Break::Never => answer.body.len(),
         Break::CutAfter(bytes) | Break::HangAfter(bytes) => bytes,
+        Break::Drip => 0,
     };
     let whole = [head.as_bytes(), b"\r\n", &answer.body[..sent]].concat();
     // The other side may have hung up, which is its right.
     let _ = stream.write_all(&whole).await;
+    if answer.end == Break::Drip {
+        for byte in &answer.body {
+            if stream.write_u8(*byte).await.is_err() {
+                return;
+            }
+            tokio::time::sleep(DRIP_INTERVAL).await;
+        }
+    }
     if matches!(answer.end, Break::HangAfter(_)) {
         let _ = stream.read_u8().await;
     }
