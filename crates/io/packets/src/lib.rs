@@ -9,7 +9,7 @@
 
 use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use rustix::fs::{CWD, Mode, OFlags};
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
@@ -60,7 +60,7 @@ pub fn accept(listener: &OwnedFd) -> std::io::Result<Option<OwnedFd>> {
 pub fn connect(directory: &Path, name: &str) -> std::io::Result<OwnedFd> {
     let socket = socket(SocketFlags::empty())?;
     let (_held, address) = address(directory, name)?;
-    rustix::net::connect(&socket, &address)?;
+    retry_on_intr(|| rustix::net::connect(&socket, &address))?;
     Ok(socket)
 }
 
@@ -68,14 +68,14 @@ pub fn connect(directory: &Path, name: &str) -> std::io::Result<OwnedFd> {
 pub fn send(socket: impl AsFd, message: &[u8], descriptor: Option<BorrowedFd<'_>>) -> std::io::Result<()> {
     let flags = SendFlags::NOSIGNAL;
     let Some(descriptor) = descriptor else {
-        rustix::net::send(socket, message, flags)?;
+        retry_on_intr(|| rustix::net::send(&socket, message, flags))?;
         return Ok(());
     };
     let descriptors = [descriptor];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     control.push(SendAncillaryMessage::ScmRights(&descriptors));
-    rustix::net::sendmsg(socket, &[IoSlice::new(message)], &mut control, flags)?;
+    retry_on_intr(|| rustix::net::sendmsg(&socket, &[IoSlice::new(message)], &mut control, flags))?;
     Ok(())
 }
 
@@ -90,12 +90,10 @@ pub struct Received {
 pub fn receive(socket: impl AsFd, buffer: &mut [u8]) -> std::io::Result<Received> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
-    let message = rustix::net::recvmsg(
-        socket,
-        &mut [IoSliceMut::new(buffer)],
-        &mut control,
-        RecvFlags::CMSG_CLOEXEC,
-    )?;
+    let message = retry_on_intr(|| {
+        let parts = &mut [IoSliceMut::new(buffer)];
+        rustix::net::recvmsg(&socket, parts, &mut control, RecvFlags::CMSG_CLOEXEC)
+    })?;
     let mut descriptor = None;
     for part in control.drain() {
         if let RecvAncillaryMessage::ScmRights(descriptors) = part {

@@ -37,27 +37,6 @@ modules:
 }
 
 #[test]
-fn what_was_not_acted_upon_once_is_now() {
-    check(
-        "
-modules:
-  edged:
-    minimumGCAge: 1m
-    maxPerPodContainerCount: 2
-    maxContainerCount: 100
-    tailoredKubeletConfig:
-      shutdownGracePeriod: 30s
-      shutdownGracePeriodCriticalPods: 10s
-      memorySwap: {swapBehavior: LimitedSwap}
-      protectKernelDefaults: true
-      crashLoopBackOff: {maxContainerRestartPeriod: 1m}
-      featureGates: {KubeletCrashLoopBackOffMax: true}
-",
-        expect![[""]],
-    );
-}
-
-#[test]
 fn their_defaults_need_no_word() {
     check(
         "

@@ -1,5 +1,6 @@
 //! The way by which rules reach the kernel: nf_tables, else the `iptables` program.
 
+use super::family::Family;
 use super::iptables::Iptables;
 use super::nft::Nft;
 use super::rules::Rules;
@@ -9,8 +10,17 @@ use std::io::ErrorKind;
 #[derive(Debug)]
 pub(crate) struct Filter {
     way: Way,
-    /// The kernel's number after our last change.
-    seen: Option<u32>,
+    /// `None` when nothing was written yet, or others wrote at the same time.
+    seen: Option<Seen>,
+}
+
+/// How the kernel's rules were when ours were known to be among them.
+#[derive(Debug, Clone, Copy)]
+struct Seen {
+    /// The kernel's count of changes.
+    generation: u32,
+    /// What stood in our tables.
+    fingerprint: u64,
 }
 
 #[derive(Debug)]
@@ -39,35 +49,43 @@ impl Filter {
         }
     }
 
-    /// Makes the rules of our table what is wanted.
-    pub(crate) fn enforce(&mut self, rules: &Rules) -> Result<(), String> {
+    /// Makes our tables what is wanted.
+    pub(crate) fn enforce(&mut self, wanted: &[Rules]) -> Result<(), String> {
         match &self.way {
-            Way::Nft => match self.enforce_nft(rules) {
+            Way::Nft => match self.enforce_nft(wanted) {
                 Ok(()) => Ok(()),
                 // The kernel has nf_tables, but not every part that is needed.
                 Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Unsupported) => {
                     self.way = fall_back(&error.to_string());
                     match &self.way {
-                        Way::Iptables(iptables) => iptables.replace(rules),
+                        Way::Iptables(iptables) => replace_all(iptables, wanted),
                         Way::Nft => Err(error.to_string()),
                         Way::Neither(why) => Err(why.clone()),
                     }
                 }
                 Err(error) => Err(format!("the kernel's nf_tables refuse: {error}")),
             },
-            Way::Iptables(iptables) => iptables.replace(rules),
+            Way::Iptables(iptables) => replace_all(iptables, wanted),
             Way::Neither(why) => Err(why.clone()),
         }
     }
 
+    /// There is no way to make a rule here, so there is none that could be in the way.
+    pub(crate) fn is_powerless(&self) -> bool {
+        match &self.way {
+            Way::Neither(_) => true,
+            Way::Nft | Way::Iptables(_) => false,
+        }
+    }
+
     /// Removes our table; one that is not there is no error.
-    pub(crate) fn remove(&mut self, rules: &Rules) -> Result<(), String> {
+    pub(crate) fn remove(&mut self, family: Family, table: &str) -> Result<(), String> {
         self.seen = None;
         match &self.way {
             Way::Nft => Nft::open()
-                .and_then(|mut nft| nft.remove(&rules.table))
+                .and_then(|mut nft| nft.remove(family, table))
                 .map_err(|error| format!("the kernel's nf_tables refuse: {error}")),
-            Way::Iptables(iptables) => iptables.remove(rules),
+            Way::Iptables(iptables) => iptables.remove(family, table),
             Way::Neither(_) => Ok(()),
         }
     }
@@ -83,24 +101,51 @@ impl Filter {
         }
     }
 
-    /// Whether any rule of the node was changed since our last change; then ours may be gone. Changes that the
-    /// `iptables` program made before nf_tables cannot be seen.
-    pub(crate) fn is_disturbed(&self) -> bool {
+    /// Whether somebody else changed our rules, or may have. Changes that the `iptables` program made before nf_tables
+    /// cannot be seen.
+    pub(crate) fn is_disturbed(&mut self, table: &str) -> bool {
         match &self.way {
-            Way::Nft => {
-                let now = Nft::open().and_then(|mut nft| nft.generation());
-                now.is_ok_and(|now| self.seen != Some(now))
-            }
+            Way::Nft => self.has_changed(table).unwrap_or(false),
             Way::Iptables(_) | Way::Neither(_) => false,
         }
     }
 
-    fn enforce_nft(&mut self, rules: &Rules) -> std::io::Result<()> {
+    fn has_changed(&mut self, table: &str) -> std::io::Result<bool> {
+        let Some(seen) = &mut self.seen else {
+            return Ok(true);
+        };
         let mut nft = Nft::open()?;
-        nft.replace(rules)?;
-        self.seen = Some(nft.generation()?);
+        let generation = nft.generation()?;
+        if seen.generation == generation {
+            return Ok(false);
+        }
+        // Others may change their own rules all the time, and another runtime of this machine does so when we do.
+        let changed = seen.fingerprint != nft.fingerprint(table)?;
+        seen.generation = generation;
+        Ok(changed)
+    }
+
+    fn enforce_nft(&mut self, wanted: &[Rules]) -> std::io::Result<()> {
+        self.seen = None;
+        let Some(table) = wanted.first().map(|rules| &rules.table) else {
+            return Ok(());
+        };
+        let mut nft = Nft::open()?;
+        let before = nft.generation()?;
+        nft.replace(wanted)?;
+        let fingerprint = nft.fingerprint(table)?;
+        let generation = nft.generation()?;
+        // One change is ours. Where there were more, what was seen may not be what we wrote.
+        self.seen = (generation == before.wrapping_add(1)).then_some(Seen {
+            generation,
+            fingerprint,
+        });
         Ok(())
     }
+}
+
+fn replace_all(iptables: &Iptables, wanted: &[Rules]) -> Result<(), String> {
+    wanted.iter().try_for_each(|rules| iptables.replace(rules))
 }
 
 fn fall_back(why: &str) -> Way {

@@ -1,8 +1,10 @@
 //! The same rules by the `iptables` program, for kernels without nf_tables.
 
+use super::family::Family;
 use super::rules::{Chain, Match, Rule, Rules, Verdict};
 use kedge_host::program;
 use std::fmt::Write;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
@@ -13,78 +15,89 @@ const RUN_MAX: Duration = Duration::from_secs(30);
 
 const PLACES: [&str; 4] = ["/usr/sbin", "/sbin", "/usr/local/sbin", "/usr/bin"];
 
-/// Each of our chains: the built-in one that it is called from, with its table; nothing calls the chain of ports.
-const CALLED_FROM: [(Chain, &str, Option<&str>); 5] = [
-    (Chain::Ports, "nat", None),
-    (Chain::Guard, "raw", Some("PREROUTING")),
-    (Chain::Prerouting, "nat", Some("PREROUTING")),
-    (Chain::Output, "nat", Some("OUTPUT")),
-    (Chain::Postrouting, "nat", Some("POSTROUTING")),
-];
+/// The table of one of our chains, and the built-in one that it is called from; nothing calls the chain of ports.
+fn called_from(chain: Chain) -> (&'static str, Option<&'static str>) {
+    match chain {
+        Chain::Ports => ("nat", None),
+        Chain::Guard => ("raw", Some("PREROUTING")),
+        Chain::Prerouting => ("nat", Some("PREROUTING")),
+        Chain::Output => ("nat", Some("OUTPUT")),
+        Chain::Postrouting => ("nat", Some("POSTROUTING")),
+    }
+}
 
-/// The program and its companion.
+/// The program and its companions: one for each kind of addresses, and those that read many rules at once.
 #[derive(Debug)]
 pub(crate) struct Iptables {
-    change: String,
-    restore: String,
+    place: &'static str,
 }
 
 impl Iptables {
     pub(crate) fn find() -> Option<Self> {
-        let both = |place: &&str| {
-            let (change, restore) = (format!("{place}/iptables"), format!("{place}/iptables-restore"));
-            (Path::new(&change).exists() && Path::new(&restore).exists()).then_some(Self { change, restore })
-        };
-        PLACES.iter().find_map(both)
+        let has = |place: &str, name: &str| Path::new(place).join(name).exists();
+        let place = PLACES
+            .into_iter()
+            .find(|place| has(place, "iptables") && has(place, "iptables-restore"))?;
+        Some(Self { place })
     }
 
     /// Our chains are filled anew in one step for each table; the calls to them are made where they are missing.
     pub(crate) fn replace(&self, rules: &Rules) -> Result<(), String> {
-        let arguments = ["--wait", LOCK_WAIT, "--noflush"];
-        run(&self.restore, &arguments, script(rules).as_bytes())?;
-        for (chain, table, from) in CALLED_FROM {
+        let restore = format!("{}-restore", self.program(rules.family));
+        run(
+            &restore,
+            &["--wait", LOCK_WAIT, "--noflush"],
+            script(rules).as_bytes(),
+        )?;
+        for (chain, _) in &rules.chains {
+            let name = chain_name(&rules.table, *chain);
+            let (table, from) = called_from(*chain);
             let Some(from) = from else { continue };
-            if self
-                .call("--check", table, from, &chain_name(rules, chain))
-                .is_err()
-            {
-                self.call("--append", table, from, &chain_name(rules, chain))?;
+            if self.call(rules.family, "--check", table, from, &name).is_err() {
+                self.call(rules.family, "--append", table, from, &name)?;
             }
         }
         Ok(())
     }
 
     /// Removes our chains; what is not there is no error.
-    pub(crate) fn remove(&self, rules: &Rules) -> Result<(), String> {
-        for (chain, table, from) in CALLED_FROM {
+    pub(crate) fn remove(&self, family: Family, ours: &str) -> Result<(), String> {
+        let program = self.program(family);
+        if !Path::new(&program).exists() {
+            // Then it never made any.
+            return Ok(());
+        }
+        for chain in Chain::ALL {
+            let name = chain_name(ours, chain);
+            let (table, from) = called_from(chain);
             let Some(from) = from else { continue };
-            let name = chain_name(rules, chain);
-            if self.call("--check", table, from, &name).is_ok() {
-                self.call("--delete", table, from, &name)?;
+            if self.call(family, "--check", table, from, &name).is_ok() {
+                self.call(family, "--delete", table, from, &name)?;
             }
         }
-        // The chain of ports is called from others, which are emptied first.
+        // The chain of ports is called from others, so all are emptied first.
         for act in ["--flush", "--delete-chain"] {
-            for (chain, table, _) in CALLED_FROM.iter().rev() {
-                let name = chain_name(rules, *chain);
-                let arguments = ["--wait", LOCK_WAIT, "--table", table];
-                if run(
-                    &self.change,
-                    &[&arguments[..], &["--list-rules", &name]].concat(),
-                    b"",
-                )
-                .is_ok()
-                {
-                    run(&self.change, &[&arguments[..], &[act, &name]].concat(), b"")?;
+            for chain in Chain::ALL {
+                let name = chain_name(ours, chain);
+                let order = |act| ["--wait", LOCK_WAIT, "--table", called_from(chain).0, act, &name];
+                if run(&program, &order("--list-rules"), b"").is_ok() {
+                    run(&program, &order(act), b"")?;
                 }
             }
         }
         Ok(())
     }
 
-    fn call(&self, act: &str, table: &str, from: &str, to: &str) -> Result<(), String> {
+    fn program(&self, family: Family) -> String {
+        match family {
+            Family::V4 => format!("{}/iptables", self.place),
+            Family::V6 => format!("{}/ip6tables", self.place),
+        }
+    }
+
+    fn call(&self, family: Family, act: &str, table: &str, from: &str, to: &str) -> Result<(), String> {
         let arguments = ["--wait", LOCK_WAIT, "--table", table, act, from, "--jump", to];
-        run(&self.change, &arguments, b"")
+        run(&self.program(family), &arguments, b"")
     }
 }
 
@@ -106,19 +119,27 @@ fn run(program: &str, arguments: &[&str], input: &[u8]) -> Result<(), String> {
 fn script(rules: &Rules) -> String {
     let mut text = String::new();
     for table in ["raw", "nat"] {
-        let ours = |(chain, _): &&(Chain, Vec<Rule>)| {
-            CALLED_FROM
-                .iter()
-                .any(|(known, of, _)| known == chain && *of == table)
-        };
+        let ours: Vec<_> = rules
+            .chains
+            .iter()
+            .filter(|(chain, _)| called_from(*chain).0 == table)
+            .collect();
+        if ours.is_empty() {
+            continue;
+        }
         // Writing to a string cannot fail.
         let _ = writeln!(text, "*{table}");
-        for (chain, _) in rules.chains.iter().filter(ours) {
-            let _ = writeln!(text, ":{} - [0:0]", chain_name(rules, *chain));
+        for (chain, _) in &ours {
+            let _ = writeln!(text, ":{} - [0:0]", chain_name(&rules.table, *chain));
         }
-        for (chain, list) in rules.chains.iter().filter(ours) {
+        for (chain, list) in &ours {
             for rule in list {
-                let _ = writeln!(text, "-A {}{}", chain_name(rules, *chain), words(rules, rule));
+                let _ = writeln!(
+                    text,
+                    "-A {}{}",
+                    chain_name(&rules.table, *chain),
+                    words(&rules.table, rule)
+                );
             }
         }
         text.push_str("COMMIT\n");
@@ -127,7 +148,7 @@ fn script(rules: &Rules) -> String {
 }
 
 /// At most 28 bytes: a bridge's name has at most 15.
-fn chain_name(rules: &Rules, chain: Chain) -> String {
+fn chain_name(table: &str, chain: Chain) -> String {
     let short = match chain {
         Chain::Guard => "GUARD",
         Chain::Prerouting => "PRE",
@@ -135,10 +156,10 @@ fn chain_name(rules: &Rules, chain: Chain) -> String {
         Chain::Postrouting => "POST",
         Chain::Ports => "PORTS",
     };
-    format!("{}-{short}", rules.table)
+    format!("{table}-{short}")
 }
 
-fn words(rules: &Rules, rule: &Rule) -> String {
+fn words(table: &str, rule: &Rule) -> String {
     let mut text = String::new();
     for condition in &rule.matches {
         text.push(' ');
@@ -155,9 +176,9 @@ fn words(rules: &Rules, rule: &Rule) -> String {
     }
     text + &match &rule.verdict {
         Verdict::Drop => " -j DROP".to_owned(),
-        Verdict::Jump(chain) => format!(" -j {}", chain_name(rules, *chain)),
+        Verdict::Jump(chain) => format!(" -j {}", chain_name(table, *chain)),
         Verdict::Masquerade => " -j MASQUERADE".to_owned(),
-        Verdict::Redirect(to, port) => format!(" -j DNAT --to-destination {to}:{port}"),
+        Verdict::Redirect(to, port) => format!(" -j DNAT --to-destination {}", SocketAddr::new(*to, *port)),
     }
 }
 
@@ -174,7 +195,7 @@ mod tests {
         let forward = |host_ip: Option<&str>, protocol, host_port| Forward {
             sandbox: "a".into(),
             pod: "default/web".into(),
-            to: Ipv4Addr::new(10, 1, 2, 3),
+            to: Ipv4Addr::new(10, 1, 2, 3).into(),
             port: PortMapping {
                 protocol,
                 container_port: 80,
@@ -186,7 +207,7 @@ mod tests {
             forward(None, Protocol::Tcp, 8080),
             forward(Some("192.0.2.7"), Protocol::Udp, 53),
         ];
-        let rules = rules("kedge0", (Ipv4Addr::new(10, 1, 2, 0), 24), &forwards);
+        let rules = rules("kedge0", (Ipv4Addr::new(10, 1, 2, 0).into(), 24), &forwards);
         expect![[r"
             *raw
             :kedge-kedge0-GUARD - [0:0]
@@ -207,7 +228,30 @@ mod tests {
             COMMIT
         "]]
         .assert_eq(&script(&rules));
-        let longest = super::super::rules::rules("fifteen-bytes-x", (Ipv4Addr::UNSPECIFIED, 8), &[]);
+        let to = "fd00::3".parse().unwrap();
+        let of_ipv6 = Forward {
+            to,
+            ..forward(Some("2001:db8::7"), Protocol::Sctp, 9)
+        };
+        expect![[r"
+            *nat
+            :kedge-kedge0-PORTS - [0:0]
+            :kedge-kedge0-PRE - [0:0]
+            :kedge-kedge0-OUT - [0:0]
+            :kedge-kedge0-POST - [0:0]
+            -A kedge-kedge0-PORTS -d 2001:db8::7/128 -p sctp --dport 9 -j DNAT --to-destination [fd00::3]:80
+            -A kedge-kedge0-PRE -m addrtype --dst-type LOCAL -j kedge-kedge0-PORTS
+            -A kedge-kedge0-OUT -m addrtype --dst-type LOCAL -j kedge-kedge0-PORTS
+            -A kedge-kedge0-POST -s fd00::3/64 ! -o kedge0 -j MASQUERADE
+            -A kedge-kedge0-POST -s fd00::3/64 -o kedge0 -m conntrack --ctstate DNAT -j MASQUERADE
+            COMMIT
+        "]]
+        .assert_eq(&script(&crate::network::rules::rules(
+            "kedge0",
+            (to, 64),
+            &[of_ipv6],
+        )));
+        let longest = crate::network::rules::table_of("fifteen-bytes-x");
         assert!(chain_name(&longest, Chain::Guard).len() <= 28);
     }
 }

@@ -1,8 +1,9 @@
 //! Interfaces, addresses and routes.
 
+use super::family::{self, Family};
 use super::netlink::{FLAG_APPEND, FLAG_CREATE, FLAG_EXCLUSIVE, Message, Peer, Socket};
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 const RTM_NEWLINK: u16 = 16;
@@ -27,10 +28,11 @@ const IFLA_BRPORT_MODE: u16 = 4;
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
 const IFA_BROADCAST: u16 = 4;
+/// Nobody else can have the address, so it is not first asked for a second.
+const IFA_F_NODAD: u8 = 2;
 const RTA_GATEWAY: u16 = 5;
 
 const AF_UNSPEC: u8 = 0;
-const AF_INET: u8 = 2;
 const AF_BRIDGE: u8 = 7;
 const IFF_UP: u32 = 1;
 const RT_TABLE_MAIN: u8 = 254;
@@ -148,23 +150,33 @@ impl Links {
         }
     }
 
-    pub(crate) fn add_address(&mut self, index: u32, address: Ipv4Addr, prefix: u8) -> io::Result<()> {
+    pub(crate) fn add_address(&mut self, index: u32, address: IpAddr, prefix: u8) -> io::Result<()> {
+        let family = Family::of(address);
+        let flags = match family {
+            Family::V4 => 0,
+            Family::V6 => IFA_F_NODAD,
+        };
         // struct ifaddrmsg: family, prefix length, flags, scope, interface.
-        let mut body = vec![AF_INET, prefix, 0, 0];
+        let mut body = vec![family.number(), prefix, flags, 0];
         body.extend_from_slice(&index.to_ne_bytes());
-        let host = u32::MAX.checked_shr(u32::from(prefix)).unwrap_or(0);
-        let broadcast = Ipv4Addr::from(u32::from(address) | host);
+        let octets = family::octets(address);
         let order = Message::new(RTM_NEWADDR, FLAG_CREATE | FLAG_EXCLUSIVE, &body)
-            .bytes(IFA_LOCAL, &address.octets())
-            .bytes(IFA_ADDRESS, &address.octets())
-            .bytes(IFA_BROADCAST, &broadcast.octets());
-        self.socket.order(order)
+            .bytes(IFA_LOCAL, &octets)
+            .bytes(IFA_ADDRESS, &octets);
+        self.socket.order(match address {
+            IpAddr::V4(address) => {
+                let host = u32::MAX.checked_shr(u32::from(prefix)).unwrap_or(0);
+                let broadcast = Ipv4Addr::from(u32::from(address) | host);
+                order.bytes(IFA_BROADCAST, &broadcast.octets())
+            }
+            IpAddr::V6(_) => order,
+        })
     }
 
-    pub(crate) fn add_default_route(&mut self, gateway: Ipv4Addr) -> io::Result<()> {
+    pub(crate) fn add_default_route(&mut self, gateway: IpAddr) -> io::Result<()> {
         // struct rtmsg: family, two prefix lengths, type of service, table, protocol, scope, type, flags.
         let body = [
-            AF_INET,
+            Family::of(gateway).number(),
             0,
             0,
             0,
@@ -178,7 +190,8 @@ impl Links {
             0,
         ];
         let order = Message::new(RTM_NEWROUTE, FLAG_CREATE | FLAG_APPEND, &body);
-        self.socket.order(order.bytes(RTA_GATEWAY, &gateway.octets()))
+        self.socket
+            .order(order.bytes(RTA_GATEWAY, &family::octets(gateway)))
     }
 }
 
@@ -194,9 +207,12 @@ fn link(family: u8, index: u32, up: bool) -> [u8; 16] {
     body
 }
 
-/// The same address has the same Ethernet address each time, so that what its neighbours remember stays true.
-pub(crate) fn mac_of(address: Ipv4Addr) -> Mac {
-    let [a, b, c, d] = address.octets();
+/// The same address has the same Ethernet address each time, so that what its neighbours remember stays true. Addresses
+/// of one network differ in their last bytes.
+pub(crate) fn mac_of(address: IpAddr) -> Mac {
+    let octets = family::octets(address);
+    let mut mac = [0x02, 0x6b, 0, 0, 0, 0];
     // The second lowest bit of the first byte says that nobody gave it out.
-    [0x02, 0x6b, a, b, c, d]
+    mac[2..].copy_from_slice(&octets[octets.len() - 4..]);
+    mac
 }

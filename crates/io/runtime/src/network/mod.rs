@@ -18,6 +18,7 @@
 
 mod addresses;
 pub(crate) mod cni;
+mod family;
 mod filter;
 mod flows;
 mod iptables;
@@ -32,13 +33,15 @@ mod tests;
 use crate::Error;
 use crate::embedded::records::SandboxRecord;
 use addresses::Addresses;
+pub(crate) use addresses::Assigned;
 use cni::Cni;
+use family::{Cidr, Family};
 use filter::Filter;
 use kedge_containers::{PortMapping, SandboxConfig};
 use links::Links;
-use rules::{Cidr, Forward, Rules, rules};
+use rules::{Forward, Open, rules, table_of};
 use serde::{Deserialize, Serialize};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -53,8 +56,9 @@ const NAMESPACE_MAGIC: i64 = 0x6e73_6673;
 pub struct NetworkConfig {
     /// Name of the bridge, made when it is missing.
     pub bridge: String,
-    /// Pods get addresses from here; the bridge has the first.
-    pub pod_cidr: (Ipv4Addr, u8),
+    /// Pods get an address from each; the bridge has the first. One IPv4 network, one IPv6 network, or one of each: then
+    /// pods are usually called by their address of the one that comes first.
+    pub pod_cidrs: Vec<(IpAddr, u8)>,
     /// Where plug-ins are looked for, which go before the bridge.
     pub cni: Option<CniDirectories>,
 }
@@ -82,12 +86,24 @@ pub(crate) struct OnBridge {
     pub(crate) bridge: String,
     /// The node's end of the pair; the pod's end is `eth0`.
     pub(crate) veth: String,
-    pub(crate) address: Ipv4Addr,
-    pub(crate) gateway: Ipv4Addr,
-    pub(crate) prefix: u8,
+    #[serde(flatten)]
+    pub(crate) first: Assigned,
+    /// Of the other kind.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) second: Option<Assigned>,
     /// Ports of the node lead to it, so it may meet itself.
     #[serde(default)]
     pub(crate) has_ports: bool,
+}
+
+impl OnBridge {
+    pub(crate) fn assigned(&self) -> impl Iterator<Item = Assigned> {
+        [Some(self.first), self.second].into_iter().flatten()
+    }
+
+    fn addresses(&self) -> Vec<IpAddr> {
+        self.assigned().map(|assigned| assigned.address).collect()
+    }
 }
 
 /// A place in a network of plug-ins. What they need to take it away lies beside the record.
@@ -101,7 +117,7 @@ pub(crate) struct OnCni {
 impl SandboxNetwork {
     pub(crate) fn addresses(&self) -> Vec<IpAddr> {
         match self {
-            Self::Bridge(place) => vec![place.address.into()],
+            Self::Bridge(place) => place.addresses(),
             Self::Cni(place) => place.addresses.clone(),
         }
     }
@@ -118,9 +134,42 @@ impl SandboxNetwork {
 /// The network of one runtime. Every method may block.
 #[derive(Debug)]
 pub(crate) struct Network {
-    bridge: Option<(String, Cidr)>,
+    bridge: Option<Bridge>,
     cni: Option<Cni>,
     state: Mutex<State>,
+}
+
+/// The bridge as it is configured.
+#[derive(Debug)]
+struct Bridge {
+    name: String,
+    pods: Vec<Cidr>,
+    /// Why no pod can be connected to it.
+    trouble: Option<String>,
+}
+
+impl Bridge {
+    fn of(config: &NetworkConfig, has_ipv6: bool) -> Self {
+        let ipv6 = config.pod_cidrs.iter().find(|(address, _)| address.is_ipv6());
+        let trouble = ipv6.filter(|_| !has_ipv6).map(|(address, prefix)| {
+            format!(
+                "pods shall have addresses of {address}/{prefix}, but IPv6 is off in this kernel; switch it on \
+                 (ipv6.disable=0 on the kernel's command line) or take the network out of podCIDR"
+            )
+        });
+        Self {
+            name: config.bridge.clone(),
+            pods: config.pod_cidrs.clone(),
+            trouble,
+        }
+    }
+
+    fn families(&self) -> Vec<Family> {
+        self.pods
+            .iter()
+            .map(|(address, _)| Family::of(*address))
+            .collect()
+    }
 }
 
 /// What was read from the records, kept up to date.
@@ -148,16 +197,17 @@ impl Network {
                 Some((record, place))
             })
         };
-        let taken = places().map(|(_, place)| place.address).collect();
+        let taken = places().flat_map(|(_, place)| place.addresses()).collect();
         let forwards = places()
             .filter(|(record, _)| !record.stopped && record.boot_id == boot_id)
-            .flat_map(|(record, place)| forwards(&record.id, &record.config, place.address))
+            .flat_map(|(record, place)| forwards(&record.id, &record.config, &place.addresses()))
             .collect();
+        let cidrs = config.map_or(&[][..], |config| &config.pod_cidrs);
         Ok(Self {
-            bridge: config.map(|config| (config.bridge.clone(), config.pod_cidr)),
+            bridge: config.map(|config| Bridge::of(config, family::has_ipv6())),
             cni: config.and_then(|config| config.cni.clone()).map(Cni::new),
             state: Mutex::new(State {
-                addresses: Addresses::new(config.map(|config| config.pod_cidr), taken)?,
+                addresses: Addresses::new(cidrs, taken)?,
                 forwards,
                 filter: Filter::open(),
                 enforced: false,
@@ -177,22 +227,27 @@ impl Network {
                 addresses: Vec::new(),
             })));
         }
-        let mut state = self.state();
-        ports::check(config, &state.forwards)?;
-        let assigned = state.addresses.take()?;
-        let opened = forwards(id, config, assigned.address);
-        let place = OnBridge {
-            bridge: self
-                .bridge
-                .as_ref()
-                .map(|(bridge, _)| bridge.clone())
-                .unwrap_or_default(),
-            veth: format!("kv{}", &id[..VETH_ID_BYTES.min(id.len())]),
-            address: assigned.address,
-            gateway: assigned.gateway,
-            prefix: assigned.prefix,
-            has_ports: !opened.is_empty(),
+        let (name, families) = match &self.bridge {
+            Some(bridge) => {
+                if let Some(trouble) = &bridge.trouble {
+                    return Err(Error::failed("connect a pod to bridge", &bridge.name, trouble));
+                }
+                (bridge.name.clone(), bridge.families())
+            }
+            None => Default::default(),
         };
+        let mut state = self.state();
+        ports::check(config, &state.forwards, &families)?;
+        let (first, second) = state.addresses.take()?;
+        let mut place = OnBridge {
+            bridge: name,
+            veth: format!("kv{}", &id[..VETH_ID_BYTES.min(id.len())]),
+            first,
+            second,
+            has_ports: false,
+        };
+        let opened = forwards(id, config, &place.addresses());
+        place.has_ports = !opened.is_empty();
         state.forwards.extend(opened);
         Ok(Some(SandboxNetwork::Bridge(place)))
     }
@@ -208,7 +263,7 @@ impl Network {
         match (&record.network, &self.cni) {
             (None, _) => Ok(None),
             (Some(SandboxNetwork::Bridge(place)), _) => {
-                self.open_ports(place)?;
+                self.open_ports(&record.id, place)?;
                 Ok(record.network.clone())
             }
             (Some(SandboxNetwork::Cni(place)), Some(cni)) => {
@@ -257,25 +312,35 @@ impl Network {
     /// The sandbox is gone: its address may be given to another.
     pub(crate) fn free(&self, network: Option<&SandboxNetwork>) {
         if let Some(place) = network.and_then(SandboxNetwork::bridge) {
-            self.state().addresses.give_back(place.address);
+            let mut state = self.state();
+            for address in place.addresses() {
+                state.addresses.give_back(address);
+            }
         }
     }
 
     /// Brings the kernel's rules in line with the records: those of vanished sandboxes go, missing ones come back.
     pub(crate) fn reconcile(&self) {
-        let Some((bridge, pods)) = &self.bridge else {
+        let Some(bridge) = &self.bridge else {
             return;
         };
         let mut state = self.state();
         // The table lives as long as the bridge: before the first pod there is neither.
-        let has_bridge = Links::open().and_then(|mut links| links.index(bridge));
-        let done = match state.addresses.is_empty() && has_bridge.is_ok_and(|index| index.is_none()) {
-            true => state.filter.remove(&rules(bridge, *pods, &[])),
+        let has_bridge = Links::open().and_then(|mut links| links.index(&bridge.name));
+        let none = state.addresses.is_empty() && has_bridge.is_ok_and(|index| index.is_none());
+        let wanted = if none { Vec::new() } else { bridge.families() };
+        // Pods may have had addresses of a kind that is no longer configured.
+        let removed = Family::ALL
+            .into_iter()
+            .filter(|family| !wanted.contains(family))
+            .try_for_each(|family| state.filter.remove(family, &table_of(&bridge.name)));
+        let done = removed.and_then(|()| match none {
+            true => Ok(()),
             false => self.enforce(&mut state),
-        };
+        });
         if let Err(reason) = done {
             tracing::warn!(
-                bridge,
+                bridge = bridge.name,
                 reason,
                 "the rules of the pods' network cannot be put right"
             );
@@ -284,50 +349,62 @@ impl Network {
 
     /// What keeps pods from being connected. Rules that somebody removed are put back meanwhile.
     pub(crate) fn trouble(&self) -> Option<String> {
+        let bridge = self.bridge.as_ref()?;
         let mut state = self.state();
-        if state.enforced && state.filter.is_disturbed() {
+        if state.enforced && state.filter.is_disturbed(&table_of(&bridge.name)) {
             match self.enforce(&mut state) {
-                Ok(()) => {
-                    tracing::debug!("rules of this node were changed; those of the pods' network stand")
-                }
+                Ok(()) => tracing::info!("rules of the pods' network were changed and are put back"),
                 Err(reason) => tracing::warn!(reason, "the rules of the pods' network cannot be put back"),
             }
         }
         drop(state);
-        self.cni.as_ref().and_then(Cni::trouble)
+        let plugins = self.cni.as_ref();
+        let of_bridge = || {
+            let why = bridge.trouble.as_deref()?;
+            let is_used = plugins.is_none_or(|cni| matches!(cni.current(), Ok(None)));
+            is_used.then(|| not_ready(why))
+        };
+        plugins.and_then(Cni::trouble).or_else(of_bridge)
     }
 
     /// The name of our bridge.
     pub(crate) fn bridge(&self) -> Option<&str> {
-        self.bridge.as_ref().map(|(name, _)| name.as_str())
+        self.bridge.as_ref().map(|bridge| bridge.name.as_str())
     }
 
     /// Removes all rules.
     pub(crate) fn purge(&self) -> Result<(), Error> {
-        let Some((bridge, pods)) = &self.bridge else {
+        let Some(bridge) = self.bridge() else {
             return Ok(());
         };
         let mut state = self.state();
         state.enforced = false;
-        let removed = state.filter.remove(&rules(bridge, *pods, &[]));
-        removed.map_err(|reason| Error::failed("remove the rules of bridge", bridge, reason))
+        for family in Family::ALL {
+            let removed = state.filter.remove(family, &table_of(bridge));
+            removed.map_err(|reason| Error::failed("remove the rules of bridge", bridge, reason))?;
+        }
+        Ok(())
     }
 
-    fn open_ports(&self, place: &OnBridge) -> Result<(), Error> {
+    fn open_ports(&self, id: &str, place: &OnBridge) -> Result<(), Error> {
         let mut state = self.state();
         if !place.has_ports && state.enforced {
             return Ok(());
         }
         match self.enforce(&mut state) {
             Ok(()) if place.has_ports => {
-                ports::open_loopback(&place.bridge)?;
-                flows::forget(&of_address(&state.forwards, place.address));
+                let opened: Vec<_> = of_sandbox(&state.forwards, id).cloned().collect();
+                ports::require_tracked(&opened)?;
+                if place.addresses().iter().any(IpAddr::is_ipv4) {
+                    ports::open_loopback(&place.bridge)?;
+                }
+                flows::forget(&opened);
                 Ok(())
             }
             Ok(()) => Ok(()),
             Err(reason) if place.has_ports => Err(Error::failed(
                 "open the host ports of",
-                place.address.to_string(),
+                place.first.address.to_string(),
                 reason,
             )),
             // Pods reach each other and the node without any rule.
@@ -344,14 +421,14 @@ impl Network {
             .forwards
             .extract_if(.., |forward| forward.sandbox == id)
             .collect();
-        if closed.is_empty() {
+        if closed.is_empty() || state.filter.is_powerless() {
             return Ok(());
         }
         if let Err(reason) = self.enforce(&mut state) {
             state.forwards.extend(closed);
             return Err(Error::failed(
                 "close the host ports of",
-                place.address.to_string(),
+                place.first.address.to_string(),
                 reason,
             ));
         }
@@ -360,24 +437,25 @@ impl Network {
     }
 
     fn enforce(&self, state: &mut State) -> Result<(), String> {
-        let Some(rules) = self.wanted(&state.forwards) else {
+        let Some(bridge) = &self.bridge else {
             return Ok(());
         };
-        state.filter.enforce(&rules)?;
+        let wanted: Vec<_> = bridge
+            .pods
+            .iter()
+            .map(|pods| rules(&bridge.name, *pods, &state.forwards))
+            .collect();
+        state.filter.enforce(&wanted)?;
         if !state.enforced
             && let Some(chain) = state.filter.forbids_forwarding()
         {
-            let bridge = self.bridge();
-            let what = "packets between pods and the world are dropped unless a rule lets them pass";
+            let bridge = &bridge.name;
+            let what = "packets between pods and the world are dropped unless a rule of this chain lets them pass; \
+                        add rules that accept what comes from the bridge and what goes to it";
             tracing::warn!(chain, bridge, "{what}");
         }
         state.enforced = true;
         Ok(())
-    }
-
-    fn wanted(&self, forwards: &[Forward]) -> Option<Rules> {
-        let (bridge, pods) = self.bridge.as_ref()?;
-        Some(rules(bridge, *pods, forwards))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -395,22 +473,33 @@ pub(crate) fn is_namespace(pin: &Path) -> bool {
     rustix::fs::statfs(pin).is_ok_and(|system| i64::from(system.f_type) == NAMESPACE_MAGIC)
 }
 
-fn forwards(id: &str, config: &SandboxConfig, to: Ipv4Addr) -> Vec<Forward> {
+/// As kubelets and container runtimes put it.
+fn not_ready(why: &str) -> String {
+    format!("NetworkReady=false reason:NetworkPluginNotReady message:{why}")
+}
+
+/// Each port of the node with each address that it leads to.
+fn forwards(id: &str, config: &SandboxConfig, addresses: &[IpAddr]) -> Vec<Forward> {
     let pod = format!("{}/{}", config.pod.namespace, config.pod.name);
-    let open = config.ports.iter().filter(|port| port.host_port != 0);
-    let forward = |port: &PortMapping| Forward {
+    let forward = |port: &PortMapping, to| Forward {
         sandbox: id.to_owned(),
         pod: pod.clone(),
         to,
         port: port.clone(),
     };
-    open.map(forward).collect()
+    let of_port = |port| {
+        let open = Open::of(port);
+        let reached = addresses
+            .iter()
+            .filter(move |address| open.includes(Family::of(**address)));
+        reached.map(move |address| (port, *address))
+    };
+    ports::wanted(config)
+        .flat_map(of_port)
+        .map(|(port, to)| forward(port, to))
+        .collect()
 }
 
-fn of_address(forwards: &[Forward], address: Ipv4Addr) -> Vec<Forward> {
-    forwards
-        .iter()
-        .filter(|forward| forward.to == address)
-        .cloned()
-        .collect()
+fn of_sandbox<'a>(forwards: &'a [Forward], id: &str) -> impl Iterator<Item = &'a Forward> {
+    forwards.iter().filter(move |forward| forward.sandbox == id)
 }

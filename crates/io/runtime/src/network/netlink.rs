@@ -4,10 +4,13 @@
 //! a runtime is enough, and a transaction of many messages is one buffer.
 
 use rustix::io::Errno;
+use rustix::io::retry_on_intr;
 use rustix::net::netlink::{self, SocketAddrNetlink};
-use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::sockopt::{
+    Timeout, set_socket_send_buffer_size_force, set_socket_timeout, socket_send_buffer_size,
+};
 use rustix::net::{
-    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, bind, recv, send, socket_with,
+    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, connect, recv, send, socket_with,
 };
 use std::io;
 use std::os::fd::OwnedFd;
@@ -17,8 +20,14 @@ use std::time::Duration;
 const ANSWER_WAIT_MAX: Duration = Duration::from_secs(10);
 /// The kernel packs a listing into parts of at most 32 KiB.
 const PART_BYTES_MAX: usize = 64 * 1024;
-/// A listing of everything a node has is far below this; more would be somebody else's accident.
+/// What is kept of a listing is far below this; more would be somebody else's accident.
 const LISTING_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// A listing during which something changed is asked for again; where changes never end, it is given up.
+const LISTINGS_MAX: usize = 10;
+/// The kernel counts its own bookkeeping as part of a message that waits to be read.
+const BOOKKEEPING_BYTES: usize = 1024;
+/// A transaction of as many rules as a node has ports is below this.
+const TRANSACTION_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 const HEADER_BYTES: usize = 16;
 const ATTRIBUTE_BYTES: usize = 4;
@@ -29,6 +38,8 @@ const KIND_DONE: u16 = 3;
 
 const FLAG_REQUEST: u16 = 0x1;
 const FLAG_ACK: u16 = 0x4;
+/// Something changed while it was listed: parts may be missing, or told twice.
+const FLAG_INTERRUPTED: u16 = 0x10;
 const FLAG_LISTING: u16 = 0x300;
 /// Fail when it is there already.
 pub(crate) const FLAG_EXCLUSIVE: u16 = 0x200;
@@ -124,6 +135,7 @@ impl Message {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Told {
     pub(crate) kind: u16,
+    pub(crate) flags: u16,
     pub(crate) sequence: u32,
     /// The fixed body and the attributes.
     pub(crate) payload: Vec<u8>,
@@ -140,6 +152,7 @@ pub(crate) fn messages(mut bytes: &[u8]) -> Vec<Told> {
         };
         told.push(Told {
             kind: u16::from_ne_bytes([header[4], header[5]]),
+            flags: u16::from_ne_bytes([header[6], header[7]]),
             sequence: u32::from_ne_bytes([header[8], header[9], header[10], header[11]]),
             payload: payload.to_vec(),
         });
@@ -201,7 +214,8 @@ impl Socket {
             SocketFlags::CLOEXEC,
             protocol,
         )?;
-        bind(&fd, &SocketAddrNetlink::new(0, 0))?;
+        // A socket that is connected with the kernel hears nobody else.
+        connect(&fd, &SocketAddrNetlink::new(0, 0))?;
         set_socket_timeout(&fd, Timeout::Recv, Some(ANSWER_WAIT_MAX))?;
         Ok(Self { fd, sequence: 0 })
     }
@@ -244,17 +258,41 @@ impl Socket {
         failure(&answer).map_or(Ok(answer), Err)
     }
 
-    /// Asks for everything of a kind.
-    pub(crate) fn list(&mut self, message: Message) -> io::Result<Vec<Told>> {
+    /// Asks for everything of a kind, and gives back what `wanted` says yes to.
+    pub(crate) fn list(
+        &mut self,
+        question: &Message,
+        wanted: impl Fn(&Told) -> bool,
+    ) -> io::Result<Vec<Told>> {
+        for _ in 0..LISTINGS_MAX {
+            if let Some(listed) = self.list_once(question.clone(), &wanted)? {
+                return Ok(listed);
+            }
+        }
+        Err(io::Error::new(
+            io::ErrorKind::ResourceBusy,
+            "it changes all the time while it is listed",
+        ))
+    }
+
+    /// `None` when something changed meanwhile.
+    fn list_once(
+        &mut self,
+        question: Message,
+        wanted: impl Fn(&Told) -> bool,
+    ) -> io::Result<Option<Vec<Told>>> {
         let sequence = self.next();
-        self.send(&message.finish(FLAG_LISTING, sequence))?;
-        let (mut listed, mut bytes) = (Vec::new(), 0);
+        self.send(&question.finish(FLAG_LISTING, sequence))?;
+        let (mut listed, mut bytes, mut interrupted) = (Vec::new(), 0, false);
         loop {
             for told in self.part()?.into_iter().filter(|told| told.sequence == sequence) {
-                match told.kind {
-                    KIND_DONE => return Ok(listed),
-                    KIND_ERROR => return failure(&told).map_or(Ok(listed), Err),
-                    _item => {}
+                interrupted |= told.flags & FLAG_INTERRUPTED != 0;
+                if matches!(told.kind, KIND_DONE | KIND_ERROR) {
+                    let listed = (!interrupted).then_some(listed);
+                    return failure(&told).map_or(Ok(listed), Err);
+                }
+                if !wanted(&told) {
+                    continue;
                 }
                 bytes += told.payload.len();
                 if bytes > LISTING_BYTES_MAX {
@@ -268,19 +306,24 @@ impl Socket {
     /// Reads the answers to what was sent just now; the first error is given back. They are all there, because the
     /// kernel works while it is sent to.
     fn outcome(&self) -> io::Result<()> {
-        let (mut answered, mut failed) = (false, None);
+        let (mut answered, mut lost, mut failed) = (false, false, None);
         loop {
             match self.receive(RecvFlags::DONTWAIT) {
                 Ok(told) => {
                     answered |= told.iter().any(|told| told.kind == KIND_ERROR);
                     failed = failed.or_else(|| told.iter().find_map(failure));
                 }
-                Err(Errno::AGAIN) if !answered => return Err(io::ErrorKind::InvalidData.into()),
-                Err(Errno::AGAIN) => return failed.map_or(Ok(()), Err),
-                // More errors than the socket holds: those that it holds come next.
-                Err(Errno::NOBUFS) => answered = true,
+                Err(Errno::AGAIN) => break,
+                // More answers than the socket holds, hence errors: those that it holds come next.
+                Err(Errno::NOBUFS) => lost = true,
                 Err(errno) => return Err(errno.into()),
             }
+        }
+        match failed {
+            Some(error) => Err(error),
+            None if lost => Err(Errno::NOBUFS.into()),
+            None if !answered => Err(io::ErrorKind::InvalidData.into()),
+            None => Ok(()),
         }
     }
 
@@ -290,14 +333,28 @@ impl Socket {
     }
 
     fn send(&self, bytes: &[u8]) -> io::Result<()> {
-        send(&self.fd, bytes, SendFlags::empty())?;
+        // A message goes as a whole or not at all, and one of many rules is larger than what a socket has room for.
+        let room = bytes.len() + BOOKKEEPING_BYTES;
+        if bytes.len() > TRANSACTION_BYTES_MAX {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        if socket_send_buffer_size(&self.fd)? < room {
+            set_socket_send_buffer_size_force(&self.fd, room)?;
+        }
+        retry_on_intr(|| send(&self.fd, bytes, SendFlags::empty()))?;
         Ok(())
     }
 
     fn receive(&self, flags: RecvFlags) -> Result<Vec<Told>, Errno> {
         let mut part = vec![0; PART_BYTES_MAX];
-        let (read, _) = recv(&self.fd, &mut part, flags)?;
-        Ok(messages(&part[..read]))
+        // A signal ends the wait of a socket that has a limit, whatever its handler says.
+        let whole = retry_on_intr(|| {
+            let read = recv(&self.fd, &mut part[..], flags | RecvFlags::TRUNC);
+            read.map(|(_, whole)| whole)
+        })?;
+        // A part that was cut would look like the end of an answer.
+        let part = part.get(..whole).ok_or(Errno::MSGSIZE)?;
+        Ok(messages(part))
     }
 
     /// Waits for the next part of an answer.
@@ -309,9 +366,9 @@ impl Socket {
     }
 }
 
-/// What an answer says went wrong; `None` when it is good, or no answer but data.
+/// What an answer or the end of a listing says went wrong; `None` when it is good, or no answer but data.
 fn failure(told: &Told) -> Option<io::Error> {
-    if told.kind != KIND_ERROR {
+    if !matches!(told.kind, KIND_ERROR | KIND_DONE) {
         return None;
     }
     let Some(code) = told.payload.first_chunk::<4>() else {
@@ -373,6 +430,26 @@ mod tests {
             }
             attributes(&bytes);
         }
+    }
+
+    #[test]
+    fn a_listing_may_end_with_a_failure() {
+        let told = |kind, code: i32| Told {
+            kind,
+            flags: 0,
+            sequence: 1,
+            payload: code.to_ne_bytes().to_vec(),
+        };
+        let code = |told: &Told| failure(told).map(|error| error.raw_os_error());
+        assert_eq!(code(&told(KIND_DONE, 0)), None);
+        assert_eq!(code(&told(KIND_DONE, -95)), Some(Some(95)));
+        assert_eq!(code(&told(KIND_ERROR, -17)), Some(Some(17)));
+        assert_eq!(code(&told(16, -17)), None, "an item is no answer");
+        let cut = Told {
+            payload: vec![0; 3],
+            ..told(KIND_ERROR, 0)
+        };
+        assert!(failure(&cut).is_some());
     }
 
     #[test]

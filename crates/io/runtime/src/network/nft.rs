@@ -3,10 +3,12 @@
 //! A table of our own holds everything, and everything is replaced at once: afterwards the kernel has the wanted rules,
 //! whatever it had before.
 
+use super::family::{self, Cidr, Family};
 use super::netlink::{FLAG_APPEND, FLAG_CREATE, Message, Peer, Socket, attribute};
 use super::rules::{Chain, Match, Rule, Rules, Verdict};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 /// Which part of netfilter is spoken to; the upper byte of a message's kind.
 const SUBSYSTEM: u16 = 10;
@@ -15,14 +17,17 @@ const BATCH_END: u16 = 17;
 const NEW_TABLE: u16 = 0;
 const DELETE_TABLE: u16 = 2;
 const NEW_CHAIN: u16 = 3;
-const NEW_RULE: u16 = 6;
 const GET_CHAIN: u16 = 4;
+const NEW_RULE: u16 = 6;
+const GET_RULE: u16 = 7;
 const DELETE_RULE: u16 = 8;
 const GET_GENERATION: u16 = 16;
 
 const FAMILY_NONE: u8 = 0;
+/// Of both kinds of addresses.
 const FAMILY_INTERNET: u8 = 1;
-const FAMILY_IPV4: u8 = 2;
+/// What begins every message, before its attributes.
+const BODY_BYTES: usize = 4;
 
 const TABLE_NAME: u16 = 1;
 const CHAIN_TABLE: u16 = 1;
@@ -66,9 +71,7 @@ const DROP: u32 = 0;
 const HOOK_FORWARD: u32 = 2;
 const JUMP: i32 = -3;
 
-/// Where the source and the destination are in the header of a packet, and the destination's port in the next one.
-const OFFSET_SOURCE: u32 = 12;
-const OFFSET_DESTINATION: u32 = 16;
+/// Where the destination's port is in the header that follows that of the network.
 const OFFSET_PORT: u32 = 2;
 /// The kernel compares names of interfaces with what follows them.
 const INTERFACE_BYTES: usize = 16;
@@ -91,44 +94,65 @@ impl Nft {
         let told = self.socket.ask(message(GET_GENERATION, 0, FAMILY_NONE))?;
         let id = told
             .payload
-            .get(4..)
+            .get(BODY_BYTES..)
             .and_then(|attributes| attribute(attributes, GENERATION_ID))
             .and_then(|id| id.try_into().ok());
         id.map(u32::from_be_bytes)
             .ok_or_else(|| io::ErrorKind::InvalidData.into())
     }
 
-    /// Makes the table what is wanted, in one step.
-    pub(crate) fn replace(&mut self, rules: &Rules) -> io::Result<()> {
-        let mut batch = vec![
-            message(NEW_TABLE, FLAG_CREATE, FAMILY_IPV4).text(TABLE_NAME, &rules.table),
-            message(DELETE_RULE, 0, FAMILY_IPV4).text(RULE_TABLE, &rules.table),
-        ];
-        // First all chains, because rules jump to them.
-        batch.extend(
-            rules
-                .chains
-                .iter()
-                .map(|(chain, _)| new_chain(&rules.table, *chain)),
-        );
-        for (chain, list) in &rules.chains {
-            batch.extend(list.iter().map(|rule| new_rule(&rules.table, *chain, rule)));
+    /// Makes the tables what is wanted, in one step.
+    pub(crate) fn replace(&mut self, wanted: &[Rules]) -> io::Result<()> {
+        let mut batch = Vec::new();
+        for Rules {
+            family,
+            table,
+            chains,
+        } in wanted
+        {
+            batch.push(message(NEW_TABLE, FLAG_CREATE, family.number()).text(TABLE_NAME, table));
+            batch.push(message(DELETE_RULE, 0, family.number()).text(RULE_TABLE, table));
+            // First all chains, because rules jump to them.
+            batch.extend(chains.iter().map(|(chain, _)| new_chain(*family, table, *chain)));
+            for (chain, list) in chains {
+                batch.extend(list.iter().map(|rule| new_rule(*family, table, *chain, rule)));
+            }
         }
         self.transaction(batch)
     }
 
     /// Removes the table; one that is gone is no error.
-    pub(crate) fn remove(&mut self, table: &str) -> io::Result<()> {
-        let order = message(DELETE_TABLE, 0, FAMILY_IPV4).text(TABLE_NAME, table);
+    pub(crate) fn remove(&mut self, family: Family, table: &str) -> io::Result<()> {
+        let order = message(DELETE_TABLE, 0, family.number()).text(TABLE_NAME, table);
         match self.transaction(vec![order]) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             removed => removed,
         }
     }
 
+    /// A number for what is in our tables now: another one when somebody, or we, wrote to them.
+    pub(crate) fn fingerprint(&mut self, table: &str) -> io::Result<u64> {
+        let mut hasher = DefaultHasher::new();
+        // Chains and rules name their table by the same attribute. Kernels that do not look for it tell all rules.
+        for kind in [GET_CHAIN, GET_RULE] {
+            let question = message(kind, 0, FAMILY_NONE).text(RULE_TABLE, table);
+            let listed = self.socket.list(&question, |told| {
+                let attributes = told.payload.get(BODY_BYTES..).unwrap_or_default();
+                attribute(attributes, RULE_TABLE)
+                    .is_some_and(|name| name.strip_suffix(b"\0") == Some(table.as_bytes()))
+            })?;
+            for told in listed {
+                // What begins a message tells the family, and a number that changes with every rule of the node.
+                told.payload.first().hash(&mut hasher);
+                told.payload.get(BODY_BYTES..).hash(&mut hasher);
+            }
+        }
+        Ok(hasher.finish())
+    }
+
     /// A chain of somebody who drops what this node would forward, unless a rule says otherwise.
     pub(crate) fn forbids_forwarding(&mut self) -> io::Result<Option<String>> {
-        let chains = self.socket.list(message(GET_CHAIN, 0, FAMILY_NONE))?;
+        let chains = self.socket.list(&message(GET_CHAIN, 0, FAMILY_NONE), |_| true)?;
         Ok(chains.iter().find_map(|told| drops_forwarded(&told.payload)))
     }
 
@@ -140,13 +164,13 @@ impl Nft {
 
 /// The name of a chain with its table, if it drops forwarded packets by its policy.
 fn drops_forwarded(chain: &[u8]) -> Option<String> {
-    let (family, attributes) = (chain.first()?, chain.get(4..)?);
+    let (family, attributes) = (chain.first()?, chain.get(BODY_BYTES..)?);
     let number = |bytes: &[u8]| bytes.try_into().ok().map(u32::from_be_bytes);
     let hook = attribute(attributes, CHAIN_HOOK).and_then(|hook| attribute(hook, HOOK_NUMBER))?;
     let policy = attribute(attributes, CHAIN_POLICY)?;
-    let drops = [FAMILY_INTERNET, FAMILY_IPV4].contains(family)
-        && number(hook) == Some(HOOK_FORWARD)
-        && number(policy) == Some(DROP);
+    let of_internet =
+        |family: &u8| *family == FAMILY_INTERNET || Family::ALL.iter().any(|known| known.number() == *family);
+    let drops = of_internet(family) && number(hook) == Some(HOOK_FORWARD) && number(policy) == Some(DROP);
     let text = |kind| {
         let bytes = attribute(attributes, kind).unwrap_or_default();
         String::from_utf8_lossy(bytes).trim_end_matches('\0').to_owned()
@@ -159,13 +183,13 @@ fn message(kind: u16, flags: u16, family: u8) -> Message {
 }
 
 /// struct nfgenmsg: family, version, resource.
-fn body(family: u8, resource: u16) -> [u8; 4] {
+fn body(family: u8, resource: u16) -> [u8; BODY_BYTES] {
     let [high, low] = resource.to_be_bytes();
     [family, 0, high, low]
 }
 
-fn new_chain(table: &str, chain: Chain) -> Message {
-    let order = message(NEW_CHAIN, FLAG_CREATE, FAMILY_IPV4)
+fn new_chain(family: Family, table: &str, chain: Chain) -> Message {
+    let order = message(NEW_CHAIN, FLAG_CREATE, family.number())
         .text(CHAIN_TABLE, table)
         .text(CHAIN_NAME, chain.name());
     let Some(hook) = chain.hook() else {
@@ -179,8 +203,8 @@ fn new_chain(table: &str, chain: Chain) -> Message {
         .text(CHAIN_TYPE, hook.kind)
 }
 
-fn new_rule(table: &str, chain: Chain, rule: &Rule) -> Message {
-    message(NEW_RULE, FLAG_CREATE | FLAG_APPEND, FAMILY_IPV4)
+fn new_rule(family: Family, table: &str, chain: Chain, rule: &Rule) -> Message {
+    message(NEW_RULE, FLAG_CREATE | FLAG_APPEND, family.number())
         .text(RULE_TABLE, table)
         .text(RULE_CHAIN, chain.name())
         .nest(RULE_EXPRESSIONS, |list| {
@@ -218,8 +242,8 @@ fn condition(list: Message, condition: &Match) -> Message {
             let list = meta(list, META_OUT_INTERFACE);
             compare(list, COMPARE_UNEQUAL, &interface_name(interface))
         }
-        Match::Source(network) => address(list, OFFSET_SOURCE, *network),
-        Match::Destination(network) => address(list, OFFSET_DESTINATION, *network),
+        Match::Source(network) => address(list, source_offset(network.0), *network),
+        Match::Destination(network) => address(list, destination_offset(network.0), *network),
         Match::Redirected => {
             let list = expression(list, "ct", |data| {
                 data.network_number(1, REGISTER_1)
@@ -246,11 +270,11 @@ fn verdict(list: Message, verdict: &Verdict) -> Message {
         }),
         Verdict::Masquerade => expression(list, "masq", |data| data),
         Verdict::Redirect(to, port) => {
-            let list = load(list, REGISTER_1, &to.octets());
+            let list = load(list, REGISTER_1, &family::octets(*to));
             let list = load(list, REGISTER_2, &port.to_be_bytes());
             expression(list, "nat", |data| {
                 data.network_number(1, NAT_DESTINATION)
-                    .network_number(2, FAMILY_IPV4.into())
+                    .network_number(2, Family::of(*to).number().into())
                     .network_number(3, REGISTER_1)
                     .network_number(5, REGISTER_2)
             })
@@ -282,22 +306,42 @@ fn compare(list: Message, operator: u32, value: &[u8]) -> Message {
 }
 
 /// Keeps some bits of the first register.
-fn mask(list: Message, mask: &[u8; 4]) -> Message {
+fn mask(list: Message, mask: &[u8]) -> Message {
+    let length = u32::try_from(mask.len()).expect("an address has at most 16 bytes");
     expression(list, "bitwise", |data| {
         data.network_number(1, REGISTER_1)
             .network_number(2, REGISTER_1)
-            .network_number(3, 4)
+            .network_number(3, length)
             .nest(4, |nest| nest.bytes(DATA_VALUE, mask))
-            .nest(5, |nest| nest.bytes(DATA_VALUE, &[0; 4]))
+            .nest(5, |nest| nest.bytes(DATA_VALUE, &vec![0; mask.len()]))
     })
 }
 
-fn address(list: Message, offset: u32, (network, prefix): (Ipv4Addr, u8)) -> Message {
-    let list = payload(list, PAYLOAD_NETWORK, offset, 4);
-    let bits = u32::MAX.checked_shl(32 - u32::from(prefix.min(32))).unwrap_or(0);
-    let list = mask(list, &bits.to_be_bytes());
-    let network = u32::from(network) & bits;
-    compare(list, COMPARE_EQUAL, &network.to_be_bytes())
+/// Where the source is in the header of a packet of this kind of addresses.
+fn source_offset(address: IpAddr) -> u32 {
+    match Family::of(address) {
+        Family::V4 => 12,
+        Family::V6 => 8,
+    }
+}
+
+/// The destination follows the source.
+fn destination_offset(address: IpAddr) -> u32 {
+    source_offset(address) + u32::from(Family::of(address).bits() / 8)
+}
+
+fn address(list: Message, offset: u32, network: Cidr) -> Message {
+    let length = u32::from(Family::of(network.0).bits() / 8);
+    let list = payload(list, PAYLOAD_NETWORK, offset, length);
+    let bits = family::mask(network);
+    let list = mask(list, &bits);
+    let octets = family::octets(network.0);
+    let masked: Vec<u8> = octets
+        .iter()
+        .zip(&bits)
+        .map(|(octet, bits)| octet & bits)
+        .collect();
+    compare(list, COMPARE_EQUAL, &masked)
 }
 
 fn load(list: Message, register: u32, value: &[u8]) -> Message {

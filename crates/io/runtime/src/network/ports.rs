@@ -1,22 +1,36 @@
 //! Ports of the node that lead to pods: whether they can be opened, and the way to them from the node's own loopback.
 
-use super::rules::{Forward, Transport, collide, listens_on};
+use super::family::Family;
+use super::rules::{Forward, Open, Transport, collide};
 use crate::Error;
 use kedge_containers::{PortMapping, Protocol, SandboxConfig};
-use std::io::ErrorKind;
-use std::net::{IpAddr, Ipv4Addr, SocketAddrV4, TcpListener, UdpSocket};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, listen, socket_with, sockopt};
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+
+/// What the kernel says of the connections that it follows.
+const TRACKING: &str = "/proc/sys/net/netfilter";
 
 /// Refuses what cannot be: a port that another pod or a program of the node has, or one of an address that this network
-/// does not speak.
-pub(super) fn check(config: &SandboxConfig, open: &[Forward]) -> Result<(), Error> {
-    let wanted: Vec<_> = config.ports.iter().filter(|port| port.host_port != 0).collect();
+/// does not speak. `families` are those that it speaks.
+pub(super) fn check(config: &SandboxConfig, open: &[Forward], families: &[Family]) -> Result<(), Error> {
+    let wanted: Vec<_> = wanted(config).collect();
     for (index, port) in wanted.iter().enumerate() {
+        if !families.iter().any(|family| Open::of(port).includes(*family)) {
+            let known: Vec<_> = families.iter().map(|family| family.name()).collect();
+            let known = known.join(" and ");
+            let reason = format!(
+                "the built-in network speaks {known} only; give podCIDR a network of the other kind, or use a CNI plug-in"
+            );
+            return Err(refused(port, reason));
+        }
         if let Some(IpAddr::V6(address)) = port.host_ip
-            && !address.is_unspecified()
+            && address.is_loopback()
         {
             return Err(refused(
                 port,
-                "the built-in network speaks IPv4 only; use a CNI plug-in",
+                "the kernel lets nothing from ::1 leave the node; use 127.0.0.1",
             ));
         }
         if let Some(other) = open.iter().find(|forward| collide(&forward.port, port)) {
@@ -25,34 +39,85 @@ pub(super) fn check(config: &SandboxConfig, open: &[Forward]) -> Result<(), Erro
         if wanted[..index].iter().any(|earlier| collide(earlier, port)) {
             return Err(refused(port, "the pod names it twice"));
         }
-        if is_in_use(port) {
+        if families.iter().any(|family| is_in_use(port, *family)) {
             return Err(refused(port, "a program of the node listens on it"));
         }
     }
     Ok(())
 }
 
+/// Refuses ports that rules do not lead anywhere, because the kernel does not follow the protocol. Which ones it
+/// follows is known when there are rules.
+pub(super) fn require_tracked(forwards: &[Forward]) -> Result<(), Error> {
+    let mut sctp = forwards.iter().filter(|forward| match forward.port.protocol {
+        Protocol::Sctp => true,
+        Protocol::Tcp | Protocol::Udp => false,
+    });
+    match sctp.next() {
+        Some(forward) if !tracks_sctp(Path::new(TRACKING)) => Err(refused(
+            &forward.port,
+            "this kernel does not follow connections of SCTP (CONFIG_NF_CT_PROTO_SCTP)",
+        )),
+        Some(_) | None => Ok(()),
+    }
+}
+
+/// Unless the kernel tells of its limits for everything but SCTP.
+fn tracks_sctp(limits: &Path) -> bool {
+    let has = |name| limits.join(name).exists();
+    has("nf_conntrack_sctp_timeout_established") || !has("nf_conntrack_udp_timeout")
+}
+
+/// The ports of the node that a pod wants.
+pub(super) fn wanted(config: &SandboxConfig) -> impl Iterator<Item = &PortMapping> {
+    config.ports.iter().filter(|port| port.host_port != 0)
+}
+
 fn refused(port: &PortMapping, reason: impl std::fmt::Display) -> Error {
-    let address = match port.host_ip {
-        Some(IpAddr::V6(address)) => format!("[{address}]:"),
-        Some(IpAddr::V4(_)) | None => listens_on(port)
-            .map(|address| format!("{address}:"))
-            .unwrap_or_default(),
+    let protocol = Transport(port.protocol);
+    let object = match Open::of(port) {
+        Open::At(address) => format!("{}/{protocol}", SocketAddr::new(address, port.host_port)),
+        Open::OnFamily(_) | Open::Everywhere => format!("{}/{protocol}", port.host_port),
     };
-    let object = format!("{address}{}/{}", port.host_port, Transport(port.protocol));
     Error::failed("open host port", object, reason)
 }
 
 /// Rules would take the port away from a program that listens on it.
-fn is_in_use(port: &PortMapping) -> bool {
-    let address = SocketAddrV4::new(listens_on(port).unwrap_or(Ipv4Addr::UNSPECIFIED), port.host_port);
-    let bound = match port.protocol {
-        Protocol::Tcp => TcpListener::bind(address).map(drop),
-        Protocol::Udp => UdpSocket::bind(address).map(drop),
-        // Hardly a node's kernel speaks it itself.
-        Protocol::Sctp => Ok(()),
+fn is_in_use(port: &PortMapping, family: Family) -> bool {
+    let address = match Open::of(port) {
+        open if !open.includes(family) => return false,
+        Open::At(address) => address,
+        Open::OnFamily(_) | Open::Everywhere => family.unspecified(),
     };
-    bound.is_err_and(|error| error.kind() == ErrorKind::AddrInUse)
+    let kind = match port.protocol {
+        Protocol::Tcp => SocketType::STREAM,
+        Protocol::Udp => SocketType::DGRAM,
+        // Hardly a node's kernel speaks it itself.
+        Protocol::Sctp => return false,
+    };
+    try_to_have(SocketAddr::new(address, port.host_port), kind) == Err(Errno::ADDRINUSE)
+}
+
+/// Takes an address for a moment, as a program would that listens on it.
+fn try_to_have(address: SocketAddr, kind: SocketType) -> Result<(), Errno> {
+    let family = match address {
+        SocketAddr::V4(_) => AddressFamily::INET,
+        SocketAddr::V6(_) => AddressFamily::INET6,
+    };
+    let socket = socket_with(family, kind, SocketFlags::CLOEXEC, None)?;
+    if address.is_ipv6() {
+        // The other kind is asked for by itself, if at all.
+        sockopt::set_ipv6_v6only(&socket, true)?;
+    }
+    if kind == SocketType::STREAM {
+        // Connections that ended a moment ago are in nobody's way; who listens is.
+        sockopt::set_socket_reuseaddr(&socket, true)?;
+    }
+    bind(&socket, &address)?;
+    if kind == SocketType::STREAM {
+        listen(&socket, 0)?;
+    }
+    Ok(())
 }
 
 /// Lets packets from 127.0.0.1 leave by the bridge, for the node's own ports. What pods send to 127.0.0.1 is dropped by
@@ -66,9 +131,11 @@ pub(super) fn open_loopback(bridge: &str) -> Result<(), Error> {
 mod tests {
     use super::*;
     use expect_test::expect;
+    use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 
     fn port(text: &str) -> PortMapping {
         let (address, port) = text.rsplit_once(':').unwrap();
+        let address = address.trim_matches(['[', ']']);
         PortMapping {
             protocol: Protocol::Udp,
             container_port: 80,
@@ -77,13 +144,13 @@ mod tests {
         }
     }
 
-    fn answer(open: &[&str], wanted: &[&str]) -> String {
+    fn answer(families: &[Family], open: &[&str], wanted: &[&str]) -> String {
         let open: Vec<_> = open
             .iter()
             .map(|text| Forward {
                 sandbox: "s".into(),
                 pod: "default/first".into(),
-                to: Ipv4Addr::LOCALHOST,
+                to: Ipv4Addr::LOCALHOST.into(),
                 port: port(text),
             })
             .collect();
@@ -91,31 +158,71 @@ mod tests {
             ports: wanted.iter().map(|text| port(text)).collect(),
             ..SandboxConfig::default()
         };
-        check(&config, &open).map_or_else(|error| error.to_string(), |()| "open".to_owned())
+        check(&config, &open, families).map_or_else(|error| error.to_string(), |()| "open".to_owned())
     }
 
     #[test]
     fn conflicts_are_told_by_name() {
         let busy = UdpSocket::bind("127.0.0.1:0").unwrap();
         let taken = format!("127.0.0.1:{}", busy.local_addr().unwrap().port());
+        let (v4, v6, both) = ([Family::V4], [Family::V6], Family::ALL);
         let rows = [
-            answer(&[":0"], &[":0"]),
-            answer(&[":7"], &["127.0.0.1:7"]),
-            answer(&["127.0.0.1:7"], &["0.0.0.0:7"]),
-            answer(&["127.0.0.2:9"], &["127.0.0.1:9"]),
-            answer(&[], &[":9", ":9"]),
-            answer(&[], &["::1:9"]),
-            answer(&[], &[&taken]).replace(&taken, "127.0.0.1:N"),
+            answer(&both, &[":0"], &[":0"]),
+            answer(&both, &[":7"], &["127.0.0.1:7"]),
+            answer(&both, &["127.0.0.1:7"], &["0.0.0.0:7"]),
+            answer(&both, &["127.0.0.1:7"], &["[::]:7"]),
+            answer(&both, &["[fd00::1]:7"], &["0.0.0.0:7"]),
+            answer(&both, &["[fd00::1]:7"], &[":7"]),
+            answer(&both, &["127.0.0.2:9"], &["127.0.0.1:9"]),
+            answer(&both, &[], &[":9", ":9"]),
+            answer(&both, &[], &["[::1]:9"]),
+            answer(&v4, &[], &["[fd00::1]:9"]),
+            answer(&v6, &[], &["0.0.0.0:9"]),
+            answer(&v4, &[], &[&taken]).replace(&taken, "127.0.0.1:N"),
+            answer(&v6, &[], &[&taken.replace("127.0.0.1", "[::]")]),
         ];
         expect![[r"
             open
             open host port 127.0.0.1:7/UDP: pod default/first has it
             open host port 7/UDP: pod default/first has it
+            open host port 7/UDP: pod default/first has it
+            open
+            open host port 7/UDP: pod default/first has it
             open
             open host port 9/UDP: the pod names it twice
-            open host port [::1]:9/UDP: the built-in network speaks IPv4 only; use a CNI plug-in
+            open host port [::1]:9/UDP: the kernel lets nothing from ::1 leave the node; use 127.0.0.1
+            open host port [fd00::1]:9/UDP: the built-in network speaks IPv4 only; give podCIDR a network of the other kind, or use a CNI plug-in
+            open host port 9/UDP: the built-in network speaks IPv6 only; give podCIDR a network of the other kind, or use a CNI plug-in
             open host port 127.0.0.1:N/UDP: a program of the node listens on it
-        "]]
-        .assert_eq(&(rows.join("\n") + "\n"));
+            open
+        "]].assert_eq(&(rows.join("\n") + "\n"));
+    }
+
+    #[test]
+    fn who_listens_is_seen_and_who_called_is_not() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let have = |address| try_to_have(address, SocketType::STREAM);
+        assert_eq!(have(address), Err(Errno::ADDRINUSE));
+        // The one who ends a connection remembers it for a while.
+        let call = std::net::TcpStream::connect(address).unwrap();
+        drop((listener.accept().unwrap(), listener));
+        drop(call);
+        assert_eq!(have(address), Ok(()));
+    }
+
+    #[test]
+    fn a_kernel_without_sctp_is_known_by_its_other_limits() {
+        let limits = std::env::temp_dir().join(format!("kedge-limits-{}", std::process::id()));
+        std::fs::create_dir_all(&limits).unwrap();
+        assert!(
+            tracks_sctp(&limits),
+            "nothing is followed yet, so nothing is known"
+        );
+        std::fs::write(limits.join("nf_conntrack_udp_timeout"), "30").unwrap();
+        assert!(!tracks_sctp(&limits));
+        std::fs::write(limits.join("nf_conntrack_sctp_timeout_established"), "30").unwrap();
+        assert!(tracks_sctp(&limits));
+        std::fs::remove_dir_all(limits).unwrap();
     }
 }

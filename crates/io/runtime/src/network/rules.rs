@@ -1,13 +1,11 @@
 //! Which rules the built-in network wants: pure data, told to the kernel by one of two ways.
 
+use super::family::{Cidr, Family};
 use kedge_containers::{PortMapping, Protocol};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 
-/// A network: an address in it and the length of its prefix.
-pub(crate) type Cidr = (Ipv4Addr, u8);
-
-const LOOPBACK: Cidr = (Ipv4Addr::new(127, 0, 0, 0), 8);
+const LOOPBACK: Cidr = (IpAddr::V4(Ipv4Addr::new(127, 0, 0, 0)), 8);
 
 /// A port of the node that leads to a pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,13 +14,14 @@ pub(crate) struct Forward {
     pub(crate) sandbox: String,
     /// `namespace/name`, for messages.
     pub(crate) pod: String,
-    pub(crate) to: Ipv4Addr,
+    pub(crate) to: IpAddr,
     pub(crate) port: PortMapping,
 }
 
-/// Everything that shall be in our table.
+/// Everything that shall be in our table for one kind of addresses.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Rules {
+    pub(crate) family: Family,
     pub(crate) table: String,
     pub(crate) chains: Vec<(Chain, Vec<Rule>)>,
 }
@@ -51,6 +50,14 @@ pub(crate) struct Hook {
 }
 
 impl Chain {
+    pub(crate) const ALL: [Self; 5] = [
+        Self::Ports,
+        Self::Guard,
+        Self::Prerouting,
+        Self::Output,
+        Self::Postrouting,
+    ];
+
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Guard => "guard",
@@ -105,7 +112,7 @@ pub(crate) enum Verdict {
     Jump(Chain),
     /// Leave with an address of the interface it leaves by.
     Masquerade,
-    Redirect(Ipv4Addr, u16),
+    Redirect(IpAddr, u16),
 }
 
 /// A protocol with ports, as headers of packets name it.
@@ -141,67 +148,119 @@ pub(crate) fn table_of(bridge: &str) -> String {
     format!("kedge-{bridge}")
 }
 
-/// What a bridge with these pods on it needs.
+/// What a bridge with these pods on it needs, for their kind of addresses.
 pub(crate) fn rules(bridge: &str, pods: Cidr, forwards: &[Forward]) -> Rules {
+    let family = Family::of(pods.0);
+    // The more special ports first.
+    let mut forwards: Vec<_> = forwards
+        .iter()
+        .filter(|forward| Family::of(forward.to) == family)
+        .collect();
+    forwards.sort_by_key(|forward| match Open::of(&forward.port) {
+        Open::At(_) => 0,
+        Open::OnFamily(_) => 1,
+        Open::Everywhere => 2,
+    });
+    let ports = forwards.into_iter().map(redirect).collect();
+    let to_ports = || Rule {
+        matches: vec![Match::ToThisNode],
+        verdict: Verdict::Jump(Chain::Ports),
+    };
+    let mut chains = vec![
+        (Chain::Ports, ports),
+        (Chain::Prerouting, vec![to_ports()]),
+        (Chain::Output, vec![to_ports()]),
+        (Chain::Postrouting, leaving(bridge, pods)),
+    ];
+    match family {
+        // The node's loopback is opened for its own ports; pods must not reach what listens there.
+        Family::V4 => {
+            let guard = Rule {
+                matches: vec![Match::In(bridge.to_owned()), Match::Destination(LOOPBACK)],
+                verdict: Verdict::Drop,
+            };
+            chains.push((Chain::Guard, vec![guard]));
+        }
+        // The kernel lets nothing to or from ::1 leave or enter.
+        Family::V6 => {}
+    }
+    Rules {
+        family,
+        table: table_of(bridge),
+        chains,
+    }
+}
+
+/// Under whose address what leaves the node, or comes to a pod by a port of the node, is sent.
+fn leaving(bridge: &str, pods: Cidr) -> Vec<Rule> {
     let on_bridge = || Match::Out(bridge.to_owned());
     let masquerade = |matches| Rule {
         matches,
         verdict: Verdict::Masquerade,
     };
-    let to_ports = || Rule {
-        matches: vec![Match::ToThisNode],
-        verdict: Verdict::Jump(Chain::Ports),
-    };
-    let leaving = vec![
+    let mut rules = vec![
         masquerade(vec![Match::Source(pods), Match::NotOut(bridge.to_owned())]),
         // By a port of the node to a pod beside it, or to itself: the answer must come back through the node.
         masquerade(vec![Match::Source(pods), on_bridge(), Match::Redirected]),
-        // From 127.0.0.1 by a port of the node: a pod could not answer to it.
-        masquerade(vec![Match::Source(LOOPBACK), on_bridge()]),
     ];
-    // The node's loopback is opened for its own ports; pods must not reach what listens there.
-    let guard = Rule {
-        matches: vec![Match::In(bridge.to_owned()), Match::Destination(LOOPBACK)],
-        verdict: Verdict::Drop,
-    };
-    // The more special ports first.
-    let mut forwards: Vec<_> = forwards.iter().collect();
-    forwards.sort_by_key(|forward| listens_on(&forward.port).is_none());
-    let ports = forwards.into_iter().map(redirect).collect();
-    Rules {
-        table: table_of(bridge),
-        chains: vec![
-            (Chain::Ports, ports),
-            (Chain::Guard, vec![guard]),
-            (Chain::Prerouting, vec![to_ports()]),
-            (Chain::Output, vec![to_ports()]),
-            (Chain::Postrouting, leaving),
-        ],
+    match Family::of(pods.0) {
+        // From 127.0.0.1 by a port of the node: a pod could not answer to it.
+        Family::V4 => rules.push(masquerade(vec![Match::Source(LOOPBACK), on_bridge()])),
+        Family::V6 => {}
     }
+    rules
 }
 
 fn redirect(forward: &Forward) -> Rule {
     let port = Match::Port(Transport(forward.port.protocol), forward.port.host_port);
-    let address = listens_on(&forward.port).map(|address| Match::Destination((address, 32)));
+    let address = match Open::of(&forward.port) {
+        Open::At(address) => Some(Match::Destination((address, Family::of(address).bits()))),
+        Open::OnFamily(_) | Open::Everywhere => None,
+    };
     Rule {
         matches: address.into_iter().chain([port]).collect(),
         verdict: Verdict::Redirect(forward.to, forward.port.container_port),
     }
 }
 
-/// The one address of the node that a port is open on; `None` for all of them.
-pub(crate) fn listens_on(port: &PortMapping) -> Option<Ipv4Addr> {
-    match port.host_ip {
-        Some(IpAddr::V4(address)) if !address.is_unspecified() => Some(address),
-        Some(IpAddr::V4(_) | IpAddr::V6(_)) | None => None,
+/// On which addresses of the node a port is open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Open {
+    /// On all: nothing was said, or `::`, by which programs mean the same.
+    Everywhere,
+    /// On all of a kind: `0.0.0.0`.
+    OnFamily(Family),
+    At(IpAddr),
+}
+
+impl Open {
+    pub(crate) fn of(port: &PortMapping) -> Self {
+        match port.host_ip {
+            None => Self::Everywhere,
+            Some(address) if !address.is_unspecified() => Self::At(address),
+            Some(IpAddr::V4(_)) => Self::OnFamily(Family::V4),
+            Some(IpAddr::V6(_)) => Self::Everywhere,
+        }
+    }
+
+    pub(crate) fn includes(self, family: Family) -> bool {
+        match self {
+            Self::Everywhere => true,
+            Self::OnFamily(of) => of == family,
+            Self::At(address) => Family::of(address) == family,
+        }
+    }
+
+    fn overlaps(self, other: Self) -> bool {
+        match (self, other) {
+            (Self::Everywhere, _) | (_, Self::Everywhere) => true,
+            (Self::At(one), Self::At(other)) => one == other,
+            (Self::OnFamily(family), open) | (open, Self::OnFamily(family)) => open.includes(family),
+        }
     }
 }
 
 /// Whether both cannot be open at once.
 pub(crate) fn collide(a: &PortMapping, b: &PortMapping) -> bool {
-    let overlap = match (listens_on(a), listens_on(b)) {
-        (Some(a), Some(b)) => a == b,
-        (None, _) | (_, None) => true,
-    };
-    overlap && a.host_port == b.host_port && a.protocol == b.protocol
+    Open::of(a).overlaps(Open::of(b)) && a.host_port == b.host_port && a.protocol == b.protocol
 }

@@ -38,8 +38,9 @@ pub struct Edged {
     pub pods_per_core: u32,
     /// `podPidsLimit`; `None` when it is negative.
     pub pod_pids_max: Option<u64>,
-    /// The network of pods of the built-in runtime; a CRI runtime has its own.
-    pub pod_cidr: String,
+    /// `podCIDR`: the networks of pods of the built-in runtime, one of each kind of addresses at most, the first that of
+    /// the address by which pods are usually called. A CRI runtime has its own.
+    pub pod_cidrs: Vec<(IpAddr, u8)>,
     pub cluster_domain: String,
     pub cluster_dns: Vec<String>,
     /// `resolvConf`. Empty: pods get no resolver of the node.
@@ -167,7 +168,7 @@ pub(super) fn read(r: &mut Reader, facts: &EdgeFacts) -> Edged {
         pods_max: usize::try_from(pods_max).unwrap_or(110),
         pods_per_core: u32::try_from(pods_per_core).unwrap_or(0),
         pod_pids_max: r.limit(&at("podPidsLimit"), -1),
-        pod_cidr: pod_cidr(r),
+        pod_cidrs: pod_cidrs(r),
         cluster_domain: r.text(&at("clusterDomain"), "cluster.local"),
         cluster_dns: cluster_dns(r),
         resolv_conf: kubelet::absolute_or_none(r, "resolvConf", "/etc/resolv.conf"),
@@ -363,30 +364,43 @@ fn taints(r: &mut Reader) -> Vec<Value> {
 }
 
 /// Officially empty, because a CRI runtime has its own; ours needs one.
-fn pod_cidr(r: &mut Reader) -> String {
+fn pod_cidrs(r: &mut Reader) -> Vec<(IpAddr, u8)> {
     let path = kubelet::at("podCIDR");
     let default = "10.234.0.0/24";
     let text = match r.text(&path, default) {
         empty if empty.is_empty() => default.to_owned(),
         text => text,
     };
-    let fine = text.split(',').all(|network| {
-        network.split_once('/').is_some_and(|(ip, length)| {
-            let bits = match ip.parse::<IpAddr>() {
-                Ok(IpAddr::V4(_)) => 32,
-                Ok(IpAddr::V6(_)) => 128,
-                Err(_) => return false,
-            };
-            length.parse::<u8>().is_ok_and(|length| length <= bits)
-        })
-    });
-    if !fine {
-        r.mistake(
-            &path,
-            format!("a network such as {default} is expected, not {text:?}"),
-        );
+    let networks: Option<Vec<_>> = text.split(',').map(network).collect();
+    match networks.as_deref() {
+        Some([one]) => vec![*one],
+        Some([one, other]) if one.0.is_ipv4() != other.0.is_ipv4() => vec![*one, *other],
+        Some(_) | None => {
+            r.mistake(
+                &path,
+                format!(
+                    "a network such as {default}, or two such as {default},fd00:234::/64 of both kinds, are expected, \
+                     not {text:?}"
+                ),
+            );
+            Vec::new()
+        }
     }
-    text
+}
+
+/// An address that a machine can have, with the length of its network's prefix.
+fn network(text: &str) -> Option<(IpAddr, u8)> {
+    let (address, prefix) = text.trim().split_once('/')?;
+    let (address, prefix) = (address.parse().ok()?, prefix.parse().ok()?);
+    let (bits, is_local) = match address {
+        IpAddr::V4(address) => (32, address.is_link_local()),
+        IpAddr::V6(address) => (
+            128,
+            address.is_unicast_link_local() || address.to_ipv4_mapped().is_some(),
+        ),
+    };
+    let is_usable = !(address.is_multicast() || address.is_loopback() || is_local);
+    (prefix <= bits && is_usable).then_some((address, prefix))
 }
 
 fn cluster_dns(r: &mut Reader) -> Vec<String> {

@@ -400,7 +400,7 @@ modules:
               modules.edged.tailoredKubeletConfig.registerWithTaints[0]: NoSchedule or PreferNoSchedule or NoExecute is expected as effect, not "Never"
               modules.edged.tailoredKubeletConfig.registerWithTaints[1]: a taint {key, value, effect} is expected
               modules.edged.tailoredKubeletConfig.registerWithTaints[2]: at most 63 letters, digits, '-', '_' and '.', with a letter or digit at both ends, are expected as value, not "-"
-              modules.edged.tailoredKubeletConfig.podCIDR: a network such as 10.234.0.0/24 is expected, not "10.0.0.0"
+              modules.edged.tailoredKubeletConfig.podCIDR: a network such as 10.234.0.0/24, or two such as 10.234.0.0/24,fd00:234::/64 of both kinds, are expected, not "10.0.0.0"
               modules.edged.tailoredKubeletConfig.clusterDNS: IP addresses are expected, not "dns"
               modules.edged.tailoredKubeletConfig.resolvConf: an absolute path is expected, not "resolv.conf"
               modules.edged.tailoredKubeletConfig.nodeLeaseDurationSeconds: a whole number from 1 to 3600 is expected, not 0
@@ -554,4 +554,56 @@ proptest! {
         let leaves = leaves();
         let _ = EdgeCore::from_yaml(&nested(&leaves[which % leaves.len()], &value), &facts());
     }
+}
+
+#[test]
+fn pods_have_one_network_of_each_kind() {
+    let networks = |text: &str| {
+        let file = of_kubelet(&format!("podCIDR: '{text}'"));
+        match EdgeCore::from_yaml(&file, &facts()) {
+            Ok((config, _)) => {
+                let cidrs = config.edged.pod_cidrs.iter();
+                let texts: Vec<_> = cidrs
+                    .map(|(address, prefix)| format!("{address}/{prefix}"))
+                    .collect();
+                texts.join(" ")
+            }
+            Err(_) => "a mistake".to_owned(),
+        }
+    };
+    let rows = [
+        "",
+        "10.1.0.0/16",
+        "fd00:7::/64",
+        "fd00:7::/64, 10.1.0.0/16",
+        "10.1.0.0/16,10.2.0.0/16",
+        "10.1.0.0/16,fd00::/64,fd01::/64",
+        "10.1.0.0/33",
+        "fd00::/129",
+        "fe80::/64",
+        "ff02::/64",
+        "127.0.0.0/24",
+        "::ffff:10.1.0.0/112",
+        "10.1.0.0/16,",
+    ];
+    let told: Vec<_> = rows
+        .iter()
+        .map(|row| format!("{row:?}: {}", networks(row)))
+        .collect();
+    expect![[r#"
+        "": 10.234.0.0/24
+        "10.1.0.0/16": 10.1.0.0/16
+        "fd00:7::/64": fd00:7::/64
+        "fd00:7::/64, 10.1.0.0/16": fd00:7::/64 10.1.0.0/16
+        "10.1.0.0/16,10.2.0.0/16": a mistake
+        "10.1.0.0/16,fd00::/64,fd01::/64": a mistake
+        "10.1.0.0/33": a mistake
+        "fd00::/129": a mistake
+        "fe80::/64": a mistake
+        "ff02::/64": a mistake
+        "127.0.0.0/24": a mistake
+        "::ffff:10.1.0.0/112": a mistake
+        "10.1.0.0/16,": a mistake
+    "#]]
+    .assert_eq(&(told.join("\n") + "\n"));
 }

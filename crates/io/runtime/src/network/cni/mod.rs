@@ -80,7 +80,7 @@ impl Cni {
             },
             Err(error) => Some(whole(&error)),
         };
-        trouble.map(|why| format!("NetworkReady=false reason:NetworkPluginNotReady message:{why}"))
+        trouble.map(|why| super::not_ready(&why))
     }
 
     fn check(&self, network: &NetworkList) -> Result<(), Error> {
