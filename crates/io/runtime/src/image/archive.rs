@@ -5,27 +5,32 @@
 
 use super::document::{
     ANNOTATION_FULL_NAME, ANNOTATION_REF_NAME, Configuration, Descriptor, DockerImage, Index, Manifest,
-    Platform,
+    Platform, distance,
 };
+use super::layer::LayerError;
 use super::packing::{Packing, read_some};
+use super::shelf::name_of_known;
+use super::tarball::{Kind, Tarball};
 use super::{Reference, digest_of};
 use crate::Error;
+use kedge_containers::oci::{DOCUMENT_BYTES_MAX, LAYERS_MAX};
 use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{Read, Seek};
-use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::io::{BufReader, Read, Seek};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Component, Path, PathBuf};
 
-/// Manifests and configurations are kilobytes; the specification asks registries to take 4 MiB.
-const DOCUMENT_BYTES_MAX: u64 = 4 * 1024 * 1024;
 /// Members of the archive itself, not files in layers.
 const MEMBERS_MAX: usize = 10_000;
+/// Before the kinds of configuration of an artifact whose layers are modules, not trees of files.
+const MEDIA_OF_MODULES: &str = "application/vnd.wasm.";
+/// From link to link.
+const MEMBER_LINKS_MAX: usize = 8;
 /// An index that points at an index that points at an index is an attack, not an image.
 const INDEX_DEPTH_MAX: usize = 3;
 const MANIFESTS_MAX: usize = 1_000;
-/// overlayfs takes 500 lower directories; Docker makes at most 127 layers.
-const LAYERS_MAX: usize = 127;
 /// A compressed archive is unpacked to disk first; an edge has no image larger than this.
 const ARCHIVE_BYTES_MAX: u64 = 32 * 1024 * 1024 * 1024;
 
@@ -70,12 +75,23 @@ pub(super) struct ArchivedImage {
     pub(super) layers: Vec<ArchivedLayer>,
 }
 
+impl ArchivedImage {
+    /// The names of its layers that are here, lowest first.
+    pub(super) fn known_layers(&self, is_here: impl Fn(&str) -> bool) -> Vec<Option<String>> {
+        let diff_ids: Vec<&str> = self.layers.iter().map(|layer| layer.diff_id.as_str()).collect();
+        let known = (1..=diff_ids.len()).map(|upto| name_of_known(&diff_ids[..upto], &is_here));
+        known.collect()
+    }
+}
+
 /// The images of an archive while it is looked through.
 #[derive(Default)]
 struct Found {
     images: Vec<Candidate>,
     /// What the others are for.
     others: Vec<Platform>,
+    /// Descriptors that were looked at, in all indexes: one that names another a thousand times is small.
+    looked_at: usize,
 }
 
 /// One of those that are the same image for several processors: the closest is taken.
@@ -222,7 +238,8 @@ impl Archive {
         depth: usize,
         found: &mut Found,
     ) -> Result<(), Error> {
-        if depth > INDEX_DEPTH_MAX || index.manifests.len() > MANIFESTS_MAX {
+        found.looked_at += index.manifests.len();
+        if depth > INDEX_DEPTH_MAX || found.looked_at > MANIFESTS_MAX {
             return Err(self.bad("its index is nested too deeply or too long"));
         }
         for descriptor in index.manifests {
@@ -239,13 +256,13 @@ impl Archive {
             match &descriptor.platform {
                 // Build tools file their attestations under an unknown platform.
                 Some(platform) if platform.os == "unknown" => {}
-                Some(platform) if platform.distance().is_none() => found.others.push(platform.clone()),
+                Some(platform) if distance(platform).is_none() => found.others.push(platform.clone()),
                 platform => {
                     let image = self.oci_image(&descriptor, names)?;
                     // What the index says is more exact than what the configuration does.
                     let own = image.configuration.platform();
-                    let distance = platform.as_ref().and_then(Platform::distance);
-                    match own.distance().map(|own| distance.unwrap_or(own)) {
+                    let listed = platform.as_ref().and_then(distance);
+                    match distance(&own).map(|own| listed.unwrap_or(own)) {
                         None => found.others.push(own),
                         Some(distance) => found.add(Candidate {
                             image,
@@ -261,6 +278,11 @@ impl Archive {
 
     fn oci_image(&self, descriptor: &Descriptor, references: Vec<String>) -> Result<ArchivedImage, Error> {
         let manifest: Manifest = self.document(&blob(&descriptor.digest), Some(descriptor))?;
+        if manifest.config.media_type.starts_with(MEDIA_OF_MODULES) {
+            return Err(self.bad(
+                "it is a WebAssembly module without a file system; an image that has the module as a file is run",
+            ));
+        }
         let descriptors = manifest.layers.iter().chain([&manifest.config]);
         for named in descriptors {
             if !kedge_containers::is_digest(&named.digest) {
@@ -270,7 +292,7 @@ impl Archive {
         let (configuration, configuration_bytes) =
             self.configuration(&blob(&manifest.config.digest), Some(&manifest.config))?;
         let mut layers = Vec::new();
-        if configuration.platform().distance().is_some() {
+        if distance(&configuration.platform()).is_some() {
             self.check_layers(manifest.layers.len(), &configuration)?;
         }
         for (layer, diff_id) in manifest.layers.iter().zip(&configuration.rootfs.diff_ids) {
@@ -317,7 +339,7 @@ impl Archive {
         for image in listed {
             let (configuration, configuration_bytes) = self.configuration(&image.config, None)?;
             let platform = configuration.platform();
-            let Some(distance) = platform.distance() else {
+            let Some(distance) = distance(&platform) else {
                 found.others.push(platform);
                 continue;
             };
@@ -468,43 +490,85 @@ fn normalised(name: &str) -> Option<String> {
     Some(name.parse::<Reference>().ok()?.to_string())
 }
 
-/// Finds every regular member. A member that claims to reach beyond the file is a truncated archive.
+/// Finds every regular member. A member that claims to reach beyond the file is a truncated archive. Links stand for
+/// what they lead to: older tools write a layer once and link to it from its other places.
 fn members(file: &mut File, name: &str) -> Result<BTreeMap<String, Member>, Error> {
-    // What the tar crate says about a file that is none quotes the file; what the disk says is worth telling.
-    let not_a_tar = |error: std::io::Error| match error.raw_os_error() {
-        Some(_) => Error::Io {
+    let refused = |error: LayerError| match error {
+        LayerError::Tar(source) if source.raw_os_error().is_some() => Error::Io {
             act: "read image archive",
             object: name.to_owned(),
-            source: error,
+            source,
         },
-        None => bad(name, "it is no tar archive, or a broken one"),
+        // What a header says that is none quotes the file.
+        LayerError::Tar(_) => bad(name, "it is no tar archive, or a broken one"),
+        LayerError::Refused { .. } | LayerError::Write { .. } => bad(name, error.to_string()),
     };
-    let length = file.metadata().map_err(not_a_tar)?.len();
-    let mut members = BTreeMap::new();
-    let mut archive = tar::Archive::new(&mut *file);
-    for entry in archive.entries_with_seek().map_err(not_a_tar)? {
-        let entry = entry.map_err(not_a_tar)?;
-        let place = Member {
-            offset: entry.raw_file_position(),
-            size: entry.size(),
-        };
-        if place
-            .offset
-            .checked_add(place.size)
-            .is_none_or(|end| end > length)
-        {
+    let length = file
+        .metadata()
+        .map_err(|source| refused(LayerError::Tar(source)))?;
+    let length = length.len();
+    let (mut members, mut links) = (BTreeMap::new(), BTreeMap::new());
+    let mut tarball = Tarball::new(BufReader::new(file), None);
+    while let Some(entry) = tarball.next().map_err(refused)? {
+        let offset = tarball.position().map_err(refused)?;
+        if offset.checked_add(entry.size).is_none_or(|end| end > length) {
             return Err(bad(name, "it is truncated"));
         }
-        if !entry.header().entry_type().is_file() {
-            continue;
+        let path = plain_path(&entry.path);
+        match (entry.kind, entry.target) {
+            (Kind::File, _) => drop(members.insert(
+                path,
+                Member {
+                    offset,
+                    size: entry.size,
+                },
+            )),
+            (Kind::HardLink, Some(target)) => drop(links.insert(path, plain_path(&target))),
+            (Kind::Symlink, Some(target)) => {
+                let beside = entry.path.parent().unwrap_or(Path::new(""));
+                links.insert(path, plain_path(&beside.join(target)));
+            }
+            (Kind::HardLink | Kind::Symlink, None) => {}
+            (Kind::Directory | Kind::Fifo | Kind::Character | Kind::Block, _) => {}
         }
-        let path: PathBuf = entry.path().map_err(not_a_tar)?.components().collect();
-        members.insert(path.to_string_lossy().trim_start_matches("./").to_owned(), place);
-        if members.len() > MEMBERS_MAX {
+        if members.len() + links.len() > MEMBERS_MAX {
             return Err(bad(name, format!("it has more than {MEMBERS_MAX} members")));
+        }
+        tarball.skip().map_err(refused)?;
+    }
+    for (path, target) in &links {
+        let mut target = target;
+        // One that leads nowhere, or round and round, is as good as missing.
+        for _ in 0..MEMBER_LINKS_MAX {
+            match (members.get(target).copied(), links.get(target)) {
+                (Some(member), _) => drop(members.insert(path.clone(), member)),
+                (None, Some(further)) => {
+                    target = further;
+                    continue;
+                }
+                (None, None) => {}
+            }
+            break;
         }
     }
     Ok(members)
+}
+
+/// A member's name without `.` and `..`. Nothing is opened by it: it only finds a member.
+fn plain_path(path: &Path) -> String {
+    let mut names: Vec<&OsStr> = Vec::new();
+    for component in path.components() {
+        match component {
+            Component::Normal(name) => names.push(name),
+            Component::ParentDir => drop(names.pop()),
+            Component::RootDir | Component::CurDir | Component::Prefix(_) => {}
+        }
+    }
+    names
+        .into_iter()
+        .collect::<PathBuf>()
+        .to_string_lossy()
+        .into_owned()
 }
 
 fn decompressed(file: &File, packing: Packing, name: &str, scratch: &Path) -> Result<File, Error> {
@@ -513,6 +577,7 @@ fn decompressed(file: &File, packing: Packing, name: &str, scratch: &Path) -> Re
         .read(true)
         .write(true)
         .create_new(true)
+        .mode(0o600)
         .open(&path);
     let mut unpacked = unpacked.map_err(|source| Error::io("unpack image archive into", &path, source))?;
     crate::durable::remove_file(&path)?;

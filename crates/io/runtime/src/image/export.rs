@@ -58,8 +58,11 @@ fn write_archive(shelf: &Shelf, image: &StoredImage, names: &[Reference], to: &P
     let mut layers = Vec::new();
     for name in &image.layers {
         let record = shelf.record(name)?;
-        let record =
-            record.ok_or_else(|| bad(format!("nothing is known of its layer {name}; import it again")))?;
+        let record = record.ok_or_else(|| {
+            bad(format!(
+                "nothing is known of its layer {name}; remove it and fetch it again"
+            ))
+        })?;
         layers.push((name.as_str(), record));
     }
     let manifest = Manifest {
@@ -235,7 +238,9 @@ impl Writer {
 
     fn finish(mut self) -> std::io::Result<()> {
         std::io::copy(&mut std::io::repeat(0).take(2 * BLOCK_BYTES), &mut self.to)?;
-        self.to.flush()
+        self.to.flush()?;
+        // Before it gets its name: a power cut must not leave an empty archive.
+        self.to.get_ref().sync_all()
     }
 }
 

@@ -4,14 +4,20 @@
 //! neither `..`, nor an absolute path, nor a symbolic link leads out of it; the last name is never followed. What a
 //! deletion means is translated into what overlayfs understands (a 0/0 character device, the `opaque` attribute), and
 //! nothing else that overlayfs understands can come from a layer.
+//!
+//! Some layers only mean something on top of others: a hard link to a file of theirs, a file whose directory they do not
+//! name. Then what lies below is asked for, and copied as far as putting the layer onto the stack would have copied it.
 
+use super::copying::{self, Name};
 use super::recipe::Recipe;
+use super::stack::{self, Seen, is_whiteout};
 use super::tarball::{Entry, Kind, Tarball};
 use rustix::fs::{
-    AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, XattrFlags,
+    AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Stat, Timespec, Timestamps, Uid, XattrFlags,
 };
 use rustix::io::Errno;
-use std::ffi::OsStr;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
@@ -26,6 +32,10 @@ const LAYER_BYTES_MAX: u64 = 32 * 1024 * 1024 * 1024;
 const PATH_DEPTH_MAX: usize = 128;
 /// Directories whose times are set at the end, because what is put into them changes them; those of more stay new.
 const TIMED_DIRECTORIES_MAX: usize = 65_536;
+/// Names of the directories that a layer uses without naming them: some hundred thousand, as they stand in images.
+const IMPLIED_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// The kernel gives up a path with `..` in a link whenever something was renamed or mounted meanwhile, anywhere.
+const LOOKUP_TRIES_MAX: usize = 1_000;
 const COPY_BYTES: usize = 128 * 1024;
 /// Blocks of zeros become holes.
 const HOLE_BYTES: usize = 4096;
@@ -34,7 +44,7 @@ const WHITEOUT_PREFIX: &[u8] = b".wh.";
 /// Notes of an older union file system to itself.
 const WHITEOUT_NOTES: &[u8] = b".wh..wh.";
 const WHITEOUT_OPAQUE: &[u8] = b".wh..wh..opq";
-pub(crate) const OPAQUE_ATTRIBUTE: &str = "trusted.overlay.opaque";
+pub(super) const OPAQUE_ATTRIBUTE: &str = "trusted.overlay.opaque";
 const CAPABILITY_ATTRIBUTE: &str = "security.capability";
 /// What else of attributes belongs to a file rather than to the machine it came from.
 const USER_ATTRIBUTES: &str = "user.";
@@ -84,8 +94,13 @@ pub(super) struct Unpacked {
     pub(super) plain_bytes: u64,
     /// Whether its recipe leads back to the tar: a content that a later entry replaced is gone.
     pub(super) is_whole: bool,
+    /// Whether it would be another on top of other layers.
+    pub(super) is_of_its_stack: bool,
     entries: u64,
 }
+
+/// Opens the layers that a layer lies on, uppermost first, once they are whole; waits for them.
+pub(super) type Below<'a> = &'a dyn Fn() -> Result<Vec<OwnedFd>, LayerError>;
 
 /// What becomes of the devices in a layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -102,6 +117,7 @@ pub(super) fn unpack(
     into: &Path,
     recipe: &Path,
     devices: Devices,
+    below: Below<'_>,
 ) -> Result<Unpacked, LayerError> {
     let top = open_top(into).map_err(|source| LayerError::write(into, source))?;
     let mut unpacker = Unpacker {
@@ -112,15 +128,24 @@ pub(super) fn unpack(
         },
         parent: None,
         timed: Vec::new(),
+        implied: BTreeMap::new(),
+        implied_bytes: 0,
+        lifted: BTreeSet::new(),
+        below: Lower {
+            open: below,
+            layers: None,
+        },
         devices,
         buffer: vec![0; COPY_BYTES],
     };
-    let mut tarball = Tarball::new(from, Recipe::create(recipe)?);
+    let mut tarball = Tarball::new(from, Some(Recipe::create(recipe)?));
     while let Some(entry) = tarball.next()? {
         unpacker.entry(&entry, &mut tarball)?;
     }
-    let (_, recipe) = tarball.finish()?;
+    let recipe = tarball.finish()?.expect("it was given one");
+    unpacker.dress_implied()?;
     unpacker.set_times()?;
+    unpacker.done.is_of_its_stack = unpacker.below.layers.is_some();
     unpacker.done.plain_bytes = recipe.finish()?;
     Ok(unpacker.done)
 }
@@ -153,11 +178,15 @@ fn lookup(top: &OwnedFd, names: &[&OsStr]) -> Result<OwnedFd, Errno> {
     }
     let path: PathBuf = names.iter().collect();
     let within = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    match rustix::fs::openat2(top, &path, flags, Mode::empty(), within) {
-        // Kernels before 5.6, and filters that do not know the call.
-        Err(Errno::NOSYS | Errno::PERM) => walk(top, names),
-        opened => opened,
+    for _ in 0..LOOKUP_TRIES_MAX {
+        match rustix::fs::openat2(top, &path, flags, Mode::empty(), within) {
+            Err(Errno::AGAIN) => {}
+            // Kernels before 5.6, and filters that do not know the call.
+            Err(Errno::NOSYS | Errno::PERM) => return walk(top, names),
+            opened => return opened,
+        }
     }
+    Err(Errno::AGAIN)
 }
 
 /// [`lookup`] one name at a time, and never through a symbolic link.
@@ -170,14 +199,36 @@ fn walk(top: &OwnedFd, names: &[&OsStr]) -> Result<OwnedFd, Errno> {
     Ok(at)
 }
 
-struct Unpacker {
+struct Unpacker<'a> {
     top: OwnedFd,
     done: Unpacked,
     /// The directory of the last entry: files come one directory after another.
     parent: Option<(PathBuf, OwnedFd)>,
     timed: Vec<(PathBuf, Timestamps)>,
+    /// Directories that were made only because something lies in them, by inode.
+    implied: BTreeMap<u64, PathBuf>,
+    implied_bytes: usize,
+    /// Names that were copied from below, by the inode of their directory: the layer itself does not have them.
+    lifted: BTreeSet<(u64, OsString)>,
+    below: Lower<'a>,
     devices: Devices,
     buffer: Vec<u8>,
+}
+
+/// The layers below, once somebody has asked for them.
+struct Lower<'a> {
+    open: Below<'a>,
+    layers: Option<Vec<OwnedFd>>,
+}
+
+impl Lower<'_> {
+    fn layers(&mut self) -> Result<&[OwnedFd], LayerError> {
+        let layers = match self.layers.take() {
+            Some(layers) => layers,
+            None => (self.open)()?,
+        };
+        Ok(self.layers.insert(layers))
+    }
 }
 
 /// What the header says about ownership and rights.
@@ -190,6 +241,7 @@ struct Attributes<'a> {
 }
 
 /// Where an entry goes.
+#[derive(Clone, Copy)]
 struct Place<'a> {
     parent: &'a OwnedFd,
     name: &'a OsStr,
@@ -197,7 +249,7 @@ struct Place<'a> {
     path: &'a Path,
 }
 
-impl Unpacker {
+impl Unpacker<'_> {
     fn entry<R: Read>(&mut self, entry: &Entry, tarball: &mut Tarball<R>) -> Result<(), LayerError> {
         let path = &entry.path;
         let names = names(path)?;
@@ -213,7 +265,7 @@ impl Unpacker {
             path,
         };
         if let Some(hidden) = name.as_bytes().strip_prefix(WHITEOUT_PREFIX) {
-            whiteout(&place, hidden)?;
+            self.whiteout(&place, hidden)?;
         } else {
             self.put(entry, &place, tarball)?;
         }
@@ -240,7 +292,7 @@ impl Unpacker {
             Kind::Fifo => self.node(place, FileType::Fifo, &attributes, 0),
             Kind::Character | Kind::Block if entry.device == (0, 0) => {
                 // To overlayfs this is a deletion, so it is one.
-                whiteout(place, place.name.as_bytes())
+                self.whiteout(place, place.name.as_bytes())
             }
             Kind::Character | Kind::Block if self.devices == Devices::LeftOut => Ok(()),
             Kind::Character | Kind::Block => {
@@ -275,23 +327,78 @@ impl Unpacker {
         {
             return Ok(directory);
         }
-        match lookup(&self.top, names) {
-            Err(Errno::NOENT) => {}
-            opened => return opened.map_err(|errno| wrote(path, errno)),
-        }
-        let mut at = lookup(&self.top, &[]).map_err(|errno| wrote(path, errno))?;
-        for (depth, name) in names.iter().enumerate() {
-            at = match lookup(&self.top, &names[..=depth]) {
-                Err(Errno::NOENT) => rustix::fs::mkdirat(&at, *name, Mode::from_raw_mode(0o755))
-                    .and_then(|()| lookup(&self.top, &names[..=depth]))
-                    .map_err(|errno| match errno {
-                        Errno::EXIST => LayerError::refused(path, "it lies below a link to nothing"),
-                        errno => wrote(path, errno),
-                    })?,
-                opened => opened.map_err(|errno| wrote(path, errno))?,
-            };
+        // From below: mostly all is there, or all but the last.
+        let mut known = names.len();
+        let mut at = loop {
+            match lookup(&self.top, &names[..known]) {
+                Err(Errno::NOENT | Errno::NOTDIR) if known > 0 => known -= 1,
+                opened => break opened.map_err(|errno| wrote(path, errno))?,
+            }
+        };
+        for upto in known + 1..=names.len() {
+            at = self.imply(&at, &names[..upto], path)?;
         }
         Ok(at)
+    }
+
+    /// Makes a directory that no entry has named yet: the last of `names`, in `parent`.
+    fn imply(&mut self, parent: &OwnedFd, names: &[&OsStr], path: &Path) -> Result<OwnedFd, LayerError> {
+        let name = names.last().expect("the top is never missing");
+        let mode = Mode::from_raw_mode(0o755);
+        let is_new = remove_whiteout(parent, name).map_err(|errno| wrote(path, errno))?;
+        rustix::fs::mkdirat(parent, *name, mode).map_err(|errno| match errno {
+            Errno::EXIST => below_what_is_none(parent, name, path),
+            errno => wrote(path, errno),
+        })?;
+        self.count(path, 0)?;
+        let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let made =
+            rustix::fs::openat(parent, *name, flags, Mode::empty()).map_err(|errno| wrote(path, errno))?;
+        let meta = rustix::fs::fstat(&made).and_then(|meta| {
+            // The mask of this process means nothing to a layer.
+            rustix::fs::fchmod(&made, mode)?;
+            Ok(meta)
+        });
+        let meta = meta.map_err(|errno| wrote(path, errno))?;
+        if is_new {
+            hide_below(&made).map_err(|errno| wrote(path, errno))?;
+        }
+        let place: PathBuf = names.iter().collect();
+        self.implied_bytes += place.as_os_str().len();
+        if self.implied_bytes > IMPLIED_BYTES_MAX {
+            return Err(LayerError::refused(
+                path,
+                "the layer leaves out too many directories",
+            ));
+        }
+        self.implied.insert(meta.st_ino, place);
+        Ok(made)
+    }
+
+    /// Gives the directories that no entry has named what the layers below say of them.
+    fn dress_implied(&mut self) -> Result<(), LayerError> {
+        for (inode, path) in std::mem::take(&mut self.implied) {
+            let layers = self.below.layers()?;
+            let all: Vec<_> = std::iter::once(&self.top)
+                .chain(layers)
+                .map(AsFd::as_fd)
+                .collect();
+            let names: Vec<&OsStr> = path.iter().collect();
+            let seen = stack::look(&all, &names).map_err(|errno| wrote(&path, errno))?;
+            let Some(Seen::Directory(merged)) = seen else {
+                // It was replaced later.
+                continue;
+            };
+            let [(_, own), (_, below), ..] = merged.as_slice() else {
+                continue;
+            };
+            let is_it = rustix::fs::fstat(own).is_ok_and(|meta| meta.st_ino == inode);
+            if is_it {
+                copying::dress_directory(below.as_fd(), own.as_fd())
+                    .map_err(|source| LayerError::write(&path, source))?;
+            }
+        }
+        Ok(())
     }
 
     /// Makes something by `how`, in place of what an earlier entry of the same layer put there.
@@ -314,9 +421,49 @@ impl Unpacker {
                 .map_err(|_| LayerError::refused(place.path, "it replaces a directory that is not empty"));
         }
         // A content that the recipe leads to, or the way to one.
-        self.done.is_whole &= kind != FileType::RegularFile && kind != FileType::Symlink;
+        let is_content = kind == FileType::RegularFile || kind == FileType::Symlink;
+        self.done.is_whole &= self.forget_lifted(place)? || !is_content;
         rustix::fs::unlinkat(place.parent, place.name, AtFlags::empty())
             .map_err(|errno| wrote(place.path, errno))
+    }
+
+    /// Whether a name was only copied from below, and not any more.
+    fn forget_lifted(&mut self, place: &Place<'_>) -> Result<bool, LayerError> {
+        if self.lifted.is_empty() {
+            return Ok(false);
+        }
+        let meta = rustix::fs::fstat(place.parent).map_err(|errno| wrote(place.path, errno))?;
+        Ok(self.lifted.remove(&(meta.st_ino, place.name.to_owned())))
+    }
+
+    /// A deletion: of everything below its directory in the layers under this one, or of one name in them.
+    fn whiteout(&mut self, place: &Place<'_>, hidden: &[u8]) -> Result<(), LayerError> {
+        if place.name.as_bytes() == WHITEOUT_OPAQUE {
+            return hide_below(place.parent).map_err(|errno| wrote(place.path, errno));
+        }
+        if place.name.as_bytes().starts_with(WHITEOUT_NOTES) {
+            return Ok(());
+        }
+        if hidden.is_empty() || hidden == b"." || hidden == b".." {
+            return Err(LayerError::refused(
+                place.path,
+                "it deletes nothing that has a name",
+            ));
+        }
+        let hidden = Place {
+            name: OsStr::from_bytes(hidden),
+            ..*place
+        };
+        if self.forget_lifted(&hidden)? {
+            rustix::fs::unlinkat(hidden.parent, hidden.name, AtFlags::empty())
+                .map_err(|errno| wrote(place.path, errno))?;
+        }
+        let kind = FileType::CharacterDevice;
+        match rustix::fs::mknodat(hidden.parent, hidden.name, kind, Mode::empty(), 0) {
+            Err(Errno::EXIST) => hide_below_if_directory(&hidden),
+            made => made,
+        }
+        .map_err(|errno| wrote(place.path, errno))
     }
 
     fn file<R: Read>(
@@ -363,6 +510,8 @@ impl Unpacker {
             rustix::fs::openat(place.parent, place.name, flags, Mode::empty())
         };
         let make = || rustix::fs::mkdirat(place.parent, place.name, Mode::RWXU);
+        let failed = |errno| wrote(place.path, errno);
+        let is_new = remove_whiteout(place.parent, place.name).map_err(failed)?;
         let directory = match make() {
             Err(Errno::EXIST) => match open() {
                 // It is filled further.
@@ -375,7 +524,14 @@ impl Unpacker {
             },
             made => made.and_then(|()| open()),
         };
-        let directory = File::from(directory.map_err(|errno| wrote(place.path, errno))?);
+        let directory = File::from(directory.map_err(failed)?);
+        if is_new {
+            hide_below(&directory).map_err(failed)?;
+        }
+        if !self.implied.is_empty() {
+            let meta = rustix::fs::fstat(&directory).map_err(failed)?;
+            self.implied.remove(&meta.st_ino);
+        }
         dress(&directory, attributes, place.path)?;
         if self.timed.len() < TIMED_DIRECTORIES_MAX {
             self.timed.push((place.path.to_owned(), attributes.times.clone()));
@@ -394,19 +550,10 @@ impl Unpacker {
     }
 
     fn hard_link(&mut self, place: &Place<'_>, target: &Path) -> Result<(), LayerError> {
-        let missing =
-            || LayerError::refused(place.path, "it is a hard link to a file that is not in its layer");
-        let target_names = names(target)?;
-        let Some((&target_name, above)) = target_names.split_last() else {
-            return Err(missing());
-        };
-        let from = match lookup(&self.top, above) {
-            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Err(missing()),
-            opened => opened.map_err(|errno| wrote(place.path, errno))?,
-        };
-        let there = match rustix::fs::statat(&from, target_name, AtFlags::SYMLINK_NOFOLLOW) {
-            Err(Errno::NOENT) => return Err(missing()),
-            looked => looked.map_err(|errno| wrote(place.path, errno))?,
+        let names = names(target)?;
+        let (from, name, there) = match self.find(&names, place.path)? {
+            Some(found) => found,
+            None => self.lift(&names, place.path)?,
         };
         if FileType::from_raw_mode(there.st_mode) == FileType::Directory {
             return Err(LayerError::refused(
@@ -420,8 +567,76 @@ impl Unpacker {
             return Ok(());
         }
         self.make(place, || {
-            rustix::fs::linkat(&from, target_name, place.parent, place.name, AtFlags::empty())
+            rustix::fs::linkat(&from, &name, place.parent, place.name, AtFlags::empty())
         })
+    }
+
+    /// The directory and the name of something that this layer itself has.
+    fn find(&self, names: &[&OsStr], path: &Path) -> Result<Option<(OwnedFd, OsString, Stat)>, LayerError> {
+        let Some((&name, above)) = names.split_last() else {
+            return Err(LayerError::refused(path, "it is a hard link to a directory"));
+        };
+        let from = match lookup(&self.top, above) {
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(None),
+            opened => opened.map_err(|errno| wrote(path, errno))?,
+        };
+        match rustix::fs::statat(&from, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Err(Errno::NOENT) => Ok(None),
+            Ok(meta) if is_whiteout(&meta) => Ok(None),
+            Ok(meta) => Ok(Some((from, name.to_owned(), meta))),
+            Err(errno) => Err(wrote(path, errno)),
+        }
+    }
+
+    /// Copies a file of the layers below into this one, where it can be linked to: overlayfs does the same when a file of
+    /// a lower layer gets another name.
+    fn lift(&mut self, names: &[&OsStr], path: &Path) -> Result<(OwnedFd, OsString, Stat), LayerError> {
+        let layers = self.below.layers()?;
+        let all: Vec<_> = std::iter::once(&self.top)
+            .chain(layers)
+            .map(AsFd::as_fd)
+            .collect();
+        let seen = match stack::look(&all, names) {
+            Err(Errno::LOOP | Errno::NAMETOOLONG) => None,
+            looked => looked.map_err(|errno| wrote(path, errno))?,
+        };
+        let (layer, parent, found, meta) = match seen {
+            None => {
+                let reason = "it is a hard link to a file that neither its layer nor one below it has";
+                return Err(LayerError::refused(path, reason));
+            }
+            Some(Seen::Directory(_)) => {
+                return Err(LayerError::refused(path, "it is a hard link to a directory"));
+            }
+            Some(Seen::Other {
+                layer,
+                parent,
+                path,
+                meta,
+            }) => (layer, parent, path, meta),
+        };
+        let name = found.file_name().unwrap_or_default().to_owned();
+        if layer == 0 {
+            // By a link of a lower layer it is in this one after all.
+            return Ok((parent, name, meta));
+        }
+        let above: Vec<&OsStr> = found.parent().into_iter().flat_map(Path::iter).collect();
+        let into = self.directory(&above, path)?;
+        self.count(path, u64::try_from(meta.st_size).unwrap_or(0))?;
+        let from = Name {
+            directory: parent.as_fd(),
+            name: Path::new(&name),
+        };
+        let to = Name {
+            directory: into.as_fd(),
+            ..from
+        };
+        copying::copy(from, to, &meta).map_err(|source| LayerError::write(path, source))?;
+        let copied = rustix::fs::statat(&into, &name, AtFlags::SYMLINK_NOFOLLOW)
+            .and_then(|meta| Ok((meta, rustix::fs::fstat(&into)?)));
+        let (meta, directory) = copied.map_err(|errno| wrote(path, errno))?;
+        self.lifted.insert((directory.st_ino, name.clone()));
+        Ok((into, name, meta))
     }
 
     fn node(
@@ -487,7 +702,7 @@ fn attributes(entry: &Entry) -> Result<Attributes<'_>, LayerError> {
 }
 
 /// Writes the blocks that are not all zeros. Tells where the last of them ends, if there is one.
-fn write_but_holes(file: &File, bytes: &[u8], at: u64) -> std::io::Result<Option<u64>> {
+pub(super) fn write_but_holes(file: &File, bytes: &[u8], at: u64) -> std::io::Result<Option<u64>> {
     let is_hole = |block: &[u8]| block.len() == HOLE_BYTES && block.iter().all(|byte| *byte == 0);
     let mut end = None;
     let mut blocks = bytes.chunks(HOLE_BYTES).enumerate().peekable();
@@ -513,11 +728,10 @@ fn dress(file: &File, attributes: &Attributes<'_>, path: &Path) -> Result<(), La
         .map_err(|errno| wrote(path, errno))?;
     rustix::fs::fchmod(file, attributes.mode).map_err(|errno| wrote(path, errno))?;
     for (name, value) in attributes.extended {
-        let is_capability = name == CAPABILITY_ATTRIBUTE;
-        let is_users = name.starts_with(USER_ATTRIBUTES) && !name.starts_with(USER_OVERLAY_ATTRIBUTES);
-        if !is_capability && !is_users && !ACCESS_LISTS.contains(&name.as_str()) {
+        if !is_kept_attribute(name) {
             continue;
         }
+        let is_capability = name == CAPABILITY_ATTRIBUTE;
         match rustix::fs::fsetxattr(file, name, value, XattrFlags::empty()) {
             // Programs need their capabilities; of the rest a file system keeps what it can.
             Err(Errno::NOTSUP) if !is_capability => {}
@@ -539,26 +753,45 @@ fn own(place: &Place<'_>, attributes: &Attributes<'_>) -> Result<(), LayerError>
         .map_err(|errno| wrote(place.path, errno))
 }
 
-/// A deletion: of everything below its directory in the layers under this one, or of one name in them.
-fn whiteout(place: &Place<'_>, hidden: &[u8]) -> Result<(), LayerError> {
-    if place.name.as_bytes() == WHITEOUT_OPAQUE {
-        return rustix::fs::fsetxattr(place.parent, OPAQUE_ATTRIBUTE, b"y", XattrFlags::empty())
-            .map_err(|errno| wrote(place.path, errno));
+/// Whether an attribute belongs to a file rather than to the machine it came from, and is no order to overlayfs.
+pub(super) fn is_kept_attribute(name: &str) -> bool {
+    let is_users = name.starts_with(USER_ATTRIBUTES) && !name.starts_with(USER_OVERLAY_ATTRIBUTES);
+    is_users || name == CAPABILITY_ATTRIBUTE || ACCESS_LISTS.contains(&name)
+}
+
+/// Hides what the layers below have in a directory.
+fn hide_below(directory: impl AsFd) -> Result<(), Errno> {
+    rustix::fs::fsetxattr(directory, OPAQUE_ATTRIBUTE, b"y", XattrFlags::empty())
+}
+
+/// What a layer deletes and what it puts in place of it are told in any order. A directory has to say that it is another
+/// one; everything else hides what lies below it anyway.
+fn hide_below_if_directory(place: &Place<'_>) -> Result<(), Errno> {
+    let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    match rustix::fs::openat(place.parent, place.name, flags, Mode::empty()) {
+        Ok(directory) => hide_below(&directory),
+        Err(Errno::NOTDIR | Errno::LOOP) => Ok(()),
+        Err(errno) => Err(errno),
     }
-    if place.name.as_bytes().starts_with(WHITEOUT_NOTES) {
-        return Ok(());
+}
+
+/// Takes back a deletion, because a directory comes in its place. Tells whether there was one.
+fn remove_whiteout(parent: &OwnedFd, name: &OsStr) -> Result<bool, Errno> {
+    match rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(meta) if is_whiteout(&meta) => rustix::fs::unlinkat(parent, name, AtFlags::empty()).map(|()| true),
+        Ok(_) | Err(Errno::NOENT) => Ok(false),
+        Err(errno) => Err(errno),
     }
-    if hidden.is_empty() || hidden == b"." || hidden == b".." {
-        return Err(LayerError::refused(
-            place.path,
-            "it deletes nothing that has a name",
-        ));
-    }
-    let hidden = OsStr::from_bytes(hidden);
-    match rustix::fs::mknodat(place.parent, hidden, FileType::CharacterDevice, Mode::empty(), 0) {
-        // The same layer puts something in place of what it deletes.
-        Ok(()) | Err(Errno::EXIST) => Ok(()),
-        Err(errno) => Err(wrote(place.path, errno)),
+}
+
+/// Why there can be no directory of this name.
+fn below_what_is_none(parent: &OwnedFd, name: &OsStr, path: &Path) -> LayerError {
+    let meta = rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW);
+    let kind = meta.map(|meta| FileType::from_raw_mode(meta.st_mode));
+    if kind == Ok(FileType::Symlink) {
+        LayerError::refused(path, "it lies below a link to nothing")
+    } else {
+        wrote(path, Errno::NOTDIR)
     }
 }
 

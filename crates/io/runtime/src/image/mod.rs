@@ -2,6 +2,7 @@
 
 mod archive;
 mod build;
+pub(crate) mod copying;
 mod document;
 mod export;
 mod import;
@@ -10,11 +11,11 @@ mod packing;
 pub(crate) mod pull;
 mod recipe;
 mod shelf;
+pub(crate) mod stack;
 pub(crate) mod store;
 mod tarball;
 #[cfg(test)]
 mod tests;
-pub(crate) use layer::OPAQUE_ATTRIBUTE;
 
 pub use build::{Blueprint, FileInImage, build_archive};
 pub use kedge_containers::Reference;

@@ -5,7 +5,7 @@
 //!   pulls/<32 hex>.lock   held by the process that pulls it
 //! ```
 
-use super::store::{ImageStore, layer_name};
+use super::store::{ImageStore, name_of_known};
 use super::{Reference, digest_of};
 use crate::lock::{FileLock, Sharing};
 use crate::{Error, durable};
@@ -13,6 +13,7 @@ use kedge_containers::{Credentials, Image};
 use kedge_registry::{Client, Config, Into, Progress};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
+use tokio::sync::OnceCell;
 
 const NAME_HEX: usize = 32;
 /// Broken pulls that are kept to go on with; the oldest of more goes.
@@ -28,7 +29,9 @@ const TRIES_MAX: u32 = 3;
 /// The pulls of one image store.
 #[derive(Debug)]
 pub(crate) struct Puller {
-    client: Client,
+    registries: Config,
+    /// Made for the first pull: it reads the authorities of the whole system, and an edge at rest pulls nothing.
+    client: OnceCell<Client>,
     directory: PathBuf,
 }
 
@@ -42,11 +45,26 @@ struct Fetched {
 }
 
 impl Puller {
-    pub(crate) fn open(config: Config, directory: PathBuf) -> Result<Self, Error> {
+    pub(crate) fn open(registries: Config, directory: PathBuf) -> Result<Self, Error> {
         durable::make_directory(&directory)?;
         remove_oldest(&directory, KEPT_MAX)?;
-        let client = Client::new(config).map_err(|error| Error::failed("set up", "registries", error))?;
-        Ok(Self { client, directory })
+        Ok(Self {
+            registries,
+            client: OnceCell::new(),
+            directory,
+        })
+    }
+
+    /// One that cannot be made, because a file of authorities is wrong, is tried again by the next pull.
+    async fn client(&self) -> Result<&Client, Error> {
+        let make = || async {
+            let registries = self.registries.clone();
+            let made = tokio::task::spawn_blocking(move || Client::new(registries)).await;
+            let failed = |error: &dyn std::fmt::Display| Error::failed("set up", "registries", error);
+            made.map_err(|error| failed(&error))?
+                .map_err(|error| failed(&error))
+        };
+        self.client.get_or_try_init(make).await
     }
 
     /// Fetches what the store does not have of an image, and imports it.
@@ -61,6 +79,7 @@ impl Puller {
             image: reference.to_owned(),
             reason: format!("{error}"),
         })?;
+        self.keep_newest(KEPT_MAX).await?;
         for _ in 0..TRIES_MAX {
             let fetched = self.fetch(store, &parsed, credentials, progress).await?;
             let store = store.clone();
@@ -74,6 +93,13 @@ impl Puller {
         Err(Error::failed("pull", reference, reason))
     }
 
+    /// Removes broken pulls but the newest. One that goes on is none.
+    async fn keep_newest(&self, kept_max: usize) -> Result<(), Error> {
+        let directory = self.directory.clone();
+        let removed = tokio::task::spawn_blocking(move || remove_oldest(&directory, kept_max)).await;
+        removed.map_err(|error| Error::failed("remove", "broken pulls", error))?
+    }
+
     async fn fetch(
         &self,
         store: &ImageStore,
@@ -81,6 +107,7 @@ impl Puller {
         credentials: &[Credentials],
         progress: &Progress,
     ) -> Result<Fetched, Error> {
+        let client = self.client().await?;
         let image = reference.to_string();
         let digest = digest_of(image.as_bytes());
         let name = digest.trim_start_matches("sha256:").chars();
@@ -88,14 +115,15 @@ impl Puller {
         let lock = folder.with_extension("lock");
         let alone = self.lock(&lock).await?;
         let here = store.layer_names()?;
-        let has_layer = move |diff_id: &str| here.contains(&layer_name(diff_id));
+        let has_layer =
+            move |diff_ids: &[String]| name_of_known(diff_ids, |name| here.contains(name)).is_some();
         let into = Into {
             folder: &folder,
             has_layer: &has_layer,
             progress,
         };
         // Large, and alive for minutes: not on the stack of whoever waits for it.
-        let pull = Box::pin(self.client.pull(reference, credentials, into));
+        let pull = Box::pin(client.pull(reference, credentials, into));
         let pulled = told(&image, progress, pull).await;
         let pulled = pulled.map_err(|error| {
             // What fills the disk is in the way of more than this image; and a pull that was refused has nothing to keep.
@@ -203,4 +231,24 @@ fn remove_oldest(directory: &Path, kept_max: usize) -> Result<(), Error> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn authorities_are_read_by_the_first_pull() {
+        let directory = std::env::temp_dir().join(format!("kedge-puller-{}", std::process::id()));
+        let authorities = directory.join("authorities.pem");
+        let mut registries = Config::new("amd64");
+        registries.authorities.push(authorities.clone());
+        let puller = Puller::open(registries, directory.join("pulls")).unwrap();
+        let refused = puller.client().await.map(drop).unwrap_err().to_string();
+        std::fs::write(&authorities, "").unwrap();
+        let repaired = puller.client().await.map(drop);
+        std::fs::remove_dir_all(&directory).unwrap();
+        assert!(refused.contains("authorities.pem"), "{refused}");
+        repaired.unwrap();
+    }
 }

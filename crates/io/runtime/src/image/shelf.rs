@@ -1,12 +1,14 @@
 //! Where layers and blobs stand in the image store, and under which names they are on their way.
 //!
 //! ```text
-//!   layers/<32 hex>/        one unpacked layer, named by the digest of its tar; `.<32 hex>` until it is whole
+//!   layers/<32 hex>/        one unpacked layer, named by the digest of its tar, or by those of all up to it where it takes
+//!                           something from the layers below; `.<32 hex>` until it is whole
 //!   recipes/<32 hex>        how its tar is made again
 //!   recipes/<32 hex>.json   its digest and sizes
 //!   blobs/sha256/<hex>      configurations as they came, and the few layers that have to be kept packed
 //! ```
 
+use super::digest_of;
 use super::import::remove_any;
 use super::packing::Packing;
 use crate::{Error, durable};
@@ -19,10 +21,32 @@ use std::path::{Path, PathBuf};
 /// have to fit. 128 bits do not collide.
 const LAYER_NAME_HEX: usize = 32;
 
-/// How a layer is filed.
+/// How a layer is filed that is the same wherever it lies.
 pub(crate) fn layer_name(diff_id: &str) -> String {
     let hex = diff_id.trim_start_matches("sha256:").chars();
     hex.take(LAYER_NAME_HEX).collect()
+}
+
+/// How a layer is filed that is what it is only on top of others: the last of these, lowest first.
+pub(super) fn stacked_name<T: AsRef<str>>(diff_ids: &[T]) -> String {
+    let chain: Vec<&str> = diff_ids.iter().map(AsRef::as_ref).collect();
+    layer_name(&digest_of(format!("stacked\n{}", chain.join("\n")).as_bytes()))
+}
+
+/// Under which name a layer is here, if it is: the last of these, lowest first.
+pub(crate) fn name_of_known<T: AsRef<str>>(diff_ids: &[T], is_here: impl Fn(&str) -> bool) -> Option<String> {
+    let own = layer_name(diff_ids.last()?.as_ref());
+    let found = Some(own).filter(|name| is_here(name));
+    found.or_else(|| Some(stacked_name(diff_ids)).filter(|name| is_here(name)))
+}
+
+/// A layer that has been unpacked and has no name yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Unnamed {
+    /// Under which it is on its way.
+    pub(super) name: String,
+    /// That it will have.
+    pub(super) last_name: String,
 }
 
 /// What is known of an unpacked layer.
@@ -127,17 +151,23 @@ impl Shelf {
     }
 
     /// Gives unpacked layers their names, once all of them are on the disk.
-    pub(super) fn name(&self, names: &[String]) -> Result<(), Error> {
+    pub(super) fn name(&self, layers: &[Unnamed]) -> Result<(), Error> {
         let flushed = File::open(&self.directory).and_then(|directory| Ok(rustix::fs::syncfs(&directory)?));
         flushed.map_err(|source| Error::io("flush", &self.directory, source))?;
-        for name in names {
+        let mut named = BTreeSet::new();
+        for Unnamed { name, last_name } in layers {
+            if !named.insert(last_name) {
+                // The same layer stands in its image twice.
+                self.drop_unnamed(name);
+                continue;
+            }
             let record: Option<StoredLayer> = durable::read_record(&self.unnamed_record(name))?;
             if let Some(packed) = record.and_then(|record| record.packed) {
                 rename(&self.unnamed_packed(name), &self.blob(&packed.digest))?;
             }
-            rename(&self.unnamed_recipe(name), &self.recipe(name))?;
-            rename(&self.unnamed_record(name), &self.record_path(name))?;
-            let place = self.layer(name);
+            rename(&self.unnamed_recipe(name), &self.recipe(last_name))?;
+            rename(&self.unnamed_record(name), &self.record_path(last_name))?;
+            let place = self.layer(last_name);
             // What stands there without being in the index was left by an interrupted removal.
             remove_any(&place)?;
             rename(&self.layers().join(format!(".{name}")), &place)?;

@@ -10,10 +10,10 @@
 //! Reading needs no lock: the index is always whole. Containers are made while another image is being unpacked.
 
 use super::Reference;
-use super::archive::{Archive, ArchivedImage, ArchivedLayer};
+use super::archive::{Archive, ArchivedImage};
 use super::document::Execution;
 use super::shelf::Shelf;
-pub(crate) use super::shelf::layer_name;
+pub(crate) use super::shelf::name_of_known;
 use super::{export, import};
 use crate::lock::{FileLock, Sharing};
 use crate::{Error, durable};
@@ -99,8 +99,9 @@ impl ImageStore {
         let store = Self {
             shelf: Arc::new(Shelf::make(directory)?),
         };
-        let index = store.index()?;
         if let Some(_changing) = FileLock::take(&store.change_lock(), Sharing::Exclusive, Duration::ZERO)? {
+            // Not before: what others have brought meanwhile would be taken for leftovers.
+            let index = store.index()?;
             // Who does not know what is used removes nothing.
             match users() {
                 Ok(users) => drop(store.sweep(&index, &users)?),
@@ -108,6 +109,9 @@ impl ImageStore {
                     tracing::warn!(%error, "leftovers of images stay, because containers are unknown")
                 }
             }
+        } else {
+            // Who cannot read it says so now.
+            store.index()?;
         }
         Ok(store)
     }
@@ -125,7 +129,7 @@ impl ImageStore {
         Ok(self.find(reference)?.map(|image| image.to_image()))
     }
 
-    /// The layers that are here, by the digest of their tar as it is filed.
+    /// The names under which layers are filed here.
     pub(crate) fn layer_names(&self) -> Result<BTreeSet<String>, Error> {
         Ok(self.index()?.layers().into_iter().cloned().collect())
     }
@@ -162,9 +166,12 @@ impl ImageStore {
         let images = archive.images()?;
         let _changing = self.change()?;
         let here = self.layer_names()?;
-        let mut layers = images.iter().flat_map(|image| &image.layers);
-        if layers.any(|layer| archive.lacks(layer) && !here.contains(&layer_name(&layer.diff_id))) {
-            return Ok(None);
+        for image in &images {
+            let known = image.known_layers(|name| here.contains(name));
+            let mut layers = image.layers.iter().zip(&known);
+            if layers.any(|(layer, name)| name.is_none() && archive.lacks(layer)) {
+                return Ok(None);
+            }
         }
         let imported = self.import_images(&archive, images)?;
         let id = imported.first().map(|image| image.id.clone()).unwrap_or_default();
@@ -294,25 +301,14 @@ impl ImageStore {
         image: ArchivedImage,
         index: &StoredIndex,
     ) -> Result<StoredImage, Error> {
-        let mut missing: Vec<&ArchivedLayer> = Vec::new();
-        for layer in &image.layers {
-            let is_here = index.layer_bytes(&layer_name(&layer.diff_id)).is_some();
-            // An empty layer may stand in an image several times.
-            if !is_here && !missing.iter().any(|other| other.diff_id == layer.diff_id) {
-                missing.push(layer);
-            }
-        }
-        import::import_layers(archive, &missing, &self.shelf)?;
-        let mut layers = Vec::new();
+        let known = image.known_layers(|name| index.layer_bytes(name).is_some());
+        let layers = import::import_layers(archive, &image.layers, known, &self.shelf)?;
         let mut layer_bytes = Vec::new();
-        for layer in &image.layers {
-            let name = layer_name(&layer.diff_id);
-            let bytes = match index.layer_bytes(&name) {
+        for name in &layers {
+            layer_bytes.push(match index.layer_bytes(name) {
                 Some(known) => known,
-                None => self.shelf.record(&name)?.map_or(0, |record| record.size_bytes),
-            };
-            layers.push(name);
-            layer_bytes.push(bytes);
+                None => self.shelf.record(name)?.map_or(0, |record| record.size_bytes),
+            });
         }
         durable::write(&self.shelf.blob(&image.id), &image.configuration_bytes)?;
         let names = image.references.iter().filter_map(|name| name.parse().ok());

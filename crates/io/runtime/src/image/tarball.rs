@@ -1,13 +1,13 @@
 //! The entries of a tar, as the layers of strangers hold them: ustar, PAX and GNU, also sparse files.
 //!
 //! Nothing is allocated that the stream merely claims: names and extended headers have limits, contents are handed on in
-//! pieces. All that is read goes past a [`Recipe`], so that the same tar can be made again from the unpacked files.
+//! pieces. What is read of a layer goes past a [`Recipe`], so that the same tar can be made again from the unpacked files.
 
 use super::layer::LayerError;
 use super::packing::read_some;
 use super::recipe::Recipe;
 use std::ffi::OsString;
-use std::io::Read;
+use std::io::{Read, Seek};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
@@ -83,14 +83,15 @@ struct SparseWords {
 /// Reads a tar from its beginning to its end.
 pub(super) struct Tarball<R> {
     from: R,
-    recipe: Recipe,
+    /// `None` where the tar itself stays.
+    recipe: Option<Recipe>,
     /// Of the current entry's content in the stream.
     left: u64,
     padding: u64,
 }
 
 impl<R: Read> Tarball<R> {
-    pub(super) fn new(from: R, recipe: Recipe) -> Self {
+    pub(super) fn new(from: R, recipe: Option<Recipe>) -> Self {
         Self {
             from,
             recipe,
@@ -136,24 +137,33 @@ impl<R: Read> Tarball<R> {
             return Err(broken("it is truncated"));
         }
         self.left -= read as u64;
-        self.recipe.content(path, offset, read as u64)?;
+        if let Some(recipe) = &mut self.recipe {
+            recipe.content(path, offset, read as u64)?;
+        }
         Ok(read)
     }
 
     /// Reads what follows the last entry, which belongs to the digest, too.
-    pub(super) fn finish(mut self) -> Result<(R, Recipe), LayerError> {
+    pub(super) fn finish(mut self) -> Result<Option<Recipe>, LayerError> {
         let mut buffer = [0; BLOCK_BYTES];
         let mut padding = 0;
         loop {
             let read = read_some(&mut self.from, &mut buffer).map_err(LayerError::Tar)?;
             if read == 0 {
-                return Ok((self.from, self.recipe));
+                return Ok(self.recipe);
             }
             padding += read as u64;
             if padding > PADDING_BYTES_MAX {
                 return Err(broken("it goes on after its end"));
             }
-            self.recipe.literal(&buffer[..read])?;
+            self.tell(&buffer[..read])?;
+        }
+    }
+
+    fn tell(&mut self, bytes: &[u8]) -> Result<(), LayerError> {
+        match &mut self.recipe {
+            Some(recipe) => recipe.literal(bytes),
+            None => Ok(()),
         }
     }
 
@@ -161,7 +171,7 @@ impl<R: Read> Tarball<R> {
     fn block(&mut self) -> Result<Option<[u8; BLOCK_BYTES]>, LayerError> {
         let mut block = [0; BLOCK_BYTES];
         let read = read_some(&mut self.from, &mut block).map_err(LayerError::Tar)?;
-        self.recipe.literal(&block[..read])?;
+        self.tell(&block[..read])?;
         match read {
             0 => Ok(None),
             BLOCK_BYTES if block == [0; BLOCK_BYTES] => Ok(None),
@@ -179,7 +189,7 @@ impl<R: Read> Tarball<R> {
         let mut padding = [0; BLOCK_BYTES];
         let wanted = usize::try_from(self.padding).expect("it is less than a block");
         let read = read_some(&mut self.from, &mut padding[..wanted]).map_err(LayerError::Tar)?;
-        self.recipe.literal(&padding[..read])?;
+        self.tell(&padding[..read])?;
         (self.left, self.padding) = (0, 0);
         Ok(())
     }
@@ -192,7 +202,7 @@ impl<R: Read> Tarball<R> {
         if (read.len() as u64) < bytes {
             return Err(broken("it is truncated"));
         }
-        self.recipe.literal(&read)?;
+        self.tell(&read)?;
         Ok(read)
     }
 
@@ -341,6 +351,21 @@ impl<R: Read> Tarball<R> {
         if total != self.left || entry.segments.len() > SEGMENTS_MAX {
             return Err(broken("the holes of a sparse file do not fit its content"));
         }
+        Ok(())
+    }
+}
+
+impl<R: Read + Seek> Tarball<R> {
+    /// Where in the stream the content of the current entry is.
+    pub(super) fn position(&mut self) -> Result<u64, LayerError> {
+        self.from.stream_position().map_err(LayerError::Tar)
+    }
+
+    /// Leaves out the content of the current entry.
+    pub(super) fn skip(&mut self) -> Result<(), LayerError> {
+        let left = i64::try_from(self.left).map_err(|_| broken("it is truncated"))?;
+        self.from.seek_relative(left).map_err(LayerError::Tar)?;
+        self.left = 0;
         Ok(())
     }
 }

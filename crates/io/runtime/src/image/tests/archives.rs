@@ -131,6 +131,198 @@ fn what_is_exported_is_the_same_image() {
     assert!(matches!(error, Error::ImageNotFound { .. }), "{error}");
 }
 
+#[test]
+fn layers_that_lean_on_others_belong_to_their_stack() {
+    if !is_root() {
+        return;
+    }
+    let place = Place::new();
+    let store = open(&place);
+    // The upper of the three is the same in both images, and means another file in each.
+    let leaning = || plain(&[hard_link("b", "a"), hard_link("c", "b")]);
+    let base = |text: &str| plain(&[file("a", text.as_bytes())]);
+    let free = || plain(&[file("free", b"of all")]);
+    for (name, text) in [("t/one:1", "one"), ("t/two:1", "another")] {
+        let bytes = oci(name, &[base(text), free(), leaning()]);
+        store.import(&write(&place, "in.tar", &bytes)).unwrap();
+    }
+    let layers = |name: &str| store.find(name).unwrap().unwrap().layers;
+    let (one, two) = (layers("t/one:1"), layers("t/two:1"));
+    assert_eq!(one[1], two[1], "what leans on nothing is shared");
+    assert_ne!(one[2], two[2]);
+    let read =
+        |layer: &str| std::fs::read_to_string(place.path("images/layers").join(layer).join("c")).unwrap();
+    assert_eq!(
+        (read(&one[2]).as_str(), read(&two[2]).as_str()),
+        ("one", "another")
+    );
+
+    // It comes again as it was, elsewhere as here, and nothing is unpacked twice.
+    let known = held(&place);
+    for name in ["t/one:1", "t/two:1"] {
+        let out = place.path("out.tar");
+        store.export(name, &out).unwrap();
+        let elsewhere = Place::new();
+        let other = open(&elsewhere);
+        assert_eq!(
+            other.import(&out).unwrap()[0].id,
+            store.image(name).unwrap().unwrap().id
+        );
+        assert_eq!(
+            tree(&elsewhere.path("images/layers").join(&layers(name)[2])),
+            tree(&place.path("images/layers").join(&layers(name)[2]))
+        );
+        store.import(&out).unwrap();
+    }
+    assert_eq!(held(&place), known);
+    store.remove("t/one:1", || Ok(Vec::new())).unwrap();
+    assert_eq!(std::fs::read_dir(place.path("images/layers")).unwrap().count(), 3);
+    store.remove("t/two:1", || Ok(Vec::new())).unwrap();
+    assert_eq!(held(&place), Vec::<String>::new());
+}
+
+#[test]
+fn many_layers_that_wait_for_each_other_come_to_an_end() {
+    if !is_root() {
+        return;
+    }
+    let place = Place::new();
+    let store = open(&place);
+    let mut layers = vec![plain(&[file("0", b"first")])];
+    for number in 1..40 {
+        let (name, target) = (number.to_string(), (number - 1).to_string());
+        layers.push(plain(&[hard_link(&name, &target)]));
+    }
+    // The same one again: it finds another file each time.
+    layers.push(plain(&[hard_link("again", "39")]));
+    layers.push(plain(&[file(".wh.39", b""), file("38", b"changed")]));
+    store
+        .import(&write(&place, "in.tar", &oci("t/chain:1", &layers)))
+        .unwrap();
+    let last = store.find("t/chain:1").unwrap().unwrap().layers[40].clone();
+    assert_eq!(
+        std::fs::read_to_string(place.path("images/layers").join(last).join("again")).unwrap(),
+        "first"
+    );
+    // One that fails wakes those that wait for it.
+    layers[20] = plain(&[hard_link("20", "nothing")]);
+    let error = store
+        .import(&write(&place, "in.tar", &oci("t/broken:1", &layers)))
+        .unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .contains("neither its layer nor one below it has"),
+        "the cause is told, not what followed: {error}"
+    );
+    assert_eq!(held(&place).iter().filter(|name| name.contains("/.")).count(), 0);
+    // An empty one may stand in an image several times, and one that leans, too.
+    let twice = || plain(&[hard_link("same", "39")]);
+    let empty = || plain(&[]);
+    let all = [
+        layers[..10].to_vec(),
+        vec![plain(&[file("39", b"x")]), empty(), twice(), empty(), twice()],
+    ]
+    .concat();
+    store
+        .import(&write(&place, "in.tar", &oci("t/twice:1", &all)))
+        .unwrap();
+}
+
+#[test]
+fn an_index_that_names_itself_over_and_over_ends() {
+    let descriptor = |bytes: &[u8], kind: &str| serde_json::json!({ "mediaType": format!("application/vnd.oci.image.{kind}.v1+json"), "digest": digest_of(bytes), "size": bytes.len() });
+    let index = |of: &serde_json::Value| {
+        serde_json::json!({ "schemaVersion": 2, "manifests": vec![of; 1000] })
+            .to_string()
+            .into_bytes()
+    };
+    let mut foreign = descriptor(b"{}", "manifest");
+    foreign["platform"] = serde_json::json!({ "os": "linux", "architecture": "s390x" });
+    let lowest = index(&foreign);
+    let middle = index(&descriptor(&lowest, "index"));
+    let top = index(&descriptor(&middle, "index"));
+    let blob = |bytes: &[u8]| member(&format!("blobs/{}", digest_of(bytes).replace(':', "/")), bytes);
+    let place = Place::new();
+    let archive = tar(&[member("index.json", &top), blob(&middle), blob(&lowest)]);
+    let error = open(&place)
+        .import(&write(&place, "bomb.tar", &archive))
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("nested too deeply or too long"), "{error}");
+}
+
+#[test]
+fn a_module_without_a_file_system_is_told_from_an_image() {
+    if !is_root() {
+        return;
+    }
+    let place = Place::new();
+    let module = b"\0asm\x01\0\0\0".as_slice();
+    let configuration = br#"{"architecture":"wasm","os":"wasip1","layerDigests":[]}"#.as_slice();
+    let descriptor = |kind: &str, bytes: &[u8]| serde_json::json!({ "mediaType": kind, "digest": digest_of(bytes), "size": bytes.len() });
+    let manifest = serde_json::json!({
+        "schemaVersion": 2,
+        "config": descriptor("application/vnd.wasm.config.v0+json", configuration),
+        "layers": [descriptor("application/wasm", module)],
+    });
+    let manifest = manifest.to_string().into_bytes();
+    let listed = descriptor("application/vnd.oci.image.manifest.v1+json", &manifest);
+    let index = serde_json::json!({ "schemaVersion": 2, "manifests": [listed] });
+    let mut members = vec![member("index.json", index.to_string().as_bytes())];
+    for blob in [module, configuration, &manifest] {
+        members.push(member(
+            &format!("blobs/{}", digest_of(blob).replace(':', "/")),
+            blob,
+        ));
+    }
+    let archive = write(&place, "module.tar", &tar(&members));
+    let refused = open(&place).import(&archive).unwrap_err().to_string();
+    assert!(
+        refused.contains("a WebAssembly module without a file system"),
+        "{refused}"
+    );
+}
+
+#[test]
+fn an_archive_is_read_within_limits_and_its_links_are_followed() {
+    if !is_root() {
+        return;
+    }
+    // A name of megabytes, which would have to be kept in memory.
+    let place = Place::new();
+    let long = super::tar::Written {
+        bytes: vec![b'n'; 2 * 1024 * 1024],
+        ..super::tar::entry(b'L', "long")
+    };
+    let error = open(&place)
+        .import(&write(&place, "long.tar", &tar(&[long])))
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("it is no tar archive, or a broken one"), "{error}");
+
+    // Older tools write a layer once and link to it.
+    let (layer, _) = plain(&[file("a", b"content")]);
+    let configuration = serde_json::json!({
+        "architecture": kedge_host::architecture(), "os": "linux",
+        "rootfs": { "type": "layers", "diff_ids": [digest_of(&layer), digest_of(&layer)] },
+    });
+    let listed = serde_json::json!([{ "Config": "c.json", "RepoTags": ["t/linked:1"], "Layers": ["one/layer.tar", "two/layer.tar"] }]);
+    let archive = tar(&[
+        symlink("two/layer.tar", "../one/layer.tar"),
+        member("one/layer.tar", &layer),
+        member("c.json", configuration.to_string().as_bytes()),
+        member("manifest.json", listed.to_string().as_bytes()),
+        symlink("round", "about"),
+        symlink("about", "round"),
+    ]);
+    let store = open(&place);
+    let [image] = &store.import(&write(&place, "linked.tar", &archive)).unwrap()[..] else {
+        panic!()
+    };
+    assert_eq!(image.tags, ["docker.io/t/linked:1"]);
+}
+
 fn image(place: &Place, name: &str, contents: &[&str]) -> PathBuf {
     let layers: Vec<_> = contents
         .iter()

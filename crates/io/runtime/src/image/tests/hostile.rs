@@ -136,8 +136,8 @@ fn attacks_are_refused() {
         through a link upwards: way/secret: it lies below a link to nothing
         directory through a link: way/made: it lies below a link to nothing
         hard link out: ../outside/secret: it leads out of the image
-        hard link by a link: in: it is a hard link to a file that is not in its layer
-        hard link to /etc: in: it is a hard link to a file that is not in its layer
+        hard link by a link: in: it is a hard link to a file that neither its layer nor one below it has
+        hard link to /etc: in: it is a hard link to a file that neither its layer nor one below it has
         hard link to a directory: in: it is a hard link to a directory
         hard link to nothing: in: it is a link to nothing
         below a file: f/x: it lies below something that is no directory

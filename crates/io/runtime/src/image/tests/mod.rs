@@ -4,6 +4,7 @@
 mod archives;
 mod hostile;
 mod layers;
+mod stacked;
 mod tar;
 
 use super::recipe::replay;
@@ -48,11 +49,27 @@ pub(super) fn is_root() -> bool {
 
 /// Unpacks a tar into `layer` and says what came of it: a tree, or the refusal.
 fn unpack(place: &Place, tar: &[u8]) -> Result<layer::Unpacked, layer::LayerError> {
+    unpack_over(place, tar, &[])
+}
+
+/// The same on top of other layers, uppermost first.
+fn unpack_over(place: &Place, tar: &[u8], below: &[&str]) -> Result<layer::Unpacked, layer::LayerError> {
     let directory = place.path("layer");
     let _ = std::fs::remove_dir_all(&directory);
     std::fs::create_dir(&directory).unwrap();
     let plain = packing::unpacked(tar).map_err(layer::LayerError::Tar)?;
-    layer::unpack(plain, &directory, &place.path("recipe"), layer::Devices::Made)
+    let below = || {
+        let open = |name: &&str| layer::open_top(&place.path(name));
+        let opened = below.iter().map(open).collect::<Result<_, _>>();
+        Ok(opened.unwrap())
+    };
+    layer::unpack(
+        plain,
+        &directory,
+        &place.path("recipe"),
+        layer::Devices::Made,
+        &below,
+    )
 }
 
 /// The tar that the recipe leads to.
