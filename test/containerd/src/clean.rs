@@ -1,6 +1,6 @@
 //! Leaving nothing behind, whatever happened before.
 
-use crate::{Containerd, LOOK_EVERY};
+use crate::{Daemon, LOOK_EVERY, Make};
 use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -14,19 +14,11 @@ const GONE_MAX: Duration = Duration::from_secs(10);
 /// Where the network plug-ins note what they did, for all networks of the machine.
 const CNI_RESULTS: &str = "/var/lib/cni/results";
 
-impl Containerd {
+impl<M: Make> Daemon<M> {
     /// Removes everything. What is gone already is no error, so it may be called again.
     pub(crate) fn clean(&mut self) {
         self.thaw();
-        let mut containers = String::new();
-        if self.pid().is_some() {
-            let tasks = self.ctr(&["task", "list", "--quiet"]).unwrap_or_default();
-            for task in tasks.lines() {
-                // One that ends by itself meanwhile is as good.
-                drop(self.ctr(&["task", "delete", "--force", task]));
-            }
-            containers = self.ctr(&["container", "list", "--quiet"]).unwrap_or_default();
-        }
+        let containers = M::end_containers(self);
         self.kill();
         self.kill_everybody();
         for mount in self.mounts().into_iter().rev() {
@@ -46,7 +38,7 @@ impl Containerd {
         drop(fs::remove_dir_all(&self.directory));
     }
 
-    /// Shims name the socket of their daemon; what they started is below them.
+    /// Supervisors name the folder of their daemon; what they started is below them.
     fn kill_everybody(&self) {
         let deadline = Instant::now() + GONE_MAX;
         loop {
@@ -61,9 +53,9 @@ impl Containerd {
         }
     }
 
-    /// Its shims, and what is in its control groups.
+    /// Its supervisors, and what is in its control groups.
     fn processes(&self) -> Vec<i32> {
-        let socket = self.socket().to_string_lossy().into_owned();
+        let folder = self.directory.to_string_lossy().into_owned();
         let mut found: Vec<i32> = fs::read_dir("/proc")
             .into_iter()
             .flatten()
@@ -72,7 +64,7 @@ impl Containerd {
             .filter(|pid| {
                 let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
                 let command = String::from_utf8_lossy(&command);
-                command.contains("containerd-shim") && command.contains(&socket)
+                command.contains(M::SUPERVISOR) && command.contains(&folder)
             })
             .collect();
         for group in self.groups() {
@@ -93,12 +85,12 @@ impl Containerd {
     }
 
     /// Those of its network, and those of the loopback devices of these containers.
-    fn results(&self, containers: &str) -> Vec<PathBuf> {
+    fn results(&self, containers: &[String]) -> Vec<PathBuf> {
         let start = format!("{}-", self.network_name());
         let entries = fs::read_dir(CNI_RESULTS).into_iter().flatten().flatten();
         let own = entries.filter(|entry| {
             let name = entry.file_name().to_string_lossy().into_owned();
-            name.starts_with(&start) || containers.lines().any(|id| name.contains(id))
+            name.starts_with(&start) || containers.iter().any(|id| name.contains(id))
         });
         own.map(|entry| entry.path()).collect()
     }
@@ -119,7 +111,7 @@ impl Containerd {
         assert_eq!(self.mounts(), Vec::<PathBuf>::new(), "mounts left");
         assert_eq!(self.groups(), Vec::<PathBuf>::new(), "control groups left");
         assert_eq!(
-            self.results(""),
+            self.results(&[]),
             Vec::<PathBuf>::new(),
             "results of the network left"
         );

@@ -1,18 +1,25 @@
-//! A containerd of a test's own: its directory, socket, network and control groups are nobody else's.
+//! A container runtime of a test's own, behind a socket: its directory, network and control groups are nobody else's.
 //!
-//! **Duty.** Starts containerd so that it works where a test runs, kills it, stops it, starts it again, and leaves nothing
-//! behind: no shim, mount, bridge, address, control group or file.
+//! **Duty.** Starts containerd or CRI-O so that they work where a test runs, kills them, stops them, starts them again, and
+//! leaves nothing behind: no supervisor, mount, bridge, address, control group or file.
 //!
-//! **Inputs.** A directory of the caller's, the programs of Debian's `containerd`, `runc` and
-//! `containernetworking-plugins`. **Outputs.** An endpoint for [`kedge_runtime::Cri`].
+//! **Inputs.** A directory of the caller's; for containerd the programs of Debian's `containerd`, `runc` and
+//! `containernetworking-plugins`, for CRI-O its own, `conmon`, `runc` and `skopeo`. A folder that the environment variables
+//! `KEDGE_CONTAINERD` and `KEDGE_CRIO` name comes before the system's: so the same stories are told of another version.
+//! **Outputs.** An endpoint for [`kedge_runtime::Cri`].
 //!
-//! **Never.** It touches the containerd that the machine may run, or needs a registry: images are built by the caller and
+//! **Never.** It touches the runtime that the machine may run, or needs a registry: images are built by the caller and
 //! imported.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod clean;
-mod files;
+mod containerd;
+mod crio;
+mod network;
+
+pub use containerd::{ContainerdMake, NAMESPACE};
+pub use crio::CrioMake;
 
 use anyhow::{Context, Result, bail, ensure};
 use kedge_containers::CgroupDriver;
@@ -21,6 +28,7 @@ use kedge_runtime::{Cri, CriConfig, Runtime};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs::{self, File};
+use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -28,69 +36,105 @@ use std::time::{Duration, Instant};
 
 /// What runs in every sandbox.
 pub const PAUSE_IMAGE: &str = "kedge.test/pause:1";
-/// The namespace in which containerd keeps what came through the CRI.
-pub const NAMESPACE: &str = "k8s.io";
 const BUSYBOX: &str = "/usr/bin/busybox";
 const CNI_PLUGINS: &str = "/usr/lib/cni";
-/// Programs without which there is nothing to start.
-const PROGRAMS: [&str; 4] = ["containerd", "containerd-shim-runc-v2", "runc", "ctr"];
 /// No start takes this long on a working machine.
 const START_MAX: Duration = Duration::from_secs(60);
 const LOOK_EVERY: Duration = Duration::from_millis(10);
-/// A path of a socket must fit into 108 bytes, with what containerd appends to it.
+/// A path of a socket must fit into 108 bytes, with what runtimes append to it.
 const SOCKET_PATH_MAX: usize = 95;
 
 static COUNT: AtomicU32 = AtomicU32::new(0);
 
-/// A running containerd. Dropping it removes everything; [`Containerd::end`] also proves it.
+/// What differs between runtimes.
+pub trait Make: Sized + Send + 'static {
+    /// Its daemon, and the name of its folder.
+    const NAME: &'static str;
+    /// The environment variable with a folder of programs that come before the system's.
+    const VARIABLE: &'static str;
+    /// Programs without which there is nothing to start, the daemon's first.
+    const PROGRAMS: &'static [&'static str];
+    /// What watches over its containers.
+    const SUPERVISOR: &'static str;
+
+    fn write_files(daemon: &Daemon<Self>) -> Result<()>;
+    fn arguments(daemon: &Daemon<Self>, command: &mut Command);
+    fn import(daemon: &Daemon<Self>, archive: &Path) -> Result<()>;
+    /// Ends what it can while the daemon lives; the ids of the containers.
+    fn end_containers(daemon: &Daemon<Self>) -> Vec<String>;
+}
+
+/// A runtime that runs. Dropping it removes everything; [`Daemon::end`] also proves it.
 #[derive(Debug)]
-pub struct Containerd {
+pub struct Daemon<M: Make> {
     directory: PathBuf,
     /// `None`: it was killed.
     child: Option<Child>,
     /// Makes names and addresses its own among all that run on this machine.
     number: u32,
+    make: PhantomData<M>,
 }
+
+pub type Containerd = Daemon<ContainerdMake>;
+pub type Crio = Daemon<CrioMake>;
 
 /// Why containerd cannot be started here, in a sentence; `None` when it can.
 pub fn missing() -> Option<String> {
-    if !kedge_host::is_root() {
-        return Some("containerd needs root".to_owned());
-    }
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let found = |program: &str| std::env::split_paths(&path).any(|folder| folder.join(program).exists());
-    if let Some(program) = PROGRAMS.into_iter().find(|program| !found(program)) {
-        return Some(format!("{program} is not installed"));
-    }
-    let bridge = Path::new(CNI_PLUGINS).join("bridge");
-    (!bridge.exists()).then(|| format!("{} is not there: containernetworking-plugins", bridge.display()))
+    Containerd::missing()
 }
 
-impl Containerd {
+/// A program of a runtime: from the folder that the environment names, else from the system.
+fn program<M: Make>(name: &str) -> Option<PathBuf> {
+    let first = std::env::var_os(M::VARIABLE).map(PathBuf::from);
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let places = first.into_iter().chain(std::env::split_paths(&path));
+    places
+        .map(|folder| folder.join(name))
+        .find(|program| program.exists())
+}
+
+impl<M: Make> Daemon<M> {
+    /// Why it cannot be started here, in a sentence; `None` when it can.
+    pub fn missing() -> Option<String> {
+        if !kedge_host::is_root() {
+            return Some(format!("{} needs root", M::NAME));
+        }
+        if let Some(name) = M::PROGRAMS.iter().find(|name| program::<M>(name).is_none()) {
+            return Some(format!(
+                "{name} is not installed, nor in the folder that {} names",
+                M::VARIABLE
+            ));
+        }
+        let bridge = Path::new(CNI_PLUGINS).join("bridge");
+        (!bridge.exists()).then(|| format!("{} is not there: containernetworking-plugins", bridge.display()))
+    }
+
     /// Starts it below `directory`, which must exist, and waits until it can run pods.
     pub async fn start(directory: &Path) -> Result<Self> {
-        if let Some(missing) = missing() {
+        if let Some(missing) = Self::missing() {
             bail!("{missing}");
         }
         let number = (std::process::id() % 4_000) * 16 + COUNT.fetch_add(1, Ordering::Relaxed) % 16;
-        let mut containerd = Self {
-            directory: directory.join("containerd"),
+        let mut daemon = Self {
+            directory: directory.join(M::NAME),
             child: None,
             number,
+            make: PhantomData,
         };
-        fs::create_dir_all(&containerd.directory)?;
-        let socket = containerd.socket();
+        fs::create_dir_all(&daemon.directory)?;
+        let socket = daemon.socket();
         ensure!(
             socket.as_os_str().len() <= SOCKET_PATH_MAX,
             "{} is too long for a socket",
             socket.display()
         );
-        containerd.write_files()?;
-        containerd.start_again().await?;
-        let pause = containerd.directory.join("pause.tar");
+        daemon.write_network()?;
+        M::write_files(&daemon)?;
+        daemon.start_again().await?;
+        let pause = daemon.directory.join("pause.tar");
         fs::write(&pause, build_archive(&pause_image()?)?)?;
-        containerd.import(&pause)?;
-        Ok(containerd)
+        daemon.import(&pause)?;
+        Ok(daemon)
     }
 
     /// What [`CriConfig`] needs.
@@ -109,7 +153,7 @@ impl Containerd {
 
     /// The control group below which its pods are.
     pub fn cgroup_root(&self) -> String {
-        format!("/kedge-containerd-{}", self.number)
+        format!("/kedge-{}-{}", M::NAME, self.number)
     }
 
     /// A client that is set up for it.
@@ -134,22 +178,32 @@ impl Containerd {
 
     /// Imports an image archive.
     pub fn import(&self, archive: &Path) -> Result<()> {
-        let archive = archive.to_str().context("a path of a test is text")?;
-        self.ctr(&["images", "import", archive]).map(drop)
+        M::import(self, archive)
     }
 
-    /// Runs containerd's own tool on it.
-    pub fn ctr(&self, arguments: &[&str]) -> Result<String> {
-        let output = Command::new("ctr")
-            .arg("--address")
-            .arg(self.socket())
-            .args(["--namespace", NAMESPACE])
+    /// Runs one of the runtime's programs to its end; what it wrote.
+    fn run(&self, name: &str, arguments: &[&str]) -> Result<String> {
+        let output = self
+            .command(name)
             .args(arguments)
             .output()
-            .context("run ctr")?;
+            .with_context(|| format!("run {name}"))?;
         let words = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-        ensure!(output.status.success(), "ctr {}: {words}", arguments.join(" "));
+        ensure!(output.status.success(), "{name} {}: {words}", arguments.join(" "));
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// A program with what it starts itself: both from the folder that the environment names, where they are in it.
+    fn command(&self, name: &str) -> Command {
+        let mut command = Command::new(program::<M>(name).unwrap_or_else(|| name.into()));
+        if let Some(first) = std::env::var_os(M::VARIABLE) {
+            let path = std::env::var_os("PATH").unwrap_or_default();
+            let places = [PathBuf::from(first)].into_iter();
+            let places = std::env::join_paths(places.chain(std::env::split_paths(&path)));
+            command.env("PATH", places.unwrap());
+        }
+        command.current_dir(&self.directory);
+        command
     }
 
     /// Ends the daemon without a word; its containers run on.
@@ -177,18 +231,15 @@ impl Containerd {
 
     /// Starts the daemon, which was killed or never ran, and waits until it can run pods.
     pub async fn start_again(&mut self) -> Result<()> {
-        let log = File::options()
-            .create(true)
-            .append(true)
-            .open(self.directory.join("containerd.log"))?;
-        let child = Command::new("containerd")
-            .arg("--config")
-            .arg(self.directory.join("config.toml"))
+        let log = File::options().create(true).append(true).open(self.log())?;
+        let mut command = self.command(M::NAME);
+        M::arguments(self, &mut command);
+        let child = command
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
             .spawn()
-            .context("start containerd")?;
+            .with_context(|| format!("start {}", M::NAME))?;
         self.child = Some(child);
         self.ready().await
     }
@@ -209,15 +260,19 @@ impl Containerd {
                 .as_mut()
                 .and_then(|child| child.try_wait().ok().flatten())
             {
-                bail!("containerd ended with {ended}: {}", self.log_tail());
+                bail!("{} ended with {ended}: {}", M::NAME, self.log_tail());
             }
-            ensure!(Instant::now() < deadline, "containerd is not ready: {last}");
+            ensure!(Instant::now() < deadline, "{} is not ready: {last}", M::NAME);
             tokio::time::sleep(LOOK_EVERY).await;
         }
     }
 
+    fn log(&self) -> PathBuf {
+        self.directory.join("daemon.log")
+    }
+
     fn log_tail(&self) -> String {
-        let log = fs::read_to_string(self.directory.join("containerd.log")).unwrap_or_default();
+        let log = fs::read_to_string(self.log()).unwrap_or_default();
         let lines: Vec<&str> = log.lines().collect();
         lines[lines.len().saturating_sub(10)..].join("\n")
     }
@@ -233,7 +288,7 @@ impl Containerd {
     }
 }
 
-impl Drop for Containerd {
+impl<M: Make> Drop for Daemon<M> {
     fn drop(&mut self) {
         self.clean();
     }

@@ -78,8 +78,16 @@ pub(super) enum Failure {
 }
 
 impl Failure {
+    /// CRI-O says it of some calls in words alone.
     pub(super) fn is_not_found(&self) -> bool {
         matches!(self, Self::Refused(status) if status.code() == Code::NotFound)
+            || self.says("could not find container")
+            || self.says("could not find pod")
+    }
+
+    /// The runtime's own words have these in them.
+    pub(super) fn says(&self, words: &str) -> bool {
+        matches!(self, Self::Refused(status) if status.message().contains(words))
     }
 
     /// The runtime has no such call.

@@ -1,8 +1,8 @@
 //! From our words to those of the interface.
 
 use kedge_containers::{
-    AppArmor, ContainerConfig, Mount, PidNamespace, PortMapping, Propagation, Protocol, Resources,
-    SandboxConfig, Seccomp, Security, Selinux,
+    AppArmor, ContainerConfig, IdMapping, Mount, PidNamespace, PortMapping, Propagation, Protocol, Resources,
+    SandboxConfig, Seccomp, Security, Selinux, UserNamespace,
 };
 use kedge_grpc::cri;
 use std::collections::BTreeMap;
@@ -138,7 +138,23 @@ fn namespaces(config: &SandboxConfig, pid: cri::NamespaceMode, target_id: String
         pid: pid.into(),
         ipc: of_node(config.host_ipc),
         target_id,
-        userns_options: None,
+        userns_options: config.user_namespace.as_ref().map(user_namespace),
+    }
+}
+
+fn user_namespace(own: &UserNamespace) -> cri::UserNamespace {
+    cri::UserNamespace {
+        mode: cri::NamespaceMode::Pod.into(),
+        uids: vec![mapping(&own.uids)],
+        gids: vec![mapping(&own.gids)],
+    }
+}
+
+fn mapping(ids: &IdMapping) -> cri::IdMapping {
+    cri::IdMapping {
+        host_id: ids.host_id,
+        container_id: ids.container_id,
+        length: ids.length,
     }
 }
 
@@ -172,7 +188,7 @@ pub(super) fn container(pod: &SandboxConfig, config: &ContainerConfig, user: Use
         args: config.args.clone(),
         working_dir: config.working_dir.clone().unwrap_or_default(),
         envs: env.collect(),
-        mounts: config.mounts.iter().map(mount).collect(),
+        mounts: config.mounts.iter().map(|given| mount(given, pod)).collect(),
         devices: config.devices.iter().map(device).collect(),
         labels,
         annotations,
@@ -201,7 +217,9 @@ fn cdi_devices(config: &ContainerConfig) -> Vec<cri::CdiDevice> {
     names.map(|name| cri::CdiDevice { name }).collect()
 }
 
-fn mount(mount: &Mount) -> cri::Mount {
+/// Files on what a pod with users of its own mounts are those of its users.
+fn mount(mount: &Mount, pod: &SandboxConfig) -> cri::Mount {
+    let own = pod.user_namespace.as_ref();
     let propagation = match mount.propagation {
         Propagation::Private => cri::MountPropagation::PropagationPrivate,
         Propagation::HostToContainer => cri::MountPropagation::PropagationHostToContainer,
@@ -213,6 +231,8 @@ fn mount(mount: &Mount) -> cri::Mount {
         readonly: mount.read_only,
         selinux_relabel: false,
         propagation: propagation.into(),
+        uid_mappings: own.map(|own| mapping(&own.uids)).into_iter().collect(),
+        gid_mappings: own.map(|own| mapping(&own.gids)).into_iter().collect(),
         recursive_read_only: mount.recursive_read_only,
     }
 }
@@ -397,6 +417,51 @@ mod tests {
             security.run_as_group,
             security.seccomp,
         ));
+    }
+
+    #[test]
+    fn users_of_its_own() {
+        let ids = IdMapping {
+            host_id: 131_072,
+            container_id: 0,
+            length: 65536,
+        };
+        let mut pod = pod();
+        let config = ContainerConfig {
+            mounts: vec![Mount::bind("/data", "/data", false)],
+            ..ContainerConfig::default()
+        };
+        let of_node = container(&pod, &config, User::default());
+        pod.user_namespace = Some(UserNamespace { uids: ids, gids: ids });
+        let own = container(&pod, &config, User::default());
+        let told = |made: &cri::ContainerConfig| {
+            let mount = &made.mounts[0];
+            let security = made.linux.clone().unwrap().security_context.unwrap();
+            let users = security.namespace_options.unwrap().userns_options;
+            let users = users.map(|users| (users.mode(), users.uids == users.gids, users.uids));
+            format!("{users:?}\n{:?} {:?}", mount.uid_mappings, mount.gid_mappings)
+        };
+        expect![[r#"
+            None
+            [] []
+            Some((Pod, true, [IdMapping { host_id: 131072, container_id: 0, length: 65536 }]))
+            [IdMapping { host_id: 131072, container_id: 0, length: 65536 }] [IdMapping { host_id: 131072, container_id: 0, length: 65536 }]"#]]
+        .assert_eq(&format!("{}\n{}", told(&of_node), told(&own)));
+        let sandbox = sandbox(&pod, String::new())
+            .linux
+            .unwrap()
+            .security_context
+            .unwrap();
+        assert_eq!(
+            sandbox.namespace_options.unwrap().userns_options,
+            own.linux
+                .unwrap()
+                .security_context
+                .unwrap()
+                .namespace_options
+                .unwrap()
+                .userns_options
+        );
     }
 
     #[test]

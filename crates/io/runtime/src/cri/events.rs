@@ -69,6 +69,15 @@ enum Source {
     Clock,
 }
 
+/// How a stream of events ended.
+#[derive(Debug)]
+enum End {
+    /// The runtime has none: it says so, or ends the stream before it told anything, as CRI-O does with events turned off.
+    NoEvents(String),
+    /// It told some, and will again.
+    Broke,
+}
+
 struct Listener {
     channel: Channel,
     changed: Arc<Notify>,
@@ -117,11 +126,7 @@ impl Listener {
                     return;
                 }
             };
-            let Some(status) = end else { return };
-            tracing::debug!(?source, %status, "the runtime's events ended");
-            if status.code() != Code::Unimplemented {
-                return;
-            }
+            let End::NoEvents(why) = end else { return };
             source = match source {
                 Source::Interface if version.runtime_name == "containerd" => Source::Containerd,
                 Source::Interface | Source::Containerd | Source::Clock => Source::Clock,
@@ -130,13 +135,14 @@ impl Listener {
                 runtime = version.runtime_name,
                 version = version.runtime_version,
                 ?source,
+                why,
                 "the runtime has no such events; changes are found by another way"
             );
         }
     }
 
-    /// Hints after events. Why they ended; `None` when the runtime ended them.
-    async fn follow<T>(&self, open: impl Future<Output = Result<Streaming<T>, Status>>) -> Option<Status> {
+    /// Hints after events, until they end.
+    async fn follow<T>(&self, open: impl Future<Output = Result<Streaming<T>, Status>>) -> End {
         let mut open = pin!(open);
         // A runtime says that the stream stands by sending the first event. What happened before it stood is not told, so
         // there is one more hint when it surely does.
@@ -149,8 +155,9 @@ impl Listener {
         };
         let mut events = match opened {
             Ok(events) => events,
-            Err(status) => return Some(status),
+            Err(status) => return refused(&status),
         };
+        let mut told = false;
         let (mut soon, mut late) = (Some(Instant::now()), None);
         loop {
             let event = match [soon, late].into_iter().flatten().min() {
@@ -167,9 +174,13 @@ impl Listener {
             };
             match event {
                 // Later events do not put a hint off.
-                Ok(Some(_)) => soon = soon.or_else(|| Some(Instant::now() + HINT_DELAY)),
-                Ok(None) => return None,
-                Err(status) => return Some(status),
+                Ok(Some(_)) => {
+                    told = true;
+                    soon = soon.or_else(|| Some(Instant::now() + HINT_DELAY));
+                }
+                Ok(None) if told => return End::Broke,
+                Ok(None) => return End::NoEvents("the runtime ends them before the first".to_owned()),
+                Err(status) => return refused(&status),
             }
         }
     }
@@ -181,6 +192,14 @@ impl Listener {
             sleep(LOOK_INTERVAL).await;
             self.changed.notify_one();
         }
+    }
+}
+
+fn refused(status: &Status) -> End {
+    tracing::debug!(%status, "the runtime's events ended");
+    match status.code() {
+        Code::Unimplemented => End::NoEvents(status.message().to_owned()),
+        _ => End::Broke,
     }
 }
 

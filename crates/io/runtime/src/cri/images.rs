@@ -184,6 +184,7 @@ impl Trouble {
                 "invalid reference format",
                 "parse image name",
                 "could not parse reference",
+                "repository name must be lowercase",
             ],
         ),
         (
@@ -191,6 +192,7 @@ impl Trouble {
             &[
                 "no match for platform",
                 "no image found in manifest list for architecture",
+                "no image found in image index for architecture",
             ],
         ),
         (
@@ -235,6 +237,7 @@ impl Trouble {
                 "name unknown",
                 "status code 404",
                 "status: 404",
+                "statuscode: 404",
             ],
         ),
     ];
@@ -325,6 +328,21 @@ mod tests {
             (
                 Code::InvalidArgument,
                 "failed to parse image name \"A B\"",
+                Trouble::BadName,
+            ),
+            (
+                Code::Unknown,
+                "unable to pull image or OCI artifact: pull image err: initializing source docker://r.example/a:1: reading manifest 1 in r.example/a: StatusCode: 404, \"\"",
+                Trouble::NotFound,
+            ),
+            (
+                Code::Unknown,
+                "choosing an image from manifest list docker://r.example/a:1: no image found in image index for architecture \"amd64\", variant \"\", OS \"linux\"",
+                Trouble::Platform,
+            ),
+            (
+                Code::Unknown,
+                "cannot parse input: \"A/B\": repository name must be lowercase",
                 Trouble::BadName,
             ),
             (Code::PermissionDenied, "no", Trouble::Unauthorized),

@@ -235,7 +235,8 @@ fn was_started(status: &cri::ContainerStatus) -> bool {
 
 /// The refusal of a call that names a container.
 fn of_container(failure: Failure, act: Act<'_>) -> Error {
-    if failure.is_not_found() {
+    // CRI-O answers as if there were none when there is one that does not run.
+    if failure.is_not_found() && !failure.says("container is not created or running") {
         return Error::NoContainer(act.object.to_owned());
     }
     failure.of(act)
@@ -323,6 +324,8 @@ impl Runtime for Cri {
             runtime_trouble: trouble(CONDITION_RUNTIME),
             network_trouble: trouble(CONDITION_NETWORK),
             handlers: handlers.filter(|name| !name.is_empty()).collect(),
+            // It tells only those that it has.
+            missing_handlers: std::collections::BTreeMap::new(),
             cgroup_driver: self.calls.cgroup_driver().await?,
         })
     }
@@ -490,6 +493,7 @@ impl Runtime for Cri {
         };
         let mut client = self.calls.runtime();
         match self.calls.wait(act, client.exec_sync(request)).await {
+            Ok(answer) if ended_by_crio(&answer) => Err(exec_timed_out(act, timeout)),
             Ok(answer) => Ok(output(answer)),
             Err(Failure::Error(Error::TimedOut { .. })) => Err(exec_timed_out(act, timeout)),
             // What containerd says when it ended the command itself.
@@ -606,6 +610,11 @@ fn exec_timed_out(act: Act<'_>, limit: Duration) -> Error {
     }
 }
 
+/// What CRI-O answers when it ended the command itself. No process ends with this code.
+fn ended_by_crio(answer: &cri::ExecSyncResponse) -> bool {
+    answer.exit_code == -1 && answer.stderr == b"command timed out"
+}
+
 fn output(answer: cri::ExecSyncResponse) -> ExecOutput {
     let cut = |mut bytes: Vec<u8>| {
         bytes.truncate(ExecOutput::BYTES_MAX);
@@ -629,5 +638,45 @@ mod tests {
             assert_eq!(seconds(Duration::from_millis(ms)), wanted, "{ms} ms");
         }
         assert_eq!(seconds(Duration::MAX), i64::MAX);
+    }
+
+    #[test]
+    fn a_command_that_crio_ended_is_told_from_one_that_failed() {
+        let table = [
+            (-1, "command timed out", true),
+            (-1, "exec failed", false),
+            (1, "command timed out", false),
+        ];
+        for (exit_code, stderr, wanted) in table {
+            let answer = cri::ExecSyncResponse {
+                stdout: Vec::new(),
+                stderr: stderr.into(),
+                exit_code,
+            };
+            assert_eq!(ended_by_crio(&answer), wanted, "{exit_code} {stderr}");
+        }
+    }
+
+    #[test]
+    fn a_container_that_does_not_run_is_told_from_one_that_is_not_there() {
+        use kedge_grpc::tonic::{Code, Status};
+        let act = Act::order("run a command in container", "c1");
+        let table = [
+            (Code::NotFound, "no such thing", "no container c1"),
+            (
+                Code::Unknown,
+                "could not find container \"c1\": ID does not exist",
+                "no container c1",
+            ),
+            (
+                Code::NotFound,
+                "container is not created or running: its state is stopped",
+                "run a command in container c1: container is not created or running: its state is stopped",
+            ),
+        ];
+        for (code, message, wanted) in table {
+            let failure = Failure::Refused(Status::new(code, message));
+            assert_eq!(of_container(failure, act).to_string(), wanted);
+        }
     }
 }
