@@ -1,13 +1,12 @@
 //! Builds the container runtime that the configuration names.
 
 use crate::settings;
-use anyhow::{Context, Result};
+use anyhow::Result;
 use kedge_config::{ContainerRuntime, EdgeCore};
 use kedge_runtime::Runtime;
 use kedge_runtime::cri::Cri;
 use kedge_runtime::embedded::{CniDirectories, Config, Embedded, HelperProgram, NetworkConfig, RootfsChoice};
 use kedge_runtime::hollow::Hollow;
-use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 /// Opens the runtime. The built-in one learns what it holds; one behind a socket may be away until later.
@@ -28,7 +27,7 @@ pub async fn open_embedded(config: &EdgeCore) -> Result<Embedded> {
     let edged = &config.edged;
     let network = NetworkConfig {
         bridge: edged.bridge.clone(),
-        pod_cidr: parse_cidr(&edged.pod_cidr)?,
+        pod_cidrs: edged.pod_cidrs.clone(),
         cni: (!edged.cni.configurations.is_empty()).then(|| CniDirectories {
             configurations: edged.cni.configurations.clone().into(),
             programs: edged.cni.programs.iter().map(Into::into).collect(),
@@ -44,18 +43,4 @@ pub async fn open_embedded(config: &EdgeCore) -> Result<Embedded> {
         registries: settings::registries(config),
     };
     Ok(Embedded::open(config).await?)
-}
-
-fn parse_cidr(text: &str) -> Result<(Ipv4Addr, u8)> {
-    let (address, length) = text
-        .split_once('/')
-        .with_context(|| format!("podCIDR {text:?} has no prefix length"))?;
-    let address = address
-        .parse()
-        .with_context(|| format!("podCIDR {text:?} is not an IPv4 network"))?;
-    let length = length.parse().ok().filter(|length| (8..=30).contains(length));
-    Ok((
-        address,
-        length.with_context(|| format!("podCIDR {text:?} needs a prefix length from 8 to 30"))?,
-    ))
 }

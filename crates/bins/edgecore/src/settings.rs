@@ -370,7 +370,8 @@ mod tests {
                 hostname: "edge-1".to_owned(),
                 primary_ip: "192.0.2.9".to_owned(),
             };
-            let (config, _) = EdgeCore::from_yaml(yaml, &facts).unwrap();
+            let (config, warnings) = EdgeCore::from_yaml(yaml, &facts).unwrap();
+            assert_eq!(warnings.len(), 0, "what is acted upon needs no warning");
             let edged = edged(&config, &NodeName::new("edge-1").unwrap()).unwrap();
             let groups = edged.shutdown.groups([("web", 0), ("dns", 2_000_000_000)]);
             format!(
@@ -387,6 +388,8 @@ modules:
     tailoredKubeletConfig:
       shutdownGracePeriod: 30s
       shutdownGracePeriodCriticalPods: 10s
+      memorySwap: {swapBehavior: LimitedSwap}
+      protectKernelDefaults: true
       crashLoopBackOff: {maxContainerRestartPeriod: 1m}
       featureGates: {KubeletCrashLoopBackOffMax: true}
 ";

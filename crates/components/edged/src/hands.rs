@@ -5,6 +5,7 @@
 //! | `start` | sandboxes and containers |
 //! | `image` | sees to the image of a container |
 //! | `classes` | finds the handler of a runtime class |
+//! | `users` | gives a pod ids of its own |
 //! | `hooks` | postStart and preStop |
 //! | `stop` | stops and removes |
 
@@ -13,8 +14,10 @@ mod hooks;
 mod image;
 mod start;
 mod stop;
+mod users;
 
 pub(crate) use image::pull_references;
+pub(crate) use users::IdBook;
 
 use crate::clock::Clock;
 use crate::cloud::Cloud;
@@ -50,6 +53,7 @@ pub(crate) struct Hands {
     pub(crate) root_dir: PathBuf,
     pub(crate) clock: Clock,
     pub(crate) starts: Arc<Semaphore>,
+    pub(crate) ids: Arc<IdBook>,
     pub(crate) images: Images,
     pub(crate) volumes: Volumes,
     pub(crate) devices: Devices,

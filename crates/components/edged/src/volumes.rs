@@ -29,6 +29,7 @@ mod token;
 pub(crate) use claims::fetch;
 pub(crate) use content::Sources;
 pub(crate) use paths::{CSI, Paths, is_plain_name};
+pub(crate) use token::pod_token;
 
 use crate::cloud::Cloud;
 use crate::csi::Csi;

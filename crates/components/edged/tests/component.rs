@@ -266,10 +266,12 @@ async fn a_runtime_class_has_a_handler_or_the_pod_does_not_run() {
         classed("by-object", "u1", "vm"),
         classed("by-name", "u2", "kata"),
         classed("unknown", "u3", "gone"),
+        classed("left-out", "u4", "wasm"),
     ]);
     let handlers = vec!["kata".to_owned(), "runc".to_owned()];
     start.runtime.hollow.set_status(RuntimeStatus {
         handlers,
+        missing_handlers: [("wasm".to_owned(), "built without the feature wasm".to_owned())].into(),
         ..RuntimeStatus::default()
     });
     let class = json!({ "metadata": { "name": "vm" }, "handler": "kata" });
@@ -280,6 +282,8 @@ async fn a_runtime_class_has_a_handler_or_the_pod_does_not_run() {
     node.wait_status("by-name", &["\"phase\":\"Running\""]).await;
     let not_found = "RuntimeClass \\\"gone\\\" not found";
     node.wait_event(&["FailedCreatePodSandBox", not_found, "kata, runc"])
+        .await;
+    node.wait_event(&["FailedCreatePodSandBox", "built without the feature wasm"])
         .await;
     assert_eq!(node.runtime.count("sandbox u1 under \"kata\""), 1);
     assert_eq!(node.runtime.count("sandbox u2 under \"kata\""), 1);

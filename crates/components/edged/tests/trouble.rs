@@ -10,6 +10,7 @@ use kedge_runtime::hollow::ExecAnswer;
 use kedge_wire::{Body, ObjectKey, ObjectKind, Operation};
 use serde_json::json;
 use site::{Start, deleted, is_running, named, plain, pod, wait, with};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -328,5 +329,76 @@ async fn a_machine_that_shuts_down_ends_its_pods_and_is_not_ready() {
     node.set(ObjectKind::Pod, &named("late", "u3", plain()));
     node.wait_status("late", &["\"phase\":\"Failed\"", "\"reason\":\"NodeShutdown\""])
         .await;
+    node.stop().await;
+}
+
+/// A small disk of its own below a directory, and nothing but that.
+struct Disk(PathBuf);
+
+impl Disk {
+    fn mount(at: PathBuf) -> Self {
+        std::fs::create_dir_all(&at).unwrap();
+        kedge_host::mounts::mount_tmpfs(&at, Some(1 << 20)).unwrap();
+        Self(at)
+    }
+
+    /// Until not one byte more can be written.
+    fn fill(&self) {
+        let mut file = std::fs::File::create(self.0.join("ballast")).unwrap();
+        for piece in [1 << 16, 1] {
+            let bytes = vec![0; piece];
+            while std::io::Write::write_all(&mut file, &bytes).is_ok() {}
+        }
+    }
+
+    fn free(&self) {
+        std::fs::remove_file(self.0.join("ballast")).unwrap();
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = kedge_host::mounts::detach(&self.0);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_disk_keeps_new_pods_waiting_and_harms_no_other() {
+    if !kedge_host::is_root() {
+        eprintln!("not root: nothing can be mounted");
+        return;
+    }
+    let settings = |value: &str| json!({ "metadata": { "name": "settings", "namespace": "default" }, "data": { "a": value } });
+    let mounting = |container: &str| {
+        json!({ "nodeName": "edge-1",
+            "volumes": [{ "name": "s", "configMap": { "name": "settings" } }],
+            "containers": [{ "name": container, "image": "web:1", "volumeMounts": [{ "name": "s", "mountPath": "/s" }] }] })
+    };
+    let start = Start::with(&[pod("u1", mounting("c"))]);
+    // The directory goes after the disk in it.
+    let root = Arc::clone(&start.root);
+    let disk = Disk::mount(root.join("pods"));
+    let node = start.node();
+    node.set(ObjectKind::ConfigMap, &settings("1"));
+    let before = node.wait_running("c").await;
+    let value = disk.0.join("u1/volumes/kubernetes.io~configmap/s/a");
+    disk.fill();
+    node.set(ObjectKind::Pod, &named("late", "u2", mounting("d")));
+    node.set(ObjectKind::ConfigMap, &settings("2"));
+    node.wait_event(&["FailedMount", "No space left on device"]).await;
+    node.wait_status("late", &["\"phase\":\"Pending\""]).await;
+    assert_eq!(
+        std::fs::read_to_string(&value).unwrap(),
+        "1",
+        "the old one is whole"
+    );
+    disk.free();
+    node.wait_running("d").await;
+    wait("the volume follows", async || {
+        (std::fs::read_to_string(&value).ok()? == "2").then_some(())
+    })
+    .await;
+    let after = node.wait_running("c").await;
+    assert_eq!((after.id, after.attempt), (before.id, 0));
     node.stop().await;
 }

@@ -9,8 +9,8 @@ use jiff::Timestamp;
 use kedge_containerlog::{Lines, LogFile, Moment, Stream};
 use kedge_containers::{
     ContainerConfig, ContainerId, ContainerState, ContainerStats, CpuStats, Credentials, ExecOutput,
-    ExitReason, Image, ImageUsage, MemoryStats, ObservedContainer, ObservedSandbox, Resources, RuntimeStatus,
-    RuntimeVersion, SandboxConfig, SandboxId, SandboxStats, Talk,
+    ExitReason, HandlerFeatures, Image, ImageUsage, MemoryStats, ObservedContainer, ObservedSandbox,
+    Resources, RuntimeStatus, RuntimeVersion, SandboxConfig, SandboxId, SandboxStats, Talk,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -27,6 +27,12 @@ const EXIT_CODE_TERMINATED: i32 = 128 + 15;
 
 /// Sandboxes get addresses from the benchmarking network 198.18.0.0/15, which is routed nowhere.
 const FIRST_ADDRESS: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
+
+/// Nothing is mounted and nobody is anybody.
+const FEATURES: HandlerFeatures = HandlerFeatures {
+    recursive_read_only_mounts: false,
+    user_namespaces: true,
+};
 
 /// Which images the hollow node has.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -93,7 +99,10 @@ impl Hollow {
             made: 0,
             images,
             sandboxes: BTreeMap::new(),
-            status: RuntimeStatus::default(),
+            status: RuntimeStatus {
+                features: [(String::new(), FEATURES)].into(),
+                ..RuntimeStatus::default()
+            },
             answers: BTreeMap::new(),
             usage: BTreeMap::new(),
         };

@@ -64,15 +64,45 @@ fn is_there(number: libc::c_long) -> bool {
     answer >= 0 || std::io::Error::last_os_error().raw_os_error() != Some(libc::ENOSYS)
 }
 
+/// What an answer of a call means that gives 0 or an error.
+pub(crate) fn outcome(answer: libc::c_long) -> std::io::Result<()> {
+    if answer == 0 {
+        Ok(())
+    } else {
+        Err(std::io::Error::last_os_error())
+    }
+}
+
 /// Makes what is mounted at `path`, seen from `at`, read-only; with `AT_RECURSIVE` also what is mounted below it.
 pub(crate) fn mount_read_only(at: impl AsFd, path: &Path, flags: libc::c_int) -> std::io::Result<()> {
-    let path = std::ffi::CString::new(path.as_os_str().as_encoded_bytes())?;
     let attributes = libc::mount_attr {
         attr_set: libc::MOUNT_ATTR_RDONLY,
         attr_clr: 0,
         propagation: 0,
         userns_fd: 0,
     };
+    set_attributes(at, path, flags, &attributes)
+}
+
+/// Maps the owners of what is in a mount that is not attached yet: to the ids of `users`, a user namespace. With
+/// `AT_RECURSIVE` also those of what is mounted below it.
+pub(crate) fn map_owners(tree: impl AsFd, users: impl AsFd, flags: libc::c_int) -> std::io::Result<()> {
+    let attributes = libc::mount_attr {
+        attr_set: libc::MOUNT_ATTR_IDMAP,
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd: u64::try_from(users.as_fd().as_raw_fd()).map_err(std::io::Error::other)?,
+    };
+    set_attributes(tree, Path::new(""), flags | libc::AT_EMPTY_PATH, &attributes)
+}
+
+fn set_attributes(
+    at: impl AsFd,
+    path: &Path,
+    flags: libc::c_int,
+    attributes: &libc::mount_attr,
+) -> std::io::Result<()> {
+    let path = std::ffi::CString::new(path.as_os_str().as_encoded_bytes())?;
     // SAFETY: the kernel reads the path and the structure, whose size is told, during the call only.
     #[allow(unsafe_code)]
     let answer = unsafe {
@@ -81,15 +111,11 @@ pub(crate) fn mount_read_only(at: impl AsFd, path: &Path, flags: libc::c_int) ->
             at.as_fd().as_raw_fd(),
             path.as_ptr(),
             flags,
-            std::ptr::from_ref(&attributes),
+            std::ptr::from_ref(attributes),
             size_of::<libc::mount_attr>(),
         )
     };
-    if answer == 0 {
-        Ok(())
-    } else {
-        Err(std::io::Error::last_os_error())
-    }
+    outcome(answer)
 }
 
 #[cfg(test)]

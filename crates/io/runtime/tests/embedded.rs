@@ -9,11 +9,13 @@ use kedge_containers::{
     ContainerConfig, ContainerId, ContainerState, ExitReason, Mount, Resources, SandboxConfig, SandboxId,
     Security,
 };
+use kedge_host::cgroups::Layout;
 use kedge_host::process::Identity;
 use kedge_runtime::embedded::{RootfsChoice, RootfsMode};
 use kedge_runtime::{Embedded, Runtime};
 use node::{
-    Node, UNTIL_TERM, container, exit_of, find, log, outcome, pretend_reboot, run, wait_for, wait_for_line,
+    Node, UNTIL_TERM, container, exit_of, find, log, outcome, pretend_reboot, run, secured, wait_for,
+    wait_for_line,
 };
 use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
@@ -56,14 +58,6 @@ async fn said(runtime: &Embedded, sandbox: &SandboxId, config: &ContainerConfig)
     let (code, lines) = outcome(runtime, sandbox, config).await;
     assert_eq!(code, 0, "{lines:?}");
     lines.join("\n")
-}
-
-/// Each has a name of its own, and so a log of its own.
-fn secured(name: &str, script: &str, security: Security) -> ContainerConfig {
-    ContainerConfig {
-        security,
-        ..container(name, script)
-    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -137,8 +131,13 @@ async fn a_container_is_what_its_configuration_says() {
 async fn rights_are_as_ordered() {
     on_a_node(async |_, runtime, sandbox| {
         let status = "grep -E '^(CapEff|NoNewPrivs)' /proc/self/status | tr '\\n' ' '";
+        // With control groups of version 2 nobody makes devices who has not asked for it.
+        let usual = match kedge_host::cgroups::layout().unwrap() {
+            Layout::V2 { .. } => "CapEff:\t00000000a00425fb",
+            Layout::V1 { .. } | Layout::Hybrid { .. } => "CapEff:\t00000000a80425fb",
+        };
         let text = said(runtime, sandbox, &secured("c0", status, Security::default())).await;
-        assert!(text.contains("NoNewPrivs:\t1") && text.contains("CapEff:\t00000000a80425fb"), "{text}");
+        assert!(text.contains("NoNewPrivs:\t1") && text.contains(usual), "{text}");
         let drop_all = Security { drop_capabilities: vec!["ALL".into()], allow_privilege_escalation: true, ..Security::default() };
         let text = said(runtime, sandbox, &secured("c1", status, drop_all)).await;
         assert!(text.contains("NoNewPrivs:\t0") && text.contains("CapEff:\t0000000000000000"), "{text}");
@@ -476,10 +475,16 @@ async fn a_lost_supervisor_is_noticed() {
         );
         runtime.stop_container(&id, GRACE).await.unwrap();
         assert!(!process.is_alive().unwrap());
-        let ContainerState::Exited { message, .. } = find(runtime, &id).await.unwrap().state else {
+        let ContainerState::Exited {
+            exit_code, message, ..
+        } = find(runtime, &id).await.unwrap().state
+        else {
             panic!("exited")
         };
-        assert_eq!(message, "its supervisor was killed; the exit code is not known");
+        // The kernel may tell, once the machine's first process has collected it. Not every one does that.
+        let told = (exit_code, message.as_str());
+        let unknown = (255, "its supervisor was killed; the exit code is not known");
+        assert!(told == (0, "") || told == unknown, "{told:?}");
     })
     .await;
 }

@@ -297,6 +297,40 @@ async fn layers_stack_and_deletions_hide() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn as_many_layers_as_docker_makes() {
+    with_runtime(async |node, runtime| {
+        let busybox = std::fs::read("/usr/bin/busybox").unwrap();
+        let mut layers = vec![layer(&[
+            Member::Directory("bin"),
+            Member::File("bin/busybox", &busybox),
+            Member::Link("bin/sh", "bin/busybox"),
+            Member::Directory("all"),
+        ])];
+        layers.extend((1..127).map(|number| {
+            let name = format!("all/{number}");
+            layer(&[Member::Directory("all"), Member::File(&name, b"")])
+        }));
+        // A name for a file of the lowest.
+        layers[126] = layer(&[Member::Directory("all"), Member::Link("all/126", "bin/busybox")]);
+        let path = node.write("many.tar", &docker_archive("many:1", &layers));
+        runtime.import_image(path).await.unwrap();
+        let sandbox = runtime.run_sandbox(&node.sandbox("pod")).await.unwrap();
+        let config = kedge_containers::ContainerConfig {
+            image: "many:1".into(),
+            command: vec!["/bin/sh".into(), "-c".into()],
+            args: vec![
+                "ls /all | wc -l; echo x > /all/1 && cat /all/1; cmp /all/126 /bin/busybox && echo linked"
+                    .into(),
+            ],
+            ..container("main", "")
+        };
+        let (code, lines) = outcome(runtime, &sandbox, &config).await;
+        assert_eq!((code, lines.join(" ").as_str()), (0, "126 x linked"));
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn images_are_shared_with_another_process() {
     with_runtime(async |node, runtime| {
         let images = Images::open(&node.config().root).unwrap();

@@ -8,8 +8,8 @@
 mod node;
 
 use kedge_containers::{
-    ContainerConfig, ContainerId, ContainerState, PidNamespace, PortMapping, Protocol, Resources,
-    SandboxConfig, SandboxId, Security,
+    ContainerConfig, ContainerId, ContainerState, IdMapping, PidNamespace, PortMapping, Protocol, Resources,
+    SandboxConfig, SandboxId, Security, UserNamespace,
 };
 use kedge_runtime::{Embedded, Error, Runtime};
 use node::census::Census;
@@ -26,8 +26,9 @@ const STORY_MAX: Duration = Duration::from_secs(240);
 /// An act that takes this long hangs.
 const ACT_MAX: Duration = Duration::from_secs(60);
 /// How many kinds of pods there are, and which has several containers that see each other.
-const PODS: usize = 3;
+const PODS: usize = 4;
 const SHARING: usize = 1;
+const OWN_USERS: usize = 2;
 /// A container may be asked to end before it listens.
 const GRACE: Duration = Duration::from_secs(1);
 
@@ -116,7 +117,7 @@ fn pod(node: &Node, number: usize) -> (SandboxConfig, Vec<ContainerConfig>) {
             },
             vec![main],
         ),
-        SHARING => {
+        kind @ (SHARING | OWN_USERS) => {
             let shared = |name: &str| ContainerConfig {
                 security: Security {
                     pid: PidNamespace::Pod,
@@ -124,8 +125,14 @@ fn pod(node: &Node, number: usize) -> (SandboxConfig, Vec<ContainerConfig>) {
                 },
                 ..container(name, UNTIL_TERM)
             };
+            let ids = IdMapping {
+                host_id: 1 << 20,
+                container_id: 0,
+                length: 65536,
+            };
             let pod = SandboxConfig {
                 share_pid: true,
+                user_namespace: (kind == OWN_USERS).then_some(UserNamespace { uids: ids, gids: ids }),
                 ..pod
             };
             (pod, vec![shared("main"), shared("other")])

@@ -7,14 +7,15 @@ mod node;
 
 use kedge_containers::{ContainerId, ContainerState, ExitReason, Talk};
 use kedge_runtime::{Embedded, Output, Runtime, Served};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::waitpid;
+use nix::unistd::Pid;
 use node::people::{self, Person};
 use node::{Node, UNTIL_TERM, container, exit_of, find, log, run, wait_for_line};
 use std::path::PathBuf;
 use std::time::Duration;
 
 const GRACE: Duration = Duration::from_secs(10);
-/// For what a supervisor does while nothing happens.
-const REST: Duration = Duration::from_secs(1);
 /// Private memory of a supervisor, in KiB.
 const PRIVATE_KIB_MAX: u64 = 1024;
 
@@ -23,6 +24,7 @@ stories! {
     they_rest_while_nothing_happens
     they_outlive_the_agent_and_its_upgrade
     a_lost_one_is_replaced
+    how_what_it_took_over_ends_is_known
 }
 
 fn is_supervisor(person: Person) -> bool {
@@ -89,14 +91,8 @@ mod story {
             let id = run(runtime, &sandbox, &container("main", "echo up; exec sleep 1000")).await;
             wait_for_line(runtime, &id, "up").await;
         }
-        let pids = people::pids(is_supervisor);
-        let wakings = || -> u64 {
-            let of = |pid: &i32| people::number(*pid, "status", "voluntary_ctxt_switches:");
-            pids.iter().map(of).sum()
-        };
-        let before = wakings();
-        tokio::time::sleep(REST).await;
-        assert_eq!(wakings() - before, 0, "they woke up though nothing happened");
+        people::wait_until_at_rest(is_supervisor);
+        assert_eq!(people::count(is_supervisor), 5);
     }
 
     pub(super) async fn they_outlive_the_agent_and_its_upgrade(node: &Node, _: &Embedded) {
@@ -161,6 +157,40 @@ mod story {
         let heard = runtime.exec(&second, &talk).await.map(|_| Output::Ended(0));
         assert!(heard.is_err(), "{heard:?}");
     }
+
+    pub(super) async fn how_what_it_took_over_ends_is_known(node: &Node, runtime: &Embedded) {
+        let sandbox = runtime.run_sandbox(&node.sandbox("pod")).await.unwrap();
+        let script = "trap 'exit 7' TERM; echo up; while :; do sleep 0.1; done";
+        let mut processes = Vec::new();
+        for (name, signal, code) in [("code", Signal::SIGTERM, 7), ("signal", Signal::SIGKILL, 128 + 9)] {
+            let id = run(runtime, &sandbox, &container(name, script)).await;
+            wait_for_line(runtime, &id, "up").await;
+            let process = runtime.process_of(&id).await.unwrap().unwrap();
+            processes.push((id, Pid::from_raw(process.cast_signed()), signal, code));
+        }
+        people::kill(std::process::id(), is_supervisor);
+        people::wait_until_gone(is_supervisor);
+        for (id, process, signal, _) in &processes {
+            assert!(is_running(runtime, id).await, "another has taken over");
+            kill(*process, *signal).unwrap();
+        }
+        for (id, process, _, code) in processes {
+            // Whose supervisor was killed is the child of the first process, which is this one.
+            let collected = tokio::task::spawn_blocking(move || waitpid(process, None));
+            collected.await.unwrap().unwrap();
+            let known = if kernel_tells() { code } else { 255 };
+            assert_eq!(exit_of(runtime, &id).await, (known, ExitReason::Error));
+        }
+    }
+}
+
+/// Whether the kernel tells everybody who holds a process how it has ended, since 6.15.
+fn kernel_tells() -> bool {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut numbers = release
+        .split(['.', '-', '\n'])
+        .map_while(|number| number.parse().ok());
+    (numbers.next(), numbers.next()) >= (Some(6u32), Some(15u32))
 }
 
 /// The file of the supervisors' program.

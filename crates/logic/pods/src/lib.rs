@@ -44,6 +44,7 @@ pub mod shutdown;
 mod static_pods;
 mod status;
 pub mod translate;
+pub mod user_namespaces;
 mod worker;
 
 pub use action::{

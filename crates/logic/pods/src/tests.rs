@@ -7,6 +7,7 @@ mod static_pods;
 mod stories;
 mod told;
 mod translation;
+mod user_namespaces;
 mod whole_node;
 
 use crate::{

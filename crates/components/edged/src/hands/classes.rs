@@ -27,9 +27,13 @@ impl Hands {
         let known = self.known_handler(class).await;
         let handler = known.clone().unwrap_or_else(|| class.to_owned());
         let asked = within(RUNTIME_MAX, "ask for the handlers", self.runtime.status()).await;
-        let handlers = asked.map_err(refuse)?.handlers;
+        let asked = asked.map_err(refuse)?;
+        let handlers = asked.handlers;
         if handlers.is_empty() || handlers.contains(&handler) {
             return Ok(handler);
+        }
+        if let Some(why) = asked.missing_handlers.get(&handler) {
+            return Err(refuse(why.clone()));
         }
         let what = match known {
             Some(_) => format!("no runtime for \"{handler}\" is configured"),

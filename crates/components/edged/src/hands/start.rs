@@ -37,6 +37,7 @@ impl Hands {
         {
             config.handler = self.handler(class).await?;
         }
+        config.user_namespace = self.user_namespace(pod, &config.handler).await?;
         let _place = self.starts.acquire().await;
         let made = within(MAKE_MAX, "create the sandbox", self.runtime.run_sandbox(&config)).await;
         let id = made.map_err(|message| Refusal::new("CreatePodSandboxError", message))?;
@@ -117,7 +118,8 @@ impl Hands {
             .make_mount_points(&self.config, pod, spec, start.attempt, start.pod_ips, &mut config)
             .await?;
         // Its attempt is no part of what a container is made from.
-        let sandbox = translate::sandbox(&self.config, pod, 0)?;
+        let mut sandbox = translate::sandbox(&self.config, pod, 0)?;
+        sandbox.user_namespace = self.known_user_namespace(pod).await?;
         Ok((sandbox, config))
     }
 

@@ -8,7 +8,7 @@ use crate::config::Config;
 use crate::devices::Devices;
 use crate::events::Events;
 use crate::face::ProbeCounts;
-use crate::hands::{Hands, STARTS_MAX};
+use crate::hands::{Hands, IdBook, STARTS_MAX};
 use crate::images::Images;
 use crate::logs::{self, Logs, Places};
 use crate::objects::Held;
@@ -231,6 +231,7 @@ fn hands(beside: &Beside, devices: Devices, config: kedge_pods::Config) -> Hands
         root_dir: beside.config.root_dir.clone(),
         clock: beside.clock,
         starts: Arc::new(Semaphore::new(STARTS_MAX)),
+        ids: Arc::new(IdBook::new(config.pods_dir.clone())),
         images: Images::start(
             beside.config.image_pulls,
             Arc::clone(&runtime),

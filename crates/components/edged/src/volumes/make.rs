@@ -112,16 +112,18 @@ impl Making<'_> {
                 let source = volume.spec.csi.as_ref();
                 let source =
                     source.ok_or_else(|| Error::Unfit("the volume names no CSI driver".to_owned()))?;
-                let published = self
-                    .csi(resolved, csi::Source::Persistent(volume, source))
-                    .await?;
-                if resolved.block {
-                    let path = published;
-                    return Ok((MountSource::Block { path, read_only }, None));
-                }
-                published
+                let source = csi::Source::Persistent(volume, source);
+                let (path, refresh_at) = self.csi(resolved, source).await?;
+                let source = match resolved.block {
+                    true => MountSource::Block { path, read_only },
+                    false => MountSource::Path { path, read_only },
+                };
+                return Ok((source, refresh_at));
             }
-            Source::CsiEphemeral(source) => self.csi(resolved, csi::Source::Ephemeral(source)).await?,
+            Source::CsiEphemeral(source) => {
+                let (path, refresh_at) = self.csi(resolved, csi::Source::Ephemeral(source)).await?;
+                return Ok((MountSource::Path { path, read_only }, refresh_at));
+            }
         };
         Ok((MountSource::Path { path, read_only }, None))
     }
@@ -244,7 +246,12 @@ impl Making<'_> {
         .await
     }
 
-    async fn csi(&self, resolved: &Resolved, source: csi::Source<'_>) -> Result<PathBuf, Error> {
+    /// Where the volume stands, and when its driver wants to be called again.
+    async fn csi(
+        &self,
+        resolved: &Resolved,
+        source: csi::Source<'_>,
+    ) -> Result<(PathBuf, Option<Time>), Error> {
         self.needs_mounts("csi")?;
         let wanted = csi::Wanted {
             pod: self.pod(),
@@ -256,14 +263,17 @@ impl Making<'_> {
             claim_bytes: resolved.claim_bytes,
         };
         let published = self.volumes.csi.publish(wanted).await?;
+        let refresh_at = published.republish.then(|| self.now + csi::REPUBLISH_INTERVAL);
         let path = published.path;
-        match self.group() {
-            Some(group) if !resolved.block && !published.group_given && !resolved.read_only => {
-                let always = self.group_always();
-                blocking(move || give_to_group(&path, group, always).map(|()| path)).await
-            }
-            Some(_) | None => Ok(path),
+        if let Some(group) = self.group()
+            && !resolved.block
+            && !published.group_given
+            && !resolved.read_only
+        {
+            let (path, always) = (path.clone(), self.group_always());
+            blocking(move || give_to_group(&path, group, always)).await?;
         }
+        Ok((path, refresh_at))
     }
 
     /// Whether each file is looked at, or only the top of the volume.

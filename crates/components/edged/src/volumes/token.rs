@@ -8,6 +8,7 @@
 use super::atomic::DATA;
 use super::content::Making;
 use super::error::Error;
+use crate::cloud::Cloud;
 use base64::Engine as _;
 use kedge_api::{
     BoundObjectReference, Pod, ServiceAccountTokenProjection, TokenRequest, TokenRequestSpec,
@@ -37,15 +38,9 @@ pub(super) async fn make(making: Making<'_>, source: &ServiceAccountTokenProject
     let pod = making.inputs.pod;
     let account = account(pod);
     let request = request(pod, source);
-    let key = ObjectKey::namespaced(ObjectKind::ServiceAccountToken, pod.namespace(), account);
-    let body = Body::from_value(&request).map_err(|error| refuse(account, &error.to_string()))?;
-    let answer: Result<TokenRequest, _> = making.cloud.object(Operation::Query, key, body).await;
-    let why = match answer {
-        Ok(answer) => match checked(pod, answer) {
-            Ok(status) => return Ok(fresh(&request, status, making.now)),
-            Err(why) => why,
-        },
-        Err(error) => error.to_string(),
+    let why = match ask(making.cloud, pod, &request).await {
+        Ok(status) => return Ok(fresh(&request, status, making.now)),
+        Err(why) => why,
     };
     let retry = |token| Made {
         token,
@@ -65,6 +60,29 @@ pub(super) async fn make(making: Making<'_>, source: &ServiceAccountTokenProject
         }
         Ok(_) | Err(_) => Err(refuse(account, &why)),
     }
+}
+
+/// A token of the pod's account for one audience; without one for those whom the API server believes in.
+pub(crate) async fn pod_token(
+    cloud: &Cloud,
+    pod: &Pod,
+    audience: &str,
+    expiration_seconds: Option<i64>,
+) -> Result<TokenRequestStatus, String> {
+    let source = ServiceAccountTokenProjection {
+        audience: Some(audience.to_owned()),
+        expiration_seconds,
+        ..ServiceAccountTokenProjection::default()
+    };
+    let answer = ask(cloud, pod, &request(pod, &source)).await;
+    answer.map_err(|why| format!("service account \"{}\": {why}", account(pod)))
+}
+
+async fn ask(cloud: &Cloud, pod: &Pod, request: &TokenRequest) -> Result<TokenRequestStatus, String> {
+    let key = ObjectKey::namespaced(ObjectKind::ServiceAccountToken, pod.namespace(), account(pod));
+    let body = Body::from_value(request).map_err(|error| error.to_string())?;
+    let answer = cloud.object(Operation::Query, key, body).await;
+    checked(pod, answer.map_err(|error| error.to_string())?)
 }
 
 /// The token of the answer, if it is one for this pod.

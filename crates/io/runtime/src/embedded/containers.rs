@@ -1,7 +1,9 @@
-use super::records::{self, ContainerRecord, LAUNCH_RECORD, LaunchRecord, SandboxRecord};
+use super::handlers::Maker;
+use super::records::{self, ContainerRecord, LAUNCH_RECORD, LaunchRecord, OwnUsers, SandboxRecord};
+use super::sandboxes::user_pin;
 use super::supervisors::{ask, done};
 use super::users::{self, User};
-use super::{Inner, cgroup, launch, new_id, now_ms, spec};
+use super::{Inner, cgroup, launch, makers, new_id, now_ms, spec};
 use crate::helper::container::start_socket;
 use crate::helper::foreign;
 use crate::image::store::StoredImage;
@@ -14,6 +16,8 @@ use std::time::Duration;
 /// Creating a container takes milliseconds; copying a large image without overlayfs on a slow card takes a minute. The
 /// supervisor gives up before.
 const CREATE_WAIT_MAX: Duration = Duration::from_secs(120);
+/// Another runtime writes down that it has started a container, maybe after that has ended. It ends at once.
+const MAKERS_WAIT_MAX: Duration = Duration::from_secs(10);
 /// Starting is a word to a process that waits for it, and a small file.
 const START_WAIT_MAX: Duration = Duration::from_secs(20);
 
@@ -104,8 +108,10 @@ impl Inner {
         let Some(record) = self.container_record(&id.0)? else {
             return Ok(());
         };
+        let directory = self.layout.container(&id.0);
+        makers::end(&directory, MAKERS_WAIT_MAX)?;
         cgroup::remove_tree(&self.cgroups, &record.cgroup)?;
-        launch::remove_container_files(&self.layout.container(&id.0), &self.layout.state(&id.0))
+        launch::remove_container_files(&directory, &self.layout.state(&id.0))
     }
 
     pub(super) fn container_records(&self) -> Result<Vec<ContainerRecord>, Error> {
@@ -139,6 +145,8 @@ impl Inner {
         {
             tracing::warn!(container = id, %error, "its supervisor does not discard it");
         }
+        // Before what they make is ended: they would make more of it.
+        makers::end(&self.layout.container(id), Duration::ZERO)?;
         if let Some(state) = self.state_record(id) {
             super::processes::kill_now(&state)?;
         }
@@ -157,9 +165,6 @@ impl Inner {
         let refuse = |reason: &str| Err(Error::failed("create container", &config.name, reason));
         if config.name.is_empty() || config.name.contains('/') || config.name.starts_with('.') {
             return refuse("its name cannot be a directory name");
-        }
-        if config.tty && !sandbox.config.handler.is_empty() {
-            return refuse("a terminal (tty: true) is for the built-in runtime, not for its other handlers");
         }
         self.refuse_unsupported(&config)?;
         if spec::arguments(&config, image).is_empty() {
@@ -190,7 +195,7 @@ impl Inner {
         image: &StoredImage,
     ) -> Result<(), Error> {
         let directory = self.layout.container(&record.id);
-        let handler = self.handlers.program(&sandbox.config)?;
+        let maker = self.handlers.maker(&sandbox.config)?;
         let ingredients = spec::Ingredients {
             sandbox,
             sandbox_directory: &self.layout.sandbox(&sandbox.id),
@@ -198,12 +203,16 @@ impl Inner {
             config: &record.config,
             image,
             user: self.user(record, image)?,
+            maker: &maker,
             cgroups: &self.cgroups,
             cgroup: &record.cgroup,
             held: kedge_host::process::capabilities()
                 .map_err(|error| Error::failed("create container", &record.config.name, error))?,
             target: self.target(&record.config)?,
         };
+        let ids = &sandbox.config.user_namespace;
+        let uid = users::on_node(&ingredients.user, ids.as_ref())
+            .map_err(|why| Error::failed("create container", &record.config.name, why))?;
         let bundle = spec::write(&ingredients)?;
         durable::make_directory(&directory)?;
         write_plain(directory.join("config.json"), &bundle)?;
@@ -214,11 +223,19 @@ impl Inner {
             layers_directory: self.images.layers_directory(),
             layers: record.layers.clone(),
             cgroup: record.cgroup.clone(),
-            uid: ingredients.user.uid,
+            uid,
             privileges: spec::privileges(&ingredients)?,
             seccomp: spec::seccomp(&record.config.security).clone(),
-            supervised: self.supervised(record, handler.is_some()),
-            handler,
+            users: own_users(&ingredients)?,
+            supervised: self.supervised(record, matches!(maker, Maker::AnotherRuntime(_))),
+            interpreter: match maker {
+                Maker::Interpreter => Some(self.interpreter.program(self.layout.root())?),
+                Maker::Libcontainer | Maker::AnotherRuntime(_) => None,
+            },
+            handler: match maker {
+                Maker::AnotherRuntime(program) => Some(program),
+                Maker::Libcontainer | Maker::Interpreter => None,
+            },
         };
         write_plain(directory.join(LAUNCH_RECORD), &launch)?;
         let order = Order::Create {
@@ -320,6 +337,19 @@ impl Inner {
         }
         Ok(user)
     }
+}
+
+/// What a container needs whose pod has users of its own.
+fn own_users(from: &spec::Ingredients<'_>) -> Result<Option<OwnUsers>, Error> {
+    let Some(ids) = from.sandbox.config.user_namespace else {
+        return Ok(None);
+    };
+    Ok(Some(OwnUsers {
+        ids,
+        pin: user_pin(from.sandbox_directory),
+        shared_memory: spec::shared_memory(from),
+        devices: spec::device_paths(from)?,
+    }))
 }
 
 /// Needed only as long as the container runs: a power cut may take it.

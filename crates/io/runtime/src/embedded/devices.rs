@@ -1,5 +1,6 @@
 //! Device nodes for containers.
 
+use super::records::DevicePath;
 use crate::Error;
 use kedge_containers::Device;
 use serde_json::{Value, json};
@@ -24,6 +25,8 @@ struct Found {
 pub(super) struct Devices {
     pub(super) nodes: Vec<Value>,
     pub(super) rules: Vec<Value>,
+    /// Where they are on the node.
+    pub(super) paths: Vec<DevicePath>,
 }
 
 /// All of the node's devices, for privileged containers.
@@ -31,9 +34,11 @@ pub(super) fn all() -> Devices {
     let mut found = Vec::new();
     collect(Path::new("/dev"), DEPTH_MAX, &mut found);
     let nodes = found.iter().map(|found| node(&found.path, &found.meta)).collect();
+    let paths = found.iter().map(|found| at(&found.path, &found.path));
     Devices {
         nodes,
         rules: vec![json!({ "allow": true, "access": ALL_RIGHTS })],
+        paths: paths.collect(),
     }
 }
 
@@ -42,6 +47,7 @@ pub(super) fn some(wanted: &[Device]) -> Result<Devices, Error> {
     let mut devices = Devices {
         nodes: Vec::new(),
         rules: vec![json!({ "allow": false, "access": ALL_RIGHTS })],
+        paths: Vec::new(),
     };
     for device in wanted {
         let refuse = |reason: String| {
@@ -80,6 +86,7 @@ pub(super) fn some(wanted: &[Device]) -> Result<Devices, Error> {
                 true => device.container_path.clone(),
                 false => device.container_path.join(below),
             };
+            devices.paths.push(at(&found.path, &path));
             devices.nodes.push(node(&path, &found.meta));
             devices.rules.push(rule(&found.meta, rights));
         }
@@ -112,6 +119,13 @@ fn kind(meta: &Metadata) -> &'static str {
         "b"
     } else {
         "c"
+    }
+}
+
+fn at(host: &Path, container: &Path) -> DevicePath {
+    DevicePath {
+        host: host.to_owned(),
+        container: container.to_owned(),
     }
 }
 

@@ -74,6 +74,13 @@ impl Inner {
         let (Some(launch), Some(bundle)) = (launch, bundle) else {
             return failed("its configuration is not there any more");
         };
+        if launch.interpreter.is_some() {
+            return Err(Error::Unsupported {
+                act: ACT,
+                object: id.0.clone(),
+                reason: "it is a WebAssembly module, beside which no commands are run",
+            });
+        }
         let process = bundle.process;
         Ok(ExecOrder {
             process: identity(&state.process),

@@ -1,5 +1,6 @@
 //! Other runtimes that this node has installed, as alternatives for single pods (`runtimeClassName`).
 
+use super::interpreter;
 use crate::Error;
 use kedge_containers::{HandlerFeatures, SandboxConfig};
 use std::collections::BTreeMap;
@@ -10,11 +11,26 @@ use std::path::{Path, PathBuf};
 const KNOWN: [&str; 2] = ["runc", "crun"];
 /// Where distributions and administrators install programs; nowhere else is looked, whatever the environment says.
 const DIRECTORIES: [&str; 4] = ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin"];
-const WEB_ASSEMBLY: &str = "wasm";
 
-/// The handlers of this node, by name, with their programs.
+/// What makes the containers of a pod.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Maker {
+    /// The runtime itself.
+    Libcontainer,
+    /// A program that is installed.
+    AnotherRuntime(PathBuf),
+    /// The runtime itself; what it runs are WebAssembly modules.
+    Interpreter,
+}
+
+/// The handlers of this node.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Handlers(BTreeMap<String, PathBuf>);
+pub(super) struct Handlers {
+    /// Other runtimes by name, with their programs.
+    installed: BTreeMap<String, PathBuf>,
+    /// Whether modules can be run.
+    interprets: bool,
+}
 
 impl Handlers {
     /// Looks for them once: a pod's class is not to work by chance.
@@ -27,53 +43,76 @@ impl Handlers {
             let mut paths = directories.iter().map(|directory| directory.join(name));
             Some(((*name).to_owned(), paths.find(|path| is_trusted(path))?))
         });
-        Self(found.collect())
+        Self {
+            installed: found.collect(),
+            interprets: interpreter::is_carried(),
+        }
     }
 
     pub(super) fn names(&self) -> Vec<String> {
-        self.0.keys().cloned().collect()
+        let modules = self.interprets.then(|| interpreter::HANDLER.to_owned());
+        self.installed.keys().cloned().chain(modules).collect()
+    }
+
+    /// Those that could be here, with why they are not.
+    pub(super) fn missing(&self) -> BTreeMap<String, String> {
+        let names = KNOWN.into_iter().chain([interpreter::HANDLER]);
+        let have = self.names();
+        names
+            .filter(|name| !have.iter().any(|own| own == name))
+            .map(|name| (name.to_owned(), self.refusal(name)))
+            .collect()
     }
 
     /// What each handler can do; the empty name is the built-in runtime itself.
-    pub(super) fn features(&self) -> BTreeMap<String, HandlerFeatures> {
-        let features = HandlerFeatures {
+    pub(super) fn features(&self, user_namespaces: bool) -> BTreeMap<String, HandlerFeatures> {
+        let names = self.names().into_iter().chain([String::new()]);
+        let features = |name: &str| HandlerFeatures {
             // A kernel that cannot do it does not get as far as here.
             recursive_read_only_mounts: true,
-            user_namespaces: false,
+            user_namespaces: user_namespaces && name.is_empty(),
         };
-        let names = self.names().into_iter().chain([String::new()]);
-        names.map(|name| (name, features)).collect()
+        names
+            .map(|name| {
+                let features = features(&name);
+                (name, features)
+            })
+            .collect()
     }
 
-    /// The program that runs the containers of a sandbox; `None` is the built-in runtime.
-    pub(super) fn program(&self, sandbox: &SandboxConfig) -> Result<Option<PathBuf>, Error> {
-        let wanted = &sandbox.handler;
+    /// What makes the containers of a sandbox.
+    pub(super) fn maker(&self, sandbox: &SandboxConfig) -> Result<Maker, Error> {
+        let wanted = sandbox.handler.as_str();
         if wanted.is_empty() {
-            return Ok(None);
+            return Ok(Maker::Libcontainer);
         }
-        self.0.get(wanted).cloned().map(Some).ok_or_else(|| {
-            let reason = match wanted.as_str() {
-                WEB_ASSEMBLY => "this kedge runs no WebAssembly modules (runtime handler wasm)".to_owned(),
-                _ if KNOWN.contains(&wanted.as_str()) => format!(
-                    "runtime handler {wanted} is not installed: it is looked for in {} when the node agent starts",
-                    DIRECTORIES.join(", ")
-                ),
-                _ => format!(
-                    "the built-in runtime has no handler {wanted}; it has {}",
-                    self.told()
-                ),
-            };
+        if wanted == interpreter::HANDLER && self.interprets {
+            return Ok(Maker::Interpreter);
+        }
+        let installed = self.installed.get(wanted).cloned();
+        installed.map(Maker::AnotherRuntime).ok_or_else(|| {
             let pod = format!("{}/{}", sandbox.pod.namespace, sandbox.pod.name);
-            Error::failed("run sandbox of pod", pod, reason)
+            Error::failed("run sandbox of pod", pod, self.refusal(wanted))
         })
     }
 
-    fn told(&self) -> String {
-        if self.0.is_empty() {
+    fn refusal(&self, wanted: &str) -> String {
+        if wanted == interpreter::HANDLER {
+            return interpreter::MISSING.to_owned();
+        }
+        if KNOWN.contains(&wanted) {
+            return format!(
+                "runtime handler {wanted} is not installed: it is looked for in {} when the node agent starts",
+                DIRECTORIES.join(", ")
+            );
+        }
+        let names = self.names();
+        let told = if names.is_empty() {
             "none besides itself".to_owned()
         } else {
-            self.names().join(", ")
-        }
+            names.join(", ")
+        };
+        format!("the built-in runtime has no handler {wanted}; it has {told}")
     }
 }
 
@@ -124,22 +163,35 @@ mod tests {
         let found = Handlers::find_in(&[&first, &second, Path::new("/no/such")]);
         std::fs::remove_dir_all(&top).unwrap();
         if kedge_host::is_root() {
-            assert_eq!(found.0, [("runc".to_owned(), second.join("runc"))].into());
+            assert_eq!(found.installed, [("runc".to_owned(), second.join("runc"))].into());
         }
     }
 
     #[test]
     fn what_is_not_there_is_said() {
-        let handlers = Handlers([("runc".to_owned(), PathBuf::from("/usr/sbin/runc"))].into());
-        assert_eq!(handlers.program(&sandbox("")).unwrap(), None);
-        assert!(handlers.program(&sandbox("runc")).unwrap().is_some());
+        let without = Handlers {
+            installed: [("runc".to_owned(), PathBuf::from("/usr/sbin/runc"))].into(),
+            interprets: false,
+        };
+        assert_eq!(without.maker(&sandbox("")).unwrap(), Maker::Libcontainer);
+        assert!(matches!(
+            without.maker(&sandbox("runc")).unwrap(),
+            Maker::AnotherRuntime(_)
+        ));
         let told =
-            ["crun", "wasm", "kata"].map(|name| handlers.program(&sandbox(name)).unwrap_err().to_string());
+            ["crun", "wasm", "kata"].map(|name| without.maker(&sandbox(name)).unwrap_err().to_string());
         expect![[r#"
             run sandbox of pod default/web: runtime handler crun is not installed: it is looked for in /usr/local/sbin, /usr/local/bin, /usr/sbin, /usr/bin when the node agent starts
-            run sandbox of pod default/web: this kedge runs no WebAssembly modules (runtime handler wasm)
+            run sandbox of pod default/web: this kedge was built without the feature wasm, so it runs no WebAssembly modules; build it with cargo build --features wasm
             run sandbox of pod default/web: the built-in runtime has no handler kata; it has runc"#]]
         .assert_eq(&told.join("\n"));
-        assert_eq!(handlers.features().keys().collect::<Vec<_>>(), ["", "runc"]);
+        assert_eq!(without.missing().keys().collect::<Vec<_>>(), ["crun", "wasm"]);
+        assert_eq!(without.features(true).keys().collect::<Vec<_>>(), ["", "runc"]);
+        let with = Handlers {
+            interprets: true,
+            ..without
+        };
+        assert_eq!(with.maker(&sandbox("wasm")).unwrap(), Maker::Interpreter);
+        assert_eq!(with.names(), ["runc", "wasm"]);
     }
 }

@@ -108,6 +108,10 @@ impl Launcher {
         self.call(Verb::ProbeOverlay, directory, b"", Stdio::null())
     }
 
+    pub(super) fn probe_users(&self, directory: &Path) -> Result<(), Error> {
+        self.call(Verb::ProbeUsers, directory, b"", Stdio::null())
+    }
+
     pub(super) fn remove_bridge(&self, bridge: &str) -> Result<(), Error> {
         self.call(Verb::RemoveBridge, Path::new(bridge), b"", Stdio::null())
     }
@@ -289,7 +293,7 @@ fn run(
 
 /// Opens a program on a read-only mount of its own, which nobody else sees. A helper's child is in a container for the
 /// moment before it becomes the container's program; what it is executed from must not be open to change from there.
-fn read_only(path: &Path) -> std::io::Result<OwnedFd> {
+pub(crate) fn read_only(path: &Path) -> std::io::Result<OwnedFd> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     let tree = rustix::mount::open_tree(CWD, path, flags)?;
     crate::kernel::mount_read_only(&tree, Path::new(""), libc::AT_EMPTY_PATH)?;
@@ -373,25 +377,10 @@ fn failed(verb: Verb, argument: &Path, reason: impl std::fmt::Display) -> Error 
     Error::failed(verb.act(), object, reason)
 }
 
-/// Somebody may still write down that the container was started; he ends at once.
-const REMOVE_TRIES: u32 = 100;
-const REMOVE_PAUSE: Duration = Duration::from_millis(10);
-
-/// Removes a container's files. The record goes first: without it the container is not listed, and what an interrupted
-/// removal leaves is cleared at the next start.
+/// Removes a container's files, which nobody writes any more. The record goes first: without it the container is not
+/// listed, and what an interrupted removal leaves is cleared at the next start.
 pub(super) fn remove_container_files(directory: &Path, state: &Path) -> Result<(), Error> {
     durable::remove_file(&directory.join("container.json"))?;
     durable::remove_file(state)?;
-    let mut tries = 0;
-    loop {
-        match durable::remove_directory(directory) {
-            Err(Error::Io { source, .. })
-                if source.kind() == std::io::ErrorKind::DirectoryNotEmpty && tries < REMOVE_TRIES =>
-            {
-                tries += 1;
-                std::thread::sleep(REMOVE_PAUSE);
-            }
-            removed => return removed,
-        }
-    }
+    durable::remove_directory(directory)
 }

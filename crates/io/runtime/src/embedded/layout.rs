@@ -71,4 +71,8 @@ impl Layout {
     pub(super) fn probe(&self) -> PathBuf {
         self.root.join(".overlay-probe")
     }
+
+    pub(super) fn users_probe(&self) -> PathBuf {
+        self.root.join(".users-probe")
+    }
 }

@@ -12,20 +12,25 @@
 //!   <root>/containers/<id>/           container.json, config.json, launch.json, upper, work, rootfs, its streams
 //!   <root>/states/<container>.json    what became of the container; written by its supervisor
 //!   <root>/supervisor-<hash>          the program of supervisors
+//!   <root>/interpreter-<hash>         the program that interprets WebAssembly modules, once a pod needed it
 //! ```
 //!
 //! **Never.** It creates no process in its own image: a threaded process must not clone. It follows no container
 //! through memory of its own.
 
 mod apparmor;
+mod carried;
 mod containers;
 mod devices;
 mod exec;
 mod files;
+mod grace;
 mod handlers;
 mod images;
+mod interpreter;
 mod launch;
 mod layout;
+mod makers;
 mod observe;
 mod processes;
 pub(crate) mod records;
@@ -43,8 +48,10 @@ use crate::network::Network;
 pub use crate::network::{CniDirectories, NetworkConfig};
 use crate::{Error, LogRotation, Runtime, Served, Session, SocketInPod, cgroup, durable};
 use async_trait::async_trait;
+use grace::Grace;
 use handlers::Handlers;
 pub use images::{Images, Pruned};
+use interpreter::Interpreter;
 use kedge_containers::{
     CgroupDriver, ContainerConfig, ContainerId, Credentials, ExecOutput, Image, ImageUsage, ObservedSandbox,
     Resources, RuntimeStatus, RuntimeVersion, SandboxConfig, SandboxId, SandboxStats, Talk,
@@ -52,9 +59,10 @@ use kedge_containers::{
 use kedge_host::{Changes, Watch, cgroups};
 use kedge_registry::Progress;
 use launch::Launcher;
+pub(crate) use launch::read_only;
 use layout::Layout;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use supervisors::Supervisors;
 
@@ -130,11 +138,15 @@ struct Inner {
     launcher: Launcher,
     supervisors: Supervisors,
     cgroups: cgroups::Layout,
+    grace: Grace,
     cgroup_root: String,
     network: Network,
     handlers: Handlers,
+    interpreter: Interpreter,
     layers: stats::LayerUsage,
     rootfs: RootfsMode,
+    /// Why pods cannot have users of their own, once somebody has asked.
+    users: OnceLock<Result<(), String>>,
     log_bytes_max: u64,
     watch: Watch,
     /// Keeps every other runtime out of the directory; the last to be let go.
@@ -229,11 +241,14 @@ impl Inner {
             supervisors: Supervisors::open(layout.root())?,
             launcher,
             cgroups,
+            grace: Grace::default(),
             cgroup_root: config.cgroup_root,
             network,
             handlers: Handlers::find(),
+            interpreter: Interpreter::default(),
             layers: stats::LayerUsage::default(),
             rootfs,
+            users: OnceLock::new(),
             log_bytes_max: config.log_bytes_max,
             layout,
         };
@@ -241,6 +256,20 @@ impl Inner {
         inner.clear_unmade_sandboxes()?;
         inner.network.reconcile();
         Ok(inner)
+    }
+
+    /// Whether pods can have users of their own here, tried once; the error is a sentence.
+    fn user_namespaces(&self) -> Result<(), String> {
+        let tried = self.users.get_or_init(|| {
+            let probe = self.layout.users_probe();
+            let outcome = self.launcher.probe_users(&probe);
+            drop(durable::remove_directory(&probe));
+            outcome.map_err(|error| {
+                tracing::info!(%error, "pods cannot have users of their own");
+                error.to_string()
+            })
+        });
+        tried.clone()
     }
 
     fn purge_node(&self) -> Result<(), Error> {
@@ -276,14 +305,17 @@ impl Runtime for Embedded {
     }
 
     async fn status(&self) -> Result<RuntimeStatus, Error> {
-        let network_trouble = self
-            .blocking("look at the network of", |inner| Ok(inner.network.trouble()))
+        let (network_trouble, users) = self
+            .blocking("look at the state of", |inner| {
+                Ok((inner.network.trouble(), inner.user_namespaces().is_ok()))
+            })
             .await?;
         Ok(RuntimeStatus {
             cgroup_driver: Some(CgroupDriver::Cgroupfs),
             network_trouble,
             handlers: self.inner.handlers.names(),
-            features: self.inner.handlers.features(),
+            missing_handlers: self.inner.handlers.missing(),
+            features: self.inner.handlers.features(users),
             ..RuntimeStatus::default()
         })
     }
@@ -319,10 +351,15 @@ impl Runtime for Embedded {
         config: &ContainerConfig,
     ) -> Result<ContainerId, Error> {
         let (sandbox, config) = (sandbox.clone(), config.clone());
-        self.blocking("create container", move |inner| {
+        let waits = self.blocking("begin to move processes on", |inner| {
+            inner.grace.begin(&inner.cgroups);
+            Ok(())
+        });
+        let creates = self.blocking("create container", move |inner| {
             inner.create_container(&sandbox, config)
-        })
-        .await
+        });
+        let (_, created) = tokio::join!(waits, creates);
+        created
     }
 
     async fn start_container(&self, id: &ContainerId) -> Result<(), Error> {

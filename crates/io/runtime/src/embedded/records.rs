@@ -5,7 +5,7 @@ use super::layout::Layout;
 use crate::helper::privileges::Privileges;
 use crate::network::{OnBridge, SandboxNetwork};
 use crate::{Error, durable};
-use kedge_containers::{ContainerConfig, SandboxConfig, Seccomp};
+use kedge_containers::{ContainerConfig, SandboxConfig, Seccomp, UserNamespace};
 use kedge_host::process::Identity;
 pub(crate) use kedge_supervision::{Phase, StateRecord};
 use serde::{Deserialize, Serialize};
@@ -55,7 +55,7 @@ pub(crate) struct LaunchRecord {
     pub(crate) layers: Vec<String>,
     /// Below each control group tree, with a leading slash.
     pub(crate) cgroup: String,
-    /// Who the first process is: its streams are his.
+    /// Who the first process is, as the node counts users: its streams are his.
     pub(crate) uid: u32,
     /// What its processes may do; commands that are run in it later may do the same.
     #[serde(default)]
@@ -65,8 +65,33 @@ pub(crate) struct LaunchRecord {
     /// The program of another runtime that makes it; `None` is libcontainer.
     #[serde(default)]
     pub(crate) handler: Option<PathBuf>,
+    /// The program that interprets what is run; `None`: it is executed itself.
+    #[serde(default)]
+    pub(crate) interpreter: Option<PathBuf>,
+    /// The pod's own users; `None`: those of the node.
+    #[serde(default)]
+    pub(crate) users: Option<OwnUsers>,
     /// What its supervisor has to know.
     pub(crate) supervised: kedge_supervision::Container,
+}
+
+/// What a container needs whose pod has users of its own.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct OwnUsers {
+    pub(crate) ids: UserNamespace,
+    /// Where their namespace is held.
+    pub(crate) pin: PathBuf,
+    /// The memory that the pod's containers share. It belongs to the pod's own root.
+    pub(crate) shared_memory: PathBuf,
+    /// It cannot make its devices itself.
+    pub(crate) devices: Vec<DevicePath>,
+}
+
+/// A device of the node, and where a container has it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct DevicePath {
+    pub(crate) host: PathBuf,
+    pub(crate) container: PathBuf,
 }
 
 /// The process that a supervisor told us about.
@@ -91,6 +116,12 @@ pub(crate) struct SandboxOrder {
     /// Where the memory that the pod's containers share is mounted.
     #[serde(default)]
     pub(crate) shared_memory: Option<PathBuf>,
+    /// Where the namespace of the pod's own users is held, to which all others belong.
+    #[serde(default)]
+    pub(crate) user_pin: Option<PathBuf>,
+    /// The pod's own users.
+    #[serde(default)]
+    pub(crate) users: Option<UserNamespace>,
 }
 
 impl SandboxOrder {
@@ -102,6 +133,7 @@ impl SandboxOrder {
                 &self.ipc_pin,
                 &self.pid_pin,
                 &self.shared_memory,
+                &self.user_pin,
             ]
             .iter()
             .any(|path| path.is_some())

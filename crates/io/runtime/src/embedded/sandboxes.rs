@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 impl Inner {
     pub(super) fn run_sandbox(&self, config: SandboxConfig) -> Result<SandboxId, Error> {
         refuse_unsupported(&config)?;
-        self.handlers.program(&config)?;
+        self.handlers.maker(&config)?;
+        self.require_users(&config)?;
         let id = new_id()?;
         let boot_id = kedge_host::boot_id().map_err(|error| Error::failed("run sandbox", &id, error))?;
         let network = self.network.plan(&id, &config)?;
@@ -30,6 +31,34 @@ impl Inner {
                     .ok();
                 Err(error)
             }
+        }
+    }
+
+    /// What a pod with users of its own needs of this node.
+    fn require_users(&self, config: &SandboxConfig) -> Result<(), Error> {
+        if config.user_namespace.is_none() {
+            return Ok(());
+        }
+        let pod = format!("{}/{}", config.pod.namespace, config.pod.name);
+        let refuse = |reason: String| Err(Error::failed("run sandbox of pod", &pod, reason));
+        if config.host_network || config.host_pid || config.host_ipc {
+            return refuse(
+                "a pod with users of its own (hostUsers: false) shares neither network nor processes nor IPC with the \
+                 node"
+                    .to_owned(),
+            );
+        }
+        if !config.handler.is_empty() {
+            return refuse(format!(
+                "users of its own (hostUsers: false) are for the built-in runtime, not for its handler {}",
+                config.handler
+            ));
+        }
+        match self.user_namespaces() {
+            Ok(()) => Ok(()),
+            Err(why) => refuse(format!(
+                "this node cannot give it users of its own (hostUsers: false): {why}"
+            )),
         }
     }
 
@@ -78,7 +107,7 @@ impl Inner {
     /// Whether containers can be made in it.
     pub(super) fn is_ready(&self, record: &SandboxRecord, boot_id: &str) -> bool {
         let order = self.order_of(record);
-        let pins = [order.network_pin, order.ipc_pin, order.pid_pin];
+        let pins = [order.network_pin, order.ipc_pin, order.pid_pin, order.user_pin];
         record.made
             && !record.stopped
             && record.boot_id == boot_id
@@ -130,6 +159,8 @@ impl Inner {
             ipc_pin: Some(directory.join("ipc")),
             pid_pin: Some(directory.join("pid")),
             shared_memory: Some(directory.join("shm")),
+            user_pin: Some(user_pin(&directory)),
+            users: None,
         };
         self.launcher.sandbox_down(&directory, &everything)?;
         durable::remove_directory(&directory)
@@ -196,6 +227,8 @@ impl Inner {
             ipc_pin: (!record.config.host_ipc).then(|| directory.join("ipc")),
             pid_pin: (record.config.share_pid && !record.config.host_pid).then(|| directory.join("pid")),
             shared_memory: (!record.config.host_ipc).then(|| directory.join("shm")),
+            user_pin: record.config.user_namespace.map(|_| user_pin(&directory)),
+            users: record.config.user_namespace,
         }
     }
 
@@ -239,4 +272,9 @@ fn record_path(directory: &Path) -> PathBuf {
 /// Where the sandbox's network namespace is held.
 fn network_pin(directory: &Path) -> PathBuf {
     directory.join("net")
+}
+
+/// Where the namespace of the pod's own users is held.
+pub(super) fn user_pin(directory: &Path) -> PathBuf {
+    directory.join(kedge_supervision::USER_PIN)
 }

@@ -2,34 +2,33 @@
 //! replaced when it was killed.
 
 use super::Inner;
+use super::carried::Carried;
 use super::launch::{Launcher, Program};
 use super::processes;
 use super::records::{LAUNCH_RECORD, LaunchRecord, Phase, SandboxRecord, identity};
 use crate::{Error, durable};
-use flate2::read::GzDecoder;
 use kedge_host::process::Identity;
 use kedge_supervision::{
     Adopted, Beginning, MESSAGE_BYTES_MAX, Order, RECORD, Reply, Request, SOCKET, SupervisorRecord, VERSION,
 };
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
-use sha2::{Digest, Sha256};
-use std::io::{ErrorKind, Read, Write};
+use std::io::ErrorKind;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-/// The program, as it was built for this library, packed.
-static PACKED: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/kedge-supervisor.gz"));
+const PROGRAM: Carried = Carried {
+    name: "the supervisor of pods",
+    packed: include_bytes!(concat!(env!("OUT_DIR"), "/kedge-supervisor.gz")),
+    file_prefix: "supervisor-",
+    // The first process of a pod with users of its own is nobody on the node, and executes it without reading it: so the
+    // kernel keeps the pod's other processes out of it, whatever rights they have there.
+    file_mode: 0o511,
+};
 
 const NAME: &str = "kedge-supervisor";
 const VERB: &str = "supervise";
-/// The program's file below the root is named after what is in it.
-const FILE_PREFIX: &str = "supervisor-";
-const HASH_HEX: usize = 16;
-/// The owner may execute it and nobody may change it.
-const FILE_MODE: u32 = 0o500;
 
 /// What a supervisor says to itself.
 const LOG: &str = "supervisor.log";
@@ -50,54 +49,13 @@ pub(super) struct Supervisors {
 }
 
 impl Supervisors {
-    /// Writes the program below `root`, unless it is there, and opens it. Programs of earlier versions go; processes
-    /// that run them do not mind.
+    /// Writes the program below `root`, unless it is there, and opens it.
     pub(super) fn open(root: &Path) -> Result<Self, Error> {
-        let path = written(root)?;
-        for name in durable::names(root)? {
-            if name.starts_with(FILE_PREFIX) && path.file_name().is_none_or(|own| own != name.as_str()) {
-                durable::remove_file(&root.join(name))?;
-            }
-        }
         Ok(Self {
-            program: Program::open(&path)?,
+            program: Program::open(&PROGRAM.write(root)?)?,
             replacing: Mutex::new(()),
         })
     }
-}
-
-/// The program's file: whole, and what it shall be.
-fn written(root: &Path) -> Result<PathBuf, Error> {
-    let mut program = Vec::new();
-    GzDecoder::new(PACKED)
-        .read_to_end(&mut program)
-        .map_err(|error| Error::failed("unpack", "the supervisor", error))?;
-    let digest = Sha256::digest(&program);
-    let hash: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
-    let path = root.join(format!("{FILE_PREFIX}{}", &hash[..HASH_HEX]));
-    let mode = |path: &Path| std::fs::metadata(path).map(|found| found.permissions().mode() & 0o7777);
-    if std::fs::read(&path).is_ok_and(|found| found == program)
-        && mode(&path).is_ok_and(|mode| mode == FILE_MODE)
-    {
-        return Ok(path);
-    }
-    let failed = |source| Error::io("write the supervisor", &path, source);
-    let beside = root.join(format!(".{FILE_PREFIX}tmp"));
-    durable::remove_file(&beside)?;
-    let mut file = std::fs::OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(FILE_MODE)
-        .open(&beside)
-        .map_err(failed)?;
-    file.write_all(&program)
-        .and_then(|()| file.sync_all())
-        .map_err(failed)?;
-    // A program that is open for writing cannot be executed.
-    drop(file);
-    std::fs::rename(&beside, &path).map_err(failed)?;
-    durable::sync_directory(root)?;
-    Ok(path)
 }
 
 /// Asks the supervisor of the sandbox in `directory`, and waits for its answer at most `limit`; that it does not come is

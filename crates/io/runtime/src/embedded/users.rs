@@ -1,5 +1,6 @@
 //! Who a container runs as, when the image says it by name.
 
+use kedge_containers::UserNamespace;
 use std::fs::File;
 use std::io::Read;
 use std::os::unix::fs::FileTypeExt;
@@ -15,6 +16,21 @@ pub(super) struct User {
     pub(super) groups: Vec<u32>,
     /// Empty if the image does not say.
     pub(super) home: String,
+}
+
+/// The user as the node counts users, where a pod has its own. The error says which the pod does not have.
+pub(super) fn on_node(user: &User, ids: Option<&UserNamespace>) -> Result<u32, String> {
+    let Some(ids) = ids else {
+        return Ok(user.uid);
+    };
+    let lacks = |kind: &str, id: u32| {
+        format!("{kind} {id} is not among those of a pod with users of its own (hostUsers: false)")
+    };
+    let mut groups = user.groups.iter().chain([&user.gid]);
+    if let Some(group) = groups.find(|group| ids.gids.on_node(**group).is_none()) {
+        return Err(lacks("group", *group));
+    }
+    ids.uids.on_node(user.uid).ok_or_else(|| lacks("user", user.uid))
 }
 
 /// Resolves `user[:group]`, names or numbers, with the image's own files. The error is the part that is unknown.

@@ -7,6 +7,7 @@
 //!   finish    in the container's mounts: what passes which way, what is read-only; its devices
 //! ```
 
+use super::room::Owner;
 use super::{Failure, devices, rootfs};
 use crate::embedded::spec::IMAGE_VOLUMES;
 use crate::kernel::mount_read_only;
@@ -14,7 +15,7 @@ use kedge_host::cgroups::Layout;
 use libcontainer::oci_spec::runtime::{Mount, Spec};
 use nix::libc;
 use nix::sched::{CloneFlags, setns};
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, mkdirat, openat2};
+use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, ResolveFlags, Uid, chownat, mkdirat, openat2};
 use rustix::io::Errno;
 use rustix::mount::{
     MountPropagationFlags, MoveMountFlags, OpenTreeFlags, mount_change, move_mount, open_tree,
@@ -33,6 +34,14 @@ pub(super) struct Bundle {
     directory: PathBuf,
     spec: Spec,
     shared: Vec<Shared>,
+}
+
+/// Something of the node that is mounted in the container.
+pub(super) struct Bound<'a> {
+    pub(super) source: &'a Path,
+    pub(super) read_only: bool,
+    /// So is what is mounted below it.
+    pub(super) recursive: bool,
 }
 
 /// A mount that passes in both directions: a copy of the node's own, which is its equal as no later copy would be.
@@ -58,9 +67,9 @@ impl Bundle {
         })
     }
 
-    /// Makes what has to be there before the container; its root is mounted.
-    pub(super) fn prepare(&self) -> Result<(), Failure> {
-        let root = self.directory.join("rootfs");
+    /// Makes what has to be there before the container, for whom its own root is where it is not the node's; its root
+    /// directory is mounted at `root`.
+    pub(super) fn prepare(&self, root: &Path, owner: Option<Owner>) -> Result<(), Failure> {
         let volumes = self.directory.join(IMAGE_VOLUMES);
         for mount in mounts(&self.spec) {
             let Some(source) = mount
@@ -71,14 +80,15 @@ impl Bundle {
                 continue;
             };
             rootfs::make_directory(source)?;
-            fill(source, &root, mount.destination())
+            owner.map_or(Ok(()), |owner| owner.take(source))?;
+            fill(source, root, mount.destination())
                 .map_err(|error| Failure::new("fill a volume of the image", error))?;
         }
-        self.make_working_directory(&root)
+        self.make_working_directory(root, owner)
     }
 
     /// In the volume that it is in, else in the container's root.
-    fn make_working_directory(&self, root: &Path) -> Result<(), Failure> {
+    fn make_working_directory(&self, root: &Path, owner: Option<Owner>) -> Result<(), Failure> {
         let Some(wanted) = self.spec.process().as_ref().map(|process| process.cwd().clone()) else {
             return Ok(());
         };
@@ -91,10 +101,26 @@ impl Bundle {
             }
             None => (root.to_owned(), wanted.clone()),
         };
-        make_in(&base, &below).map_err(|errno| {
+        // On what the node lends it, the node's root is the pod's.
+        let own = base == root || base.starts_with(self.directory.join(IMAGE_VOLUMES));
+        make_in(&base, &below, owner.filter(|_| own)).map_err(|errno| {
             let act = format!("make the working directory {}", wanted.display());
             Failure::new(&act, errno)
         })
+    }
+
+    /// What is mounted from the node, in the order of the configuration.
+    pub(super) fn bound(&self) -> impl Iterator<Item = Bound<'_>> {
+        let bound = mounts(&self.spec).filter(|mount| mount.typ().as_deref() == Some("bind"));
+        bound.map(|mount| Bound {
+            source: mount.source().as_deref().unwrap_or(Path::new("")),
+            read_only: has(mount, "ro") || has(mount, "rro"),
+            recursive: has(mount, "rro"),
+        })
+    }
+
+    pub(super) fn document(&self) -> serde_json::Result<serde_json::Value> {
+        serde_json::to_value(&self.spec)
     }
 
     /// Does the rest in the container whose first process is `pid` and waits; `group` is its control group.
@@ -273,7 +299,7 @@ fn failed_at(act: &str, path: &Path, error: std::io::Error) -> Failure {
 }
 
 /// Makes a directory with all those above it. `base` is the root for every link on the way.
-fn make_in(base: &Path, below: &Path) -> Result<(), Errno> {
+fn make_in(base: &Path, below: &Path, owner: Option<Owner>) -> Result<(), Errno> {
     let names = below.components().filter_map(|part| match part {
         Component::Normal(name) => Some(name),
         Component::RootDir | Component::CurDir | Component::ParentDir | Component::Prefix(_) => None,
@@ -291,9 +317,14 @@ fn make_in(base: &Path, below: &Path) -> Result<(), Errno> {
                 } else {
                     &parent
                 };
-                match mkdirat(open_in(&root, parent)?, name, Mode::from_raw_mode(DIRECTORY_MODE)) {
-                    Ok(()) | Err(Errno::EXIST) => {}
-                    Err(errno) => return Err(errno),
+                let parent = open_in(&root, parent)?;
+                match (mkdirat(&parent, name, Mode::from_raw_mode(DIRECTORY_MODE)), owner) {
+                    (Ok(()), Some(owner)) => {
+                        let (uid, gid) = (Uid::from_raw(owner.uid), Gid::from_raw(owner.gid));
+                        chownat(&parent, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
+                    }
+                    (Ok(()), None) | (Err(Errno::EXIST), _) => {}
+                    (Err(errno), _) => return Err(errno),
                 }
             }
             Err(errno) => return Err(errno),
@@ -315,10 +346,10 @@ mod tests {
         std::os::unix::fs::symlink("../../../real", root.join("upwards")).unwrap();
         std::fs::write(root.join("file"), "").unwrap();
         for path in ["/a/b/c", "/absolute/x", "/upwards/y", "/a/b"] {
-            make_in(&root, Path::new(path)).unwrap();
+            make_in(&root, Path::new(path), None).unwrap();
         }
         let made = ["a/b/c", "real/x", "real/y"].map(|path| root.join(path).is_dir());
-        let refused = make_in(&root, Path::new("/file/x"));
+        let refused = make_in(&root, Path::new("/file/x"), None);
         let outside = top.join("x").exists() || top.join("y").exists();
         std::fs::remove_dir_all(&top).unwrap();
         assert_eq!((made, refused, outside), ([true; 3], Err(Errno::NOTDIR), false));

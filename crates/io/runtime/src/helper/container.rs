@@ -2,7 +2,9 @@
 //! container's first process is its parent's, the supervisor's.
 
 use super::bundle::Bundle;
+use super::interpreter::Interpreter;
 use super::privileges::{Privileges, own_keyring};
+use super::room::{self, Room};
 use super::{Failure, foreign, lookup, rootfs};
 use crate::durable;
 use crate::embedded::records::{LAUNCH_RECORD, LaunchRecord};
@@ -16,15 +18,17 @@ use libcontainer::workload::default::DefaultExecutor;
 use libcontainer::workload::{Executor, ExecutorError, ExecutorValidationError};
 use nix::sys::signal::Signal;
 use rustix::fs::{CWD, Gid, Mode, OFlags, Uid};
+use std::cell::Cell;
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::ExitCode;
+use std::rc::Rc;
 
 /// Below the container's directory.
 const LIBCONTAINER: &str = "oci";
-const CONSOLE_SOCKET: &str = "console.sock";
+pub(super) const CONSOLE_SOCKET: &str = "console.sock";
 /// What comes with the terminal of a container is a name.
 const CONSOLE_BYTES_MAX: usize = 256;
 
@@ -38,7 +42,9 @@ pub(crate) fn start_socket(directory: &Path, id: &str) -> std::path::PathBuf {
 
 /// Makes the container in `directory` and says so on standard output, which is a socket of the supervisor.
 pub(super) fn run(directory: &Path) -> ExitCode {
-    let made = follow_supervisor().and_then(|()| make(directory));
+    let made = follow_supervisor()
+        .and_then(|()| Held::take())
+        .and_then(|held| make(directory, held));
     let (said, mut container, terminal) = match made {
         Ok((container, terminal)) => (
             Made::Container { pid: container.pid() },
@@ -109,24 +115,41 @@ impl MadeBy {
     }
 }
 
-fn make(directory: &Path) -> Result<(MadeBy, Option<OwnedFd>), Failure> {
+fn make(directory: &Path, held: Held) -> Result<(MadeBy, Option<OwnedFd>), Failure> {
     let launch: LaunchRecord = durable::read_record(&directory.join(LAUNCH_RECORD))?
         .ok_or_else(|| Failure::new("read the container's record", "there is none"))?;
     if let Some(program) = &launch.handler {
-        let pid = foreign::make(directory, &launch, program)?;
-        return Ok((MadeBy::AnotherRuntime(pid), None));
+        let (pid, terminal) = foreign::make(directory, &launch, program)?;
+        return Ok((MadeBy::AnotherRuntime(pid), terminal));
     }
+    let interpreter = launch.interpreter.as_deref().map(Interpreter::open).transpose()?;
     let bundle = Bundle::open(directory)?;
+    let workload = Workload {
+        filters: seccomp::filters(&launch.seccomp, &launch.privileges.bounding)
+            .map_err(|error| Failure(sentence(&error)))?,
+        privileges: launch.privileges.clone(),
+        interpreter,
+        held,
+    };
     rootfs::own_mounts()?;
-    rootfs::make(directory, &launch)?;
-    bundle.prepare()?;
+    let room = match &launch.users {
+        Some(own) => Some(room::enter(directory, &launch, own, &bundle)?),
+        None => {
+            rootfs::make(directory, &launch)?;
+            bundle.prepare(&directory.join("rootfs"), None)?;
+            None
+        }
+    };
+    let seen = room.as_ref();
+    let directory = seen.map_or(directory, |room| room.container.as_path());
     let console = launch
         .supervised
         .tty
         .then(|| listen(directory, CONSOLE_SOCKET))
         .transpose()
         .map_err(|error| Failure::new("wait for the terminal", error))?;
-    let container = create(directory, &launch)?;
+    let from = seen.map_or(directory, |room: &Room| room.bundle.as_path());
+    let container = create(directory, from, &launch, workload)?;
     let pid = container
         .pid()
         .ok_or_else(|| Failure::new("make the container", "it has no process"))?
@@ -146,16 +169,16 @@ fn make(directory: &Path) -> Result<(MadeBy, Option<OwnedFd>), Failure> {
     }
 }
 
-/// Makes the container; its first process then waits to be started.
-fn create(directory: &Path, launch: &LaunchRecord) -> Result<Container, Failure> {
+/// Makes the container of a bundle; its first process then waits to be started.
+fn create(
+    directory: &Path,
+    bundle: &Path,
+    launch: &LaunchRecord,
+    workload: Workload,
+) -> Result<Container, Failure> {
     let failed = |error: libcontainer::error::LibcontainerError| Failure(sentence(&error));
     let state = directory.join(LIBCONTAINER);
     std::fs::create_dir_all(&state).map_err(|error| Failure::new("make directory oci", error))?;
-    let workload = Workload {
-        filters: seccomp::filters(&launch.seccomp, &launch.privileges.bounding)
-            .map_err(|error| Failure(sentence(&error)))?,
-        privileges: launch.privileges.clone(),
-    };
     let mut builder = ContainerBuilder::new(launch.id.clone(), SyscallType::default())
         .with_executor(workload)
         .with_root_path(&state)
@@ -169,7 +192,7 @@ fn create(directory: &Path, launch: &LaunchRecord) -> Result<Container, Failure>
         builder.with_stdin(stdin).with_stdout(stdout).with_stderr(stderr)
     };
     builder
-        .as_init(directory)
+        .as_init(bundle)
         .with_systemd(false)
         .with_detach(true)
         .build()
@@ -209,7 +232,7 @@ pub(super) fn listen(directory: &Path, name: &str) -> std::io::Result<UnixListen
 }
 
 /// The container's first process has sent its terminal's other end before it said that it is ready.
-fn terminal(console: &UnixListener) -> Result<OwnedFd, Failure> {
+pub(super) fn terminal(console: &UnixListener) -> Result<OwnedFd, Failure> {
     let failed = |error: std::io::Error| Failure::new("take the container's terminal", error);
     console.set_nonblocking(true).map_err(failed)?;
     let (connection, _) = console.accept().map_err(failed)?;
@@ -234,12 +257,33 @@ fn sentence(error: &dyn std::error::Error) -> String {
     text.replace('\n', "; ")
 }
 
+/// Our end of the pipe that says that somebody makes the container ([`kedge_supervision::MAKERS`]). It comes as standard
+/// input, which the container's first process replaces; so that this process counts, too, until it waits for its start,
+/// it has a copy.
+#[derive(Clone)]
+struct Held(Rc<Cell<Option<OwnedFd>>>);
+
+impl Held {
+    fn take() -> Result<Self, Failure> {
+        let copied = std::io::stdin().as_fd().try_clone_to_owned();
+        let copied = copied.map_err(|error| Failure::new("hold the container's directory", error))?;
+        Ok(Self(Rc::new(Cell::new(Some(copied)))))
+    }
+
+    /// Of the process that calls only: those that were forked have copies of their own.
+    fn let_go(&self) {
+        drop(self.0.take());
+    }
+}
+
 /// Executes the container's program as libcontainer does, but with the signals a program expects, and with a word in
 /// its log when it cannot be executed.
 #[derive(Clone)]
 struct Workload {
     filters: Vec<Filter>,
     privileges: Privileges,
+    interpreter: Option<Interpreter>,
+    held: Held,
 }
 
 impl Workload {
@@ -260,12 +304,15 @@ impl Executor for Workload {
         expect_signals();
         own_keyring();
         match self.confine() {
-            Ok(()) => {
-                let Err(error) = (DefaultExecutor {}).exec(spec) else {
-                    return Ok(());
-                };
-                eprintln!("{}", sentence(&error));
-            }
+            Ok(()) => match &self.interpreter {
+                Some(interpreter) => eprintln!("{}", interpreter.execute(spec)),
+                None => {
+                    let Err(error) = (DefaultExecutor {}).exec(spec) else {
+                        return Ok(());
+                    };
+                    eprintln!("{}", sentence(&error));
+                }
+            },
             Err(failure) => eprintln!("{}", failure.0),
         }
         // There is nobody left to report to: this is the container's own process, and its exit code tells.
@@ -274,7 +321,12 @@ impl Executor for Workload {
     }
 
     fn validate(&self, spec: &Spec) -> Result<(), ExecutorValidationError> {
-        lookup::check(spec).map_err(ExecutorValidationError::ArgValidationError)
+        self.held.let_go();
+        let checked = match &self.interpreter {
+            Some(_) => Interpreter::check(spec),
+            None => lookup::check(spec),
+        };
+        checked.map_err(ExecutorValidationError::ArgValidationError)
     }
 }
 

@@ -22,8 +22,13 @@ use std::ffi::CString;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
+
+/// The first of these that is there is used. Only version 1 has one for single threads, and takes them in at once; before
+/// the kernel moves a whole process, it waits some milliseconds for all processors.
+const ENTRANCES: [&str; 2] = ["tasks", "cgroup.procs"];
 
 /// What a shell says of a program that is there and cannot be executed, and of one that is not there.
 const EXIT_CODE_NOT_EXECUTED: i32 = 126;
@@ -244,8 +249,9 @@ impl Doors {
     fn open(order: &ExecOrder, tracked: &Tracked) -> Result<Self, Failure> {
         let failed = |error: std::io::Error| Failure::new("enter the container", error);
         let pid = order.process.pid;
-        // The mounts come last: with them the node's files are out of sight.
+        // The mounts come last: with them the node's files are out of sight. The others belong to the users, if to any.
         let kinds = [
+            ("user", CloneFlags::CLONE_NEWUSER),
             ("pid", CloneFlags::CLONE_NEWPID),
             ("ipc", CloneFlags::CLONE_NEWIPC),
             ("uts", CloneFlags::CLONE_NEWUTS),
@@ -256,9 +262,12 @@ impl Doors {
         let mut namespaces = Vec::with_capacity(kinds.len());
         for (name, flag) in kinds {
             match File::open(format!("/proc/{pid}/ns/{name}")) {
+                Ok(file) if name == "user" && is_own_users(&file).map_err(failed)? => {}
                 Ok(file) => namespaces.push((file, flag)),
                 // A kernel without this kind.
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound && name == "cgroup" => {}
+                Err(error)
+                    if error.kind() == std::io::ErrorKind::NotFound
+                        && (name == "cgroup" || name == "user") => {}
                 Err(error) => return Err(failed(error)),
             }
         }
@@ -267,12 +276,7 @@ impl Doors {
         let mut groups = Vec::new();
         for tree in layout.trees() {
             let group = tree.join(order.cgroup.trim_start_matches('/'));
-            let members = tracked.inside(&group).join("cgroup.procs");
-            match File::options().write(true).open(&members) {
-                Ok(file) => groups.push(file),
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-                Err(error) => return Err(failed(error)),
-            }
+            groups.extend(entrance(&tracked.inside(&group)).map_err(failed)?);
         }
         // What was opened belongs to this very process, not to one that got its number since.
         match order.process.is_alive() {
@@ -290,9 +294,33 @@ impl Doors {
     fn enter(&self, wanted: impl Fn(CloneFlags) -> bool) -> Result<(), Failure> {
         for (file, flag) in self.namespaces.iter().filter(|(_, flag)| wanted(*flag)) {
             setns(file, *flag).map_err(|errno| Failure::new("enter the container", errno))?;
+            if *flag == CloneFlags::CLONE_NEWUSER {
+                super::users::become_root()?;
+                // A change of users lets go of the parent.
+                nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)
+                    .map_err(|errno| Failure::new("follow its parent", errno))?;
+            }
         }
         Ok(())
     }
+}
+
+/// The file by which a process of one thread enters a group; `None` when there is no such group in this tree.
+fn entrance(group: &Path) -> std::io::Result<Option<File>> {
+    for name in ENTRANCES {
+        match File::options().write(true).open(group.join(name)) {
+            Ok(file) => return Ok(Some(file)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(None)
+}
+
+/// Whether these are this process's own users, which cannot be entered.
+fn is_own_users(theirs: &File) -> std::io::Result<bool> {
+    let (own, theirs) = (std::fs::metadata("/proc/self/ns/user")?, theirs.metadata()?);
+    Ok((own.dev(), own.ino()) == (theirs.dev(), theirs.ino()))
 }
 
 /// Returns only when something fails.

@@ -13,16 +13,18 @@ use super::bundle::Bundle;
 use super::{Failure, container, rootfs};
 use crate::durable;
 use crate::embedded::records::LaunchRecord;
+use kedge_host::cgroups::{self, Layout};
 use kedge_host::process::{Identity, ProcessHandle};
 use kedge_host::program;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::{ForkResult, fork, setsid};
+use rustix::mount::{UnmountFlags, unmount};
 use rustix::process::Signal;
 use serde::Deserialize;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -31,6 +33,8 @@ use std::time::Duration;
 const STATE: &str = "foreign";
 const LOG: &str = "foreign.log";
 const PID_FILE: &str = "foreign.pid";
+/// The runtime that wants one tree of control groups.
+const ONE_TREE_ONLY: &str = "crun";
 /// What the supervisor connects to.
 const SOCKET: &str = "start.sock";
 
@@ -55,43 +59,102 @@ struct Runtime<'a> {
     id: &'a str,
 }
 
-/// Makes the container; its first process, whose number is returned, then waits to be started.
-pub(super) fn make(directory: &Path, launch: &LaunchRecord, program: &Path) -> Result<u32, Failure> {
+/// Makes the container; its first process, whose number is returned, then waits to be started. With it comes our end of
+/// its terminal, if it has one.
+pub(super) fn make(
+    directory: &Path,
+    launch: &LaunchRecord,
+    program: &Path,
+) -> Result<(u32, Option<OwnedFd>), Failure> {
     let bundle = Bundle::open(directory)?;
     rootfs::own_mounts()?;
+    hide_second_tree(program)?;
     rootfs::make(directory, launch)?;
-    bundle.prepare()?;
+    bundle.prepare(&directory.join("rootfs"), None)?;
     let runtime = Runtime {
         program,
         directory,
         id: &launch.id,
     };
-    let streams = container::streams(directory, launch)
-        .map_err(|error| Failure::new("open the container's streams", error))?;
-    let pid = runtime.create(streams)?;
+    let console = launch
+        .supervised
+        .tty
+        .then(|| Console::listen(directory))
+        .transpose()?;
+    let streams = match &console {
+        Some(_) => nowhere()?,
+        None => container::streams(directory, launch)
+            .map_err(|error| Failure::new("open the container's streams", error))?,
+    };
+    let pid = runtime.create(streams, console.as_ref())?;
     let rest = || {
         bundle.finish_mounts_of(pid)?;
         let listener = container::listen(directory, SOCKET)
             .map_err(|error| Failure::new("wait for the start", error))?;
-        runtime.leave_starter(pid, listener)
+        let terminal = console
+            .as_ref()
+            .map(|console| container::terminal(&console.listener));
+        runtime.leave_starter(pid, listener)?;
+        terminal.transpose()
     };
-    rest().inspect_err(|_| drop(runtime.delete()))?;
-    Ok(pid)
+    let terminal = rest().inspect_err(|_| drop(runtime.delete()))?;
+    Ok((pid, terminal))
+}
+
+/// `crun` makes no containers where control groups of both versions are and the second has controllers. What it does not
+/// see does not trouble it: in this process's own mounts the second tree goes. The container's process is put into its
+/// groups of the first.
+fn hide_second_tree(program: &Path) -> Result<(), Failure> {
+    if program.file_name() != Some(OsStr::new(ONE_TREE_ONLY)) {
+        return Ok(());
+    }
+    let layout = cgroups::layout().map_err(|error| Failure::new("find control groups", error))?;
+    let Layout::Hybrid { unified, .. } = layout else {
+        return Ok(());
+    };
+    unmount(unified, UnmountFlags::DETACH)
+        .map_err(|errno| Failure::new("hide the second tree of groups", errno))
+}
+
+/// Where another runtime brings the container's terminal.
+struct Console {
+    listener: UnixListener,
+    directory: File,
+}
+
+impl Console {
+    fn listen(directory: &Path) -> Result<Self, Failure> {
+        let failed = |error: std::io::Error| Failure::new("wait for the terminal", error);
+        Ok(Self {
+            listener: container::listen(directory, container::CONSOLE_SOCKET).map_err(failed)?,
+            directory: File::open(directory).map_err(failed)?,
+        })
+    }
+
+    /// The path of a socket may not be as long as that of a container's directory: so it goes by way of this process.
+    fn path(&self) -> PathBuf {
+        let own = format!("/proc/{}/fd/{}", std::process::id(), self.directory.as_raw_fd());
+        Path::new(&own).join(container::CONSOLE_SOCKET)
+    }
 }
 
 impl Runtime<'_> {
-    fn create(&self, streams: [OwnedFd; 3]) -> Result<u32, Failure> {
+    fn create(&self, streams: [OwnedFd; 3], console: Option<&Console>) -> Result<u32, Failure> {
         let state = self.directory.join(STATE);
         std::fs::create_dir_all(&state).map_err(|error| Failure::new("make directory foreign", error))?;
         let pid_file = self.directory.join(PID_FILE);
-        let words: [&OsStr; 6] = [
+        let console = console.map(Console::path);
+        let mut words: Vec<&OsStr> = vec![
             "create".as_ref(),
             "--bundle".as_ref(),
             self.directory.as_ref(),
             "--pid-file".as_ref(),
             pid_file.as_ref(),
-            self.id.as_ref(),
         ];
+        if let Some(socket) = &console {
+            words.extend::<[&OsStr; 2]>(["--console-socket".as_ref(), socket.as_ref()]);
+        }
+        words.push(self.id.as_ref());
         let told = self.run(&words, streams, CREATE_MAX);
         let read = told.and_then(|()| {
             let text = std::fs::read_to_string(&pid_file)

@@ -16,14 +16,17 @@ pub(crate) mod container;
 mod devices;
 pub(crate) mod exec;
 pub(crate) mod foreign;
+mod interpreter;
 mod lookup;
 mod network;
 pub(crate) mod privileges;
+mod room;
 mod rootfs;
 mod sandbox;
 mod talk;
 mod terminal;
 mod tracked;
+mod users;
 
 use crate::embedded::records::Reply;
 use std::ffi::OsString;
@@ -43,6 +46,7 @@ pub(crate) enum Verb {
     SandboxUp,
     SandboxDown,
     ProbeOverlay,
+    ProbeUsers,
     RemoveBridge,
     /// Makes a container for the supervisor that called.
     Create,
@@ -55,10 +59,11 @@ pub(crate) enum Verb {
 }
 
 impl Verb {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::SandboxUp,
         Self::SandboxDown,
         Self::ProbeOverlay,
+        Self::ProbeUsers,
         Self::RemoveBridge,
         Self::Create,
         Self::Exec,
@@ -71,6 +76,7 @@ impl Verb {
             Self::SandboxUp => "sandbox-up",
             Self::SandboxDown => "sandbox-down",
             Self::ProbeOverlay => "probe-overlay",
+            Self::ProbeUsers => "probe-users",
             Self::RemoveBridge => "remove-bridge",
             Self::Create => "create",
             Self::Exec => "exec",
@@ -85,6 +91,7 @@ impl Verb {
             Self::SandboxUp => "set up sandbox",
             Self::SandboxDown => "take down sandbox",
             Self::ProbeOverlay => "try overlayfs in",
+            Self::ProbeUsers => "try user namespaces in",
             Self::RemoveBridge => "remove bridge",
             Self::Create => "create container",
             Self::Exec | Self::Talk => "run a command in container",
@@ -143,6 +150,7 @@ pub fn main(arguments: Vec<OsString>) -> ExitCode {
         Verb::SandboxUp => order().and_then(|order| sandbox::up(&order)),
         Verb::SandboxDown => order().and_then(|order| sandbox::down(&order)),
         Verb::ProbeOverlay => rootfs::probe_overlay(&argument),
+        Verb::ProbeUsers => room::probe(&argument),
         Verb::RemoveBridge => network::remove_bridge(&argument.to_string_lossy()),
     };
     let failed = outcome.is_err();

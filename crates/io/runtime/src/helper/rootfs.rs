@@ -3,17 +3,18 @@
 use super::Failure;
 use crate::embedded::RootfsMode;
 use crate::embedded::records::LaunchRecord;
-use crate::image::OPAQUE_ATTRIBUTE;
-use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, Uid, XattrFlags};
+use crate::image::copying::{self, Name};
+use crate::image::stack::{is_opaque, is_whiteout};
+use rustix::fs::{AtFlags, CWD, FileType};
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
 use std::collections::HashMap;
 use std::ffi::CString;
-use std::fs::Metadata;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::fs::{File, Metadata};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
-const CAPABILITY_ATTRIBUTE: &str = "security.capability";
-const CAPABILITY_BYTES_MAX: usize = 64;
+/// What the kernel takes of the options of a mount: a page of the smallest size, with its end.
+const OPTIONS_BYTES_MAX: usize = 4095;
 
 /// Gives this process mounts of its own: what it mounts goes when it and the container have ended, whatever happens.
 /// Unmounts on the node still reach us.
@@ -44,7 +45,7 @@ pub(super) fn make(directory: &Path, launch: &LaunchRecord) -> Result<(), Failur
         RootfsMode::Overlay => {
             make_directory(&directory.join("upper"))?;
             make_directory(&directory.join("work"))?;
-            overlay(&launch.layers_directory, &launch.layers, directory)
+            overlay(&launch.layers_directory, &launch.layers, directory, &rootfs)
         }
     }
 }
@@ -62,14 +63,26 @@ pub(super) fn probe_overlay(directory: &Path) -> Result<(), Failure> {
     }
     own_mounts()?;
     let layers = ["a".to_owned(), "b".to_owned()];
-    overlay(&directory.join("layers"), &layers, &directory.join("container"))?;
+    let container = directory.join("container");
+    overlay(
+        &directory.join("layers"),
+        &layers,
+        &container,
+        &container.join("rootfs"),
+    )?;
     std::fs::write(directory.join("container/rootfs/written"), b"")
         .map_err(|error| Failure::new("write to it", error))
 }
 
-/// Mount options fit in one page. So layers are named relative to their directory, which becomes ours for the moment,
-/// and so is the container's directory, whose path may hold commas.
-fn overlay(layers_directory: &Path, layers: &[String], directory: &Path) -> Result<(), Failure> {
+/// Mounts the layers with the container's own `upper` at `at`. Mount options fit in one page, and the kernel cuts off
+/// what is more without a word. So layers are named relative to their directory, which becomes ours for the moment, and
+/// so is the container's directory, whose path may hold commas. Where that is too long, too, they are named by links.
+pub(super) fn overlay(
+    layers_directory: &Path,
+    layers: &[String],
+    directory: &Path,
+    at: &Path,
+) -> Result<(), Failure> {
     let failed = |error: std::io::Error| Failure::new("mount overlayfs", error);
     if layers.is_empty() {
         return Err(Failure::new("mount overlayfs", "the image has no layers"));
@@ -81,21 +94,40 @@ fn overlay(layers_directory: &Path, layers: &[String], directory: &Path) -> Resu
         )
     })?;
     let lower: Vec<&str> = layers.iter().rev().map(String::as_str).collect();
-    let options = format!(
+    let mut options = format!(
         "lowerdir={},upperdir={container}/upper,workdir={container}/work",
         lower.join(":")
     );
+    let mut from = layers_directory.to_owned();
+    if options.len() > OPTIONS_BYTES_MAX {
+        from = directory.join("lower");
+        make_directory(&from)?;
+        let links = link_layers(layers_directory, &lower, &from).map_err(failed)?;
+        options = format!("lowerdir={links},upperdir=../upper,workdir=../work");
+    }
     let options = CString::new(options).map_err(|error| failed(error.into()))?;
-    std::env::set_current_dir(layers_directory).map_err(failed)?;
+    std::env::set_current_dir(&from).map_err(failed)?;
     let mounted = mount(
         "overlay",
-        directory.join("rootfs"),
+        at,
         "overlay",
         MountFlags::empty(),
         Some(options.as_c_str()),
     );
     std::env::set_current_dir("/").map_err(failed)?;
     mounted.map_err(|errno| failed(errno.into()))
+}
+
+/// Makes a link of a short name to each layer, and gives the names.
+fn link_layers(layers_directory: &Path, layers: &[&str], directory: &Path) -> std::io::Result<String> {
+    let names: Vec<String> = (0..layers.len()).map(|number| number.to_string()).collect();
+    for (name, layer) in names.iter().zip(layers) {
+        match std::os::unix::fs::symlink(layers_directory.join(layer), directory.join(name)) {
+            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => return Err(error),
+            Ok(()) | Err(_) => {}
+        }
+    }
+    Ok(names.join(":"))
 }
 
 /// The way from one directory to another by their common parent.
@@ -130,7 +162,7 @@ fn copy_layer(layer: &Path, rootfs: &Path) -> std::io::Result<()> {
 /// Copies what is in a directory, and its owner and mode, to one that is there.
 pub(super) fn copy_directory(from: &Path, to: &Path) -> std::io::Result<()> {
     copy_children(from, to, &mut HashMap::new())?;
-    copy_attributes(from, to, &std::fs::metadata(from)?)
+    dress_directory(from, to)
 }
 
 /// Where the first name of a file with several names was copied to, by device and inode.
@@ -139,77 +171,43 @@ type Links = HashMap<(u64, u64), PathBuf>;
 fn copy_children(from: &Path, to: &Path, links: &mut Links) -> std::io::Result<()> {
     for entry in std::fs::read_dir(from)? {
         let entry = entry?;
-        copy_entry(
-            &entry.path(),
-            &to.join(entry.file_name()),
-            &entry.metadata()?,
-            links,
-        )?;
+        copy_entry(&entry.path(), &to.join(entry.file_name()), links)?;
     }
     Ok(())
 }
 
-fn copy_entry(from: &Path, to: &Path, meta: &Metadata, links: &mut Links) -> std::io::Result<()> {
-    let kind = meta.file_type();
+fn copy_entry(from: &Path, to: &Path, links: &mut Links) -> std::io::Result<()> {
+    let meta = rustix::fs::statat(CWD, from, AtFlags::SYMLINK_NOFOLLOW)?;
+    let is_directory = FileType::from_raw_mode(meta.st_mode) == FileType::Directory;
     let there = std::fs::symlink_metadata(to).ok();
-    let merge = kind.is_dir() && there.as_ref().is_some_and(Metadata::is_dir) && !is_opaque(from);
+    let merge =
+        is_directory && there.as_ref().is_some_and(Metadata::is_dir) && !is_opaque(File::open(from)?.as_fd());
     if there.is_some() && !merge {
         remove(to)?;
     }
-    if kind.is_char_device() && meta.rdev() == 0 {
+    if is_whiteout(&meta) {
         // The layer deletes this name.
         return Ok(());
     }
-    if kind.is_dir() {
+    if is_directory {
         if !merge {
             std::fs::create_dir(to)?;
         }
         copy_children(from, to, links)?;
-    } else if kind.is_symlink() {
-        std::os::unix::fs::symlink(std::fs::read_link(from)?, to)?;
-    } else if kind.is_fifo() || kind.is_char_device() || kind.is_block_device() {
-        let node = FileType::from_raw_mode(meta.mode());
-        rustix::fs::mknodat(CWD, to, node, Mode::from_raw_mode(0o600), meta.rdev())?;
-    } else if let Some(first) = links.get(&(meta.dev(), meta.ino())) {
+        return dress_directory(from, to);
+    }
+    if let Some(first) = links.get(&(meta.st_dev, meta.st_ino)) {
         return std::fs::hard_link(first, to);
-    } else {
-        std::fs::copy(from, to)?;
-        if meta.nlink() > 1 {
-            links.insert((meta.dev(), meta.ino()), to.to_owned());
-        }
     }
-    copy_attributes(from, to, meta)
+    if meta.st_nlink > 1 {
+        links.insert((meta.st_dev, meta.st_ino), to.to_owned());
+    }
+    let name = |name| Name { directory: CWD, name };
+    copying::copy(name(from), name(to), &meta)
 }
 
-fn copy_attributes(from: &Path, to: &Path, meta: &Metadata) -> std::io::Result<()> {
-    let (uid, gid) = (Uid::from_raw(meta.uid()), Gid::from_raw(meta.gid()));
-    rustix::fs::chownat(CWD, to, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
-    if meta.is_symlink() {
-        return Ok(());
-    }
-    // Changing the owner clears the set-user-id bit and the capabilities, so they come after.
-    rustix::fs::chmodat(
-        CWD,
-        to,
-        Mode::from_raw_mode(meta.mode() & 0o7777),
-        AtFlags::empty(),
-    )?;
-    let mut capability = [0; CAPABILITY_BYTES_MAX];
-    if let Ok(length) = rustix::fs::lgetxattr(from, CAPABILITY_ATTRIBUTE, &mut capability) {
-        rustix::fs::lsetxattr(
-            to,
-            CAPABILITY_ATTRIBUTE,
-            &capability[..length],
-            XattrFlags::empty(),
-        )?;
-    }
-    Ok(())
-}
-
-fn is_opaque(directory: &Path) -> bool {
-    let mut value = [0; 1];
-    rustix::fs::lgetxattr(directory, OPAQUE_ATTRIBUTE, &mut value)
-        .is_ok_and(|length| value[..length] == *b"y")
+fn dress_directory(from: &Path, to: &Path) -> std::io::Result<()> {
+    copying::dress_directory(File::open(from)?.as_fd(), File::open(to)?.as_fd())
 }
 
 fn remove(path: &Path) -> std::io::Result<()> {

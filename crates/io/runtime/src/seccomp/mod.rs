@@ -252,11 +252,7 @@ impl Filter {
                 std::ptr::from_ref(&program),
             )
         };
-        if answer == 0 {
-            Ok(())
-        } else {
-            Err(std::io::Error::last_os_error())
-        }
+        crate::kernel::outcome(answer)
     }
 }
 

@@ -7,12 +7,12 @@ mod node;
 mod talk;
 
 use futures_util::FutureExt;
-use kedge_containerd::Containerd;
+use kedge_containerd::{ContainerdMake, CrioMake, Daemon, Make};
 use kedge_containers::{
     ContainerConfig, ContainerId, ContainerState, Device, DnsConfig, ExecOutput, ExitReason, Mount,
     PidNamespace, Resources, SandboxConfig, SandboxId, SandboxSecurity, Seccomp, Security,
 };
-use kedge_runtime::{Error, Hollow, LogRotation, Runtime};
+use kedge_runtime::{Embedded, Error, Hollow, LogRotation, Runtime};
 use node::{
     IMAGE, Node, UNTIL_TERM, container, exit_of, find, log, outcome_in, run_in, wait_for, wait_for_line,
 };
@@ -450,7 +450,7 @@ async fn a_pod_is_born_runs_and_goes(runtime: &dyn Runtime, pod: SandboxConfig, 
         (seen.name.as_str(), seen.image.as_str(), seen.spec_hash.as_str()),
         ("main", IMAGE, "hash")
     );
-    assert!(seen.image_ref.contains("sha256:"), "{}", seen.image_ref);
+    assert!(names_content(&seen.image_ref), "{}", seen.image_ref);
     assert_eq!(seen.log_path, pod.log_dir.join("main/0.log"));
 
     runtime.start_container(&id).await.unwrap();
@@ -500,8 +500,9 @@ async fn stopping_a_sandbox_ends_everything(
     let two = run_in(runtime, &sandbox, &pod, &other).await;
     runtime.stop_sandbox(&sandbox).await.unwrap();
     runtime.stop_sandbox(&sandbox).await.unwrap();
+    // Some runtimes kill them at once, others ask them first.
     for id in [&one, &two] {
-        assert_eq!(exit_of(runtime, id).await.1, ExitReason::Error);
+        exit_of(runtime, id).await;
     }
     assert!(!runtime.list().await.unwrap()[0].ready);
     let refused = runtime
@@ -538,9 +539,10 @@ async fn what_is_not_there_is_said_or_no_error(runtime: &dyn Runtime, pod: Sandb
     runtime.remove_container(&nothing).await.unwrap();
     runtime.remove_sandbox(&nowhere).await.unwrap();
     runtime.stop_sandbox(&nowhere).await.unwrap();
+    // Some runtimes say that there is none, others that it is stopped.
     assert!(matches!(
         runtime.stop_container(&nothing, GRACE).await,
-        Err(Error::NoContainer(_))
+        Ok(()) | Err(Error::NoContainer(_))
     ));
     assert!(matches!(
         runtime.start_container(&nothing).await,
@@ -553,13 +555,11 @@ async fn what_is_not_there_is_said_or_no_error(runtime: &dyn Runtime, pod: Sandb
     ));
     let sandbox = runtime.run_sandbox(&pod).await.unwrap();
     let unknown = ContainerConfig {
-        image: "no/such:image".into(),
+        image: "kedge.test/no/such:image".into(),
         ..config
     };
-    assert!(matches!(
-        runtime.create_container(&sandbox, &pod, &unknown).await,
-        Err(Error::ImageNotFound { .. })
-    ));
+    let refused = runtime.create_container(&sandbox, &pod, &unknown).await;
+    assert!(matches!(refused, Err(Error::ImageNotFound { .. })), "{refused:?}");
     runtime.remove_sandbox(&sandbox).await.unwrap();
 }
 
@@ -584,9 +584,15 @@ async fn wait_for_first_line(runtime: &dyn Runtime, id: &kedge_containers::Conta
     .await;
 }
 
+/// Some runtimes leave out which digest it is.
+fn names_content(reference: &str) -> bool {
+    let is_digest = |text: &str| text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    reference.contains("sha256:") || is_digest(reference)
+}
+
 async fn images_can_be_asked_for(runtime: &dyn Runtime) {
     let image = runtime.image(IMAGE).await.unwrap().unwrap();
-    assert!(image.id.starts_with("sha256:"));
+    assert!(names_content(&image.id), "{image:?}");
     assert!(image.tags.contains(&IMAGE.to_owned()), "{image:?}");
     assert!(runtime.images().await.unwrap().contains(&image));
     runtime.remove_image(IMAGE).await.unwrap();
@@ -629,37 +635,48 @@ async fn embedded() {
     }
     let node = Node::new();
     let runtime = node.runtime_with_image().await;
-    let told = AssertUnwindSafe(async {
-        real_contract(&runtime, &node).await;
-        talk::here(&runtime, &node).await;
-        contract(&runtime, &node).await;
-    });
-    if let Err(failure) = told.catch_unwind().await {
-        // A story that fails must not leave its containers behind either.
-        runtime.purge().await.unwrap();
-        std::panic::resume_unwind(failure);
-    }
-    node.end(runtime).await;
+    tell(node, runtime, async |runtime, node| {
+        real_contract(runtime, node).await;
+        talk::here(runtime, node).await;
+        contract(runtime, node).await;
+    })
+    .await;
 }
 
-/// The same runtime, with another program that makes the containers. Terminals are the built-in one's alone.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn embedded_with_runc() {
+    embedded_with("runc").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn embedded_with_crun() {
+    embedded_with("crun").await;
+}
+
+/// The same runtime, with another program that makes the containers.
+async fn embedded_with(handler: &str) {
     if !Node::can_run_containers() {
         return;
     }
     let mut node = Node::new();
-    node.handler = "runc".to_owned();
+    node.handler = handler.to_owned();
     let node = node;
     let runtime = node.runtime_with_image().await;
     if !runtime.status().await.unwrap().handlers.contains(&node.handler) {
-        eprintln!("skipped: runc is not installed");
+        eprintln!("skipped: {handler} is not installed");
         return node.end(runtime).await;
     }
-    let told = AssertUnwindSafe(async {
-        real_contract(&runtime, &node).await;
-        contract(&runtime, &node).await;
-    });
+    tell(node, runtime, async |runtime, node| {
+        real_contract(runtime, node).await;
+        talk::here(runtime, node).await;
+        contract(runtime, node).await;
+    })
+    .await;
+}
+
+/// Stories of the built-in runtime; one that fails must not leave its containers behind either.
+async fn tell(node: Node, runtime: Embedded, stories: impl AsyncFnOnce(&dyn Runtime, &Node)) {
+    let told = AssertUnwindSafe(stories(&runtime, &node));
     if let Err(failure) = told.catch_unwind().await {
         runtime.purge().await.unwrap();
         std::panic::resume_unwind(failure);
@@ -669,16 +686,25 @@ async fn embedded_with_runc() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn containerd() {
-    if let Some(missing) = kedge_containerd::missing() {
+    behind_a_socket::<ContainerdMake>().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn crio() {
+    behind_a_socket::<CrioMake>().await;
+}
+
+async fn behind_a_socket<M: Make>() {
+    if let Some(missing) = Daemon::<M>::missing() {
         eprintln!("skipped: {missing}");
         return;
     }
     let node = Node::new();
-    let containerd = Containerd::start(&node.directory).await.unwrap();
-    containerd.import(&node.archive()).unwrap();
-    let runtime = containerd.connect();
+    let daemon = Daemon::<M>::start(&node.directory).await.unwrap();
+    daemon.import(&node.archive()).unwrap();
+    let runtime = daemon.connect();
     real_contract(&runtime, &node).await;
     talk::elsewhere(&runtime, &node).await;
     contract(&runtime, &node).await;
-    containerd.end().await;
+    daemon.end().await;
 }

@@ -2,6 +2,7 @@
 
 use crate::node::{
     Node, UNTIL_TERM, container, exit_of, find, log, processes_with, run_in, sentence, wait_for_line,
+    waits_to_write,
 };
 use crate::{GRACE, shell};
 use bytes::Bytes;
@@ -254,13 +255,15 @@ async fn many_commands_run_beside_each_other(runtime: &dyn Runtime, id: &Contain
 
 async fn a_slow_reader_slows_the_writer(runtime: &dyn Runtime, id: &ContainerId) {
     const BYTES: usize = 20_000_000;
-    let mut session = exec(
-        runtime,
-        id,
-        &script(&format!("head -c {BYTES} /dev/zero; echo end")),
-    )
-    .await;
-    let (mut bytes, mut pieces) = (0, 0);
+    let writer = format!("/bin/busybox head -c {BYTES} /dev/zero");
+    let mut session = exec(runtime, id, &script(&format!("{writer}; echo end"))).await;
+    let waits = async {
+        while !waits_to_write(&writer) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    in_time(waits).await;
+    let mut bytes = 0;
     let code = loop {
         match in_time(session.output.recv())
             .await
@@ -269,11 +272,6 @@ async fn a_slow_reader_slows_the_writer(runtime: &dyn Runtime, id: &ContainerId)
             Output::Stdout(piece) => {
                 assert!(piece.len() <= Session::PIECE_BYTES_MAX, "{} bytes", piece.len());
                 bytes += piece.len();
-                pieces += 1;
-                if pieces % 100 == 1 {
-                    // The reader rests, and nothing is lost by it.
-                    tokio::time::sleep(Duration::from_millis(10)).await;
-                }
             }
             Output::Stderr(text) => panic!("{text:?}"),
             Output::Ended(code) => break code,

@@ -18,7 +18,7 @@ use std::time::Duration;
 use tokio::sync::broadcast;
 use tokio::task::JoinHandle;
 
-type Events = Pin<Box<dyn Stream<Item = Result<ContainerEventResponse, Status>> + Send>>;
+type EventStream = Pin<Box<dyn Stream<Item = Result<ContainerEventResponse, Status>> + Send>>;
 
 /// What the fake was asked, and what it shows.
 #[derive(Default)]
@@ -33,15 +33,24 @@ struct State {
 #[derive(Clone)]
 struct Fake {
     state: Arc<Mutex<State>>,
-    /// `None`: it has no events.
-    events: Option<broadcast::Sender<()>>,
+    events: Events,
+}
+
+/// What a fake has of events.
+#[derive(Clone)]
+enum Events {
+    /// It knows no such call.
+    Unknown,
+    /// It ends them before the first, as CRI-O does that was told to have none.
+    TurnedOff,
+    Told(broadcast::Sender<()>),
 }
 
 impl Fake {
-    fn new(events: bool) -> Self {
+    fn new(events: Events) -> Self {
         Self {
             state: Arc::default(),
-            events: events.then(|| broadcast::channel(16).0),
+            events,
         }
     }
 
@@ -88,7 +97,7 @@ impl Fake {
             .unwrap()
             .set_state(kedge_grpc::cri::ContainerState::ContainerExited);
         drop(state);
-        if let Some(events) = &self.events {
+        if let Events::Told(events) = &self.events {
             events.send(()).unwrap();
         }
     }
@@ -113,7 +122,7 @@ macro_rules! nothing {
 
 #[async_trait]
 impl RuntimeService for Fake {
-    type GetContainerEventsStream = Events;
+    type GetContainerEventsStream = EventStream;
 
     async fn version(&self, _: Request<VersionRequest>) -> Result<Response<VersionResponse>, Status> {
         self.count("version", |_| VersionResponse {
@@ -215,9 +224,18 @@ impl RuntimeService for Fake {
         })
     }
 
-    async fn get_container_events(&self, _: Request<GetEventsRequest>) -> Result<Response<Events>, Status> {
-        let Some(events) = &self.events else {
-            return Err(Status::unimplemented("no events"));
+    async fn get_container_events(
+        &self,
+        _: Request<GetEventsRequest>,
+    ) -> Result<Response<EventStream>, Status> {
+        drop(self.count("events", |_| ()));
+        let events = match &self.events {
+            Events::Unknown => return Err(Status::unimplemented("no events")),
+            Events::TurnedOff => {
+                let none = kedge_grpc::tonic::codegen::tokio_stream::empty();
+                return Ok(Response::new(Box::pin(none)));
+            }
+            Events::Told(events) => events,
         };
         let mut receiver = events.subscribe();
         // A first event at once, so that the client knows that it is heard.
@@ -259,7 +277,7 @@ impl RuntimeService for Fake {
 async fn a_look_at_a_quiet_node_is_two_questions() {
     let node = Node::new();
     let socket = node.directory.join("fake.sock");
-    let fake = Fake::new(false);
+    let fake = Fake::new(Events::Unknown);
     fake.add("s1", &["c1", "c2"]);
     fake.add("s2", &["c3"]);
     let server = fake.serve(&socket);
@@ -294,14 +312,14 @@ async fn a_look_at_a_quiet_node_is_two_questions() {
 async fn events_are_hints() {
     let node = Node::new();
     let socket = node.directory.join("fake.sock");
-    let fake = Fake::new(true);
+    let events = broadcast::channel(16).0;
+    let fake = Fake::new(Events::Told(events.clone()));
     fake.add("s1", &["c1"]);
     let server = fake.serve(&socket);
     let runtime = connect(&socket, FACT_WAIT_MAX);
     let ended = tokio::time::timeout(FACT_WAIT_MAX, async {
         runtime.changed().await;
-        let receivers = || fake.events.as_ref().unwrap().receiver_count();
-        while receivers() == 0 {
+        while events.receiver_count() == 0 {
             tokio::task::yield_now().await;
         }
         // The hint of the start may still be under way; an end is seen at the latest by the hint after it.
@@ -320,24 +338,27 @@ async fn events_are_hints() {
 
 #[tokio::test]
 async fn a_runtime_without_events_is_looked_at_by_the_clock() {
-    let node = Node::new();
-    let socket = node.directory.join("fake.sock");
-    let fake = Fake::new(false);
-    let server = fake.serve(&socket);
-    let runtime = connect(&socket, FACT_WAIT_MAX);
-    for _ in 0..4 {
-        tokio::time::timeout(FACT_WAIT_MAX, runtime.changed())
-            .await
-            .expect("a hint by the clock");
+    for events in [Events::Unknown, Events::TurnedOff] {
+        let node = Node::new();
+        let socket = node.directory.join("fake.sock");
+        let fake = Fake::new(events);
+        let server = fake.serve(&socket);
+        let runtime = connect(&socket, FACT_WAIT_MAX);
+        for _ in 0..4 {
+            tokio::time::timeout(FACT_WAIT_MAX, runtime.changed())
+                .await
+                .expect("a hint by the clock");
+        }
+        assert_eq!(fake.calls(), [("version", 1), ("events", 1)].into(), "asked once");
+        server.abort();
     }
-    server.abort();
 }
 
 #[tokio::test]
 async fn the_runtimes_own_cgroup_driver_counts_and_is_asked_once() {
     let node = Node::new();
     let socket = node.directory.join("fake.sock");
-    let fake = Fake::new(false);
+    let fake = Fake::new(Events::Unknown);
     let server = fake.serve(&socket);
     let runtime = Cri::connect(CriConfig {
         runtime_endpoint: format!("unix://{}", socket.display()),

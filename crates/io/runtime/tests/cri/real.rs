@@ -1,9 +1,9 @@
-//! Stories with a containerd of their own.
+//! Stories with a runtime of their own.
 
 use crate::FACT_WAIT_MAX;
 use crate::node::{IMAGE, Node, UNTIL_TERM, container, find, run_in, wait_for, wait_for_line};
 use crate::registry::Registry;
-use kedge_containerd::Containerd;
+use kedge_containerd::{Containerd, ContainerdMake, CrioMake, Daemon, Make};
 use kedge_containers::{ContainerState, Credentials, Resources, SandboxConfig};
 use kedge_grpc::cri;
 use kedge_grpc::cri::runtime_service_client::RuntimeServiceClient;
@@ -16,34 +16,46 @@ const GRACE: Duration = Duration::from_secs(30);
 const SILENCE: Duration = Duration::from_millis(2_500);
 const MIB: i64 = 1024 * 1024;
 
-/// `None`, and a word about it, where containerd cannot run.
-async fn start(node: &Node) -> Option<Containerd> {
-    if let Some(missing) = kedge_containerd::missing() {
+/// `None`, and a word about it, where it cannot run.
+async fn start<M: Make>(node: &Node) -> Option<Daemon<M>> {
+    if let Some(missing) = Daemon::<M>::missing() {
         eprintln!("skipped: {missing}");
         return None;
     }
-    let containerd = Containerd::start(&node.directory).await.unwrap();
-    containerd.import(&node.archive()).unwrap();
-    Some(containerd)
+    let daemon = Daemon::start(&node.directory).await.unwrap();
+    daemon.import(&node.archive()).unwrap();
+    Some(daemon)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn crio_does_as_containerd_does() {
+    a_runtime_may_die_and_come_back_under_its_pods_on::<CrioMake>().await;
+    a_pod_has_a_control_group_as_long_as_it_has_a_sandbox_on::<CrioMake>().await;
+    a_pull_says_what_the_registry_said_on::<CrioMake>().await;
+    groups_of_containers_are_found_by_looking_on::<CrioMake>().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_runtime_may_die_and_come_back_under_its_pods() {
+    a_runtime_may_die_and_come_back_under_its_pods_on::<ContainerdMake>().await;
+}
+
+async fn a_runtime_may_die_and_come_back_under_its_pods_on<M: Make>() {
     let node = Node::new();
-    let Some(mut containerd) = start(&node).await else {
+    let Some(mut daemon) = start::<M>(&node).await else {
         return;
     };
-    let runtime = containerd.connect();
+    let runtime = daemon.connect();
     let pod = node.sandbox("p");
     let sandbox = runtime.run_sandbox(&pod).await.unwrap();
     let id = run_in(&runtime, &sandbox, &pod, &container("main", UNTIL_TERM)).await;
     wait_for_line(&runtime, &id, "up").await;
     let before = runtime.list().await.unwrap();
 
-    containerd.kill();
+    daemon.kill();
     let away = runtime.list().await.unwrap_err();
     assert!(matches!(away, Error::Unavailable { .. }), "{away:?}");
-    containerd.start_again().await.unwrap();
+    daemon.start_again().await.unwrap();
     // The same client finds it again, within the pause after a dial that failed.
     let back = tokio::time::timeout(FACT_WAIT_MAX, async {
         loop {
@@ -55,11 +67,11 @@ async fn a_runtime_may_die_and_come_back_under_its_pods() {
     });
     assert_eq!(back.await.expect("the runtime is found again"), before);
 
-    containerd.freeze();
-    let hung = crate::connect(&containerd.socket(), Duration::from_millis(200));
+    daemon.freeze();
+    let hung = crate::connect(&daemon.socket(), Duration::from_millis(200));
     let error = hung.list().await.unwrap_err();
     assert!(matches!(error, Error::TimedOut { .. }), "{error:?}");
-    containerd.thaw();
+    daemon.thaw();
     assert_eq!(hung.list().await.unwrap(), before);
 
     runtime.stop_container(&id, GRACE).await.unwrap();
@@ -71,13 +83,13 @@ async fn a_runtime_may_die_and_come_back_under_its_pods() {
         matches!(state, ContainerState::Exited { exit_code: 0, .. }),
         "{state:?}"
     );
-    containerd.end().await;
+    daemon.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_end_is_hinted_by_containerds_own_events() {
     let node = Node::new();
-    let Some(containerd) = start(&node).await else {
+    let Some(containerd) = start::<ContainerdMake>(&node).await else {
         return;
     };
     let runtime = containerd.connect();
@@ -103,8 +115,8 @@ async fn an_end_is_hinted_by_containerds_own_events() {
 }
 
 /// The directories of a pod's group in every tree, those without limits included.
-fn groups(containerd: &Containerd, below: &str) -> Vec<PathBuf> {
-    let path = format!("{}/kubepods/{below}", containerd.cgroup_root());
+fn groups<M: Make>(daemon: &Daemon<M>, below: &str) -> Vec<PathBuf> {
+    let path = format!("{}/kubepods/{below}", daemon.cgroup_root());
     let top = Path::new("/sys/fs/cgroup");
     let trees = std::fs::read_dir(top)
         .unwrap()
@@ -128,11 +140,15 @@ fn limit(groups: &[PathBuf]) -> Option<String> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pod_has_a_control_group_as_long_as_it_has_a_sandbox() {
+    a_pod_has_a_control_group_as_long_as_it_has_a_sandbox_on::<ContainerdMake>().await;
+}
+
+async fn a_pod_has_a_control_group_as_long_as_it_has_a_sandbox_on<M: Make>() {
     let node = Node::new();
-    let Some(containerd) = start(&node).await else {
+    let Some(daemon) = start::<M>(&node).await else {
         return;
     };
-    let runtime = containerd.connect();
+    let runtime = daemon.connect();
     let first = SandboxConfig {
         cgroup_parent: "burstable/poduid-p".to_owned(),
         resources: Resources {
@@ -151,13 +167,15 @@ async fn a_pod_has_a_control_group_as_long_as_it_has_a_sandbox() {
         text.starts_with("run sandbox of default/p: ") && text.contains("none-such"),
         "{text}"
     );
-    assert_eq!(groups(&containerd, "burstable/poduid-p"), Vec::<PathBuf>::new());
+    assert_eq!(groups(&daemon, "burstable/poduid-p"), Vec::<PathBuf>::new());
 
     let one = runtime.run_sandbox(&first).await.unwrap();
-    let of_pod = groups(&containerd, "burstable/poduid-p");
+    let of_pod = groups(&daemon, "burstable/poduid-p");
     assert_eq!(limit(&of_pod), Some((64 * MIB).to_string()));
     let id = run_in(&runtime, &one, &first, &container("main", UNTIL_TERM)).await;
-    let own = groups(&containerd, &format!("burstable/poduid-p/{}", id.0));
+    // Some runtimes put their own name before the container's.
+    let names = ["", "crio-"].map(|before| format!("burstable/poduid-p/{before}{}", id.0));
+    let own: Vec<PathBuf> = names.iter().flat_map(|name| groups(&daemon, name)).collect();
     assert!(!own.is_empty(), "the container is in its pod's group");
     let less = Resources {
         memory_bytes_max: Some(32 * MIB),
@@ -171,12 +189,12 @@ async fn a_pod_has_a_control_group_as_long_as_it_has_a_sandbox() {
     let two = runtime.run_sandbox(&second).await.unwrap();
     runtime.remove_sandbox(&one).await.unwrap();
     assert_eq!(
-        limit(&groups(&containerd, "burstable/poduid-p")),
+        limit(&groups(&daemon, "burstable/poduid-p")),
         Some((64 * MIB).to_string())
     );
     runtime.remove_sandbox(&two).await.unwrap();
-    assert_eq!(groups(&containerd, "burstable/poduid-p"), Vec::<PathBuf>::new());
-    containerd.end().await;
+    assert_eq!(groups(&daemon, "burstable/poduid-p"), Vec::<PathBuf>::new());
+    daemon.end().await;
 }
 
 /// A sandbox and a container as a kubelet makes them.
@@ -258,7 +276,7 @@ async fn as_a_kubelet(containerd: &Containerd, log_directory: &Path) -> (String,
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn pods_of_another_agent_are_adopted_and_strangers_are_left_alone() {
     let node = Node::new();
-    let Some(containerd) = start(&node).await else {
+    let Some(containerd) = start::<ContainerdMake>(&node).await else {
         return;
     };
     let logs = node.directory.join("logs");
@@ -327,48 +345,53 @@ fn user(password: &str) -> Credentials {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pull_says_what_the_registry_said() {
+    a_pull_says_what_the_registry_said_on::<ContainerdMake>().await;
+}
+
+async fn a_pull_says_what_the_registry_said_on<M: Make>() {
     let node = Node::new();
-    let Some(containerd) = start(&node).await else {
+    let Some(daemon) = start::<M>(&node).await else {
         return;
     };
     let registry = Registry::start().await;
-    let runtime = containerd.connect();
+    let runtime = daemon.connect();
 
     let open = registry.image("open/busybox");
     let pulled = runtime.pull_image(&open, &[]).await.unwrap();
     assert!(pulled.tags.contains(&open), "{pulled:?}");
-    assert!(pulled.id.starts_with("sha256:") && !pulled.pinned);
+    let digest = pulled.id.trim_start_matches("sha256:");
+    assert!(digest.len() == 64 && !pulled.pinned, "{pulled:?}");
     assert_eq!(runtime.image(&open).await.unwrap(), Some(pulled));
 
     let closed = registry.image("closed/busybox");
-    let text = pull_error(&runtime, &closed, &[]).await;
-    assert!(
-        text.contains("the registry does not let this node have the image"),
-        "{text}"
-    );
-    let text = pull_error(&runtime, &closed, &[user("wrong")]).await;
-    assert!(
-        text.contains("the registry does not let this node have the image"),
-        "{text}"
-    );
+    let refused = "the registry does not let this node have the image";
+    let mut told = vec![
+        (pull_error(&runtime, &closed, &[]).await, refused),
+        (pull_error(&runtime, &closed, &[user("wrong")]).await, refused),
+    ];
     runtime
         .pull_image(&closed, &[user("wrong"), user("right")])
         .await
         .unwrap();
-
-    let text = pull_error(&runtime, &registry.image("none/busybox"), &[]).await;
-    assert!(text.contains("the registry has no such image"), "{text}");
-    let text = pull_error(&runtime, &registry.image("far/busybox"), &[]).await;
-    assert!(
-        text.contains("the image is not made for this machine's platform"),
-        "{text}"
-    );
-    let text = pull_error(&runtime, "Not/Valid:x", &[]).await;
-    assert!(text.contains("the image's name is not valid"), "{text}");
+    for (image, why) in [
+        (registry.image("none/busybox"), "the registry has no such image"),
+        (
+            registry.image("far/busybox"),
+            "the image is not made for this machine's platform",
+        ),
+        ("Not/Valid:x".to_owned(), "the image's name is not valid"),
+    ] {
+        told.push((pull_error(&runtime, &image, &[]).await, why));
+    }
     let address = registry.address;
     drop(registry);
-    let text = pull_error(&runtime, &format!("{address}/gone/busybox:1"), &[]).await;
-    assert!(text.contains("the registry cannot be reached"), "{text}");
+    let gone = format!("{address}/gone/busybox:1");
+    told.push((
+        pull_error(&runtime, &gone, &[]).await,
+        "the registry cannot be reached",
+    ));
+    told.retain(|(text, why)| !text.contains(why));
+    assert_eq!(told, [], "what was said, and what was to be said");
 
     let import = runtime
         .import_image("x.tar".into())
@@ -381,22 +404,26 @@ async fn a_pull_says_what_the_registry_said() {
     );
     let usage = runtime.image_usage().await.unwrap();
     assert!(usage.mount_point.starts_with(&node.directory), "{usage:?}");
-    containerd.end().await;
+    daemon.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn groups_of_containers_are_found_by_looking() {
+    groups_of_containers_are_found_by_looking_on::<ContainerdMake>().await;
+}
+
+async fn groups_of_containers_are_found_by_looking_on<M: Make>() {
     let node = Node::new();
-    let Some(containerd) = start(&node).await else {
+    let Some(daemon) = start::<M>(&node).await else {
         return;
     };
-    let runtime = containerd.connect();
+    let runtime = daemon.connect();
     let pod = node.sandbox("p");
     let sandbox = runtime.run_sandbox(&pod).await.unwrap();
     let id = run_in(&runtime, &sandbox, &pod, &container("main", UNTIL_TERM)).await;
     wait_for_line(&runtime, &id, "up").await;
     let layout = kedge_host::cgroups::layout().unwrap();
-    let roots = [format!("{}/kubepods", containerd.cgroup_root())];
+    let roots = [format!("{}/kubepods", daemon.cgroup_root())];
     let found = kedge_host::groups::pod_groups(&layout, &roots);
     assert_eq!(found.len(), 1, "{found:?}");
     let path = &found[0].containers[&id.0];
@@ -408,5 +435,5 @@ async fn groups_of_containers_are_found_by_looking() {
     );
     assert!(kedge_host::groups::first_process(&layout, path).is_some());
     runtime.remove_sandbox(&sandbox).await.unwrap();
-    containerd.end().await;
+    daemon.end().await;
 }

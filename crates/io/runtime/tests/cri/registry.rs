@@ -83,6 +83,10 @@ impl Content {
 
     /// Status, type and body.
     fn find(&self, path: &str, authorization: Option<&str>) -> (u16, &'static str, &[u8]) {
+        // Where some clients learn how to say who they are.
+        if path == "/v2/" {
+            return (if authorization.is_some() { 200 } else { 401 }, "text/plain", b"");
+        }
         let parts: Vec<&str> = path.trim_start_matches("/v2/").split('/').collect();
         let (group, kind, name) = match parts[..] {
             [group, "busybox", kind, name] => (group, kind, name),
@@ -108,6 +112,9 @@ impl Content {
     }
 }
 
+/// How a connection begins that is to be encrypted.
+const TLS_HANDSHAKE: u8 = 0x16;
+
 fn digest_of(bytes: &[u8]) -> String {
     let hex: String = Sha256::digest(bytes)
         .iter()
@@ -118,6 +125,15 @@ fn digest_of(bytes: &[u8]) -> String {
 
 async fn answer_all(stream: TcpStream, content: Arc<Content>) {
     let mut stream = BufReader::new(stream);
+    // Clients that begin with TLS go on without when they are told so, as servers tell it.
+    if stream
+        .fill_buf()
+        .await
+        .is_ok_and(|begin| begin.first() == Some(&TLS_HANDSHAKE))
+    {
+        drop(stream.write_all(b"HTTP/1.0 400 Bad Request\r\n\r\n").await);
+        return;
+    }
     loop {
         let mut request = String::new();
         if stream.read_line(&mut request).await.unwrap_or(0) == 0 {

@@ -90,7 +90,7 @@ impl Census {
         let own = std::process::id().to_string();
         for pid in numbers("/proc") {
             let of = |file: &str| Path::new("/proc").join(&pid).join(file);
-            for kind in ["cgroup", "ipc", "mnt", "net", "pid", "uts"] {
+            for kind in ["cgroup", "ipc", "mnt", "net", "pid", "user", "uts"] {
                 if let Ok(namespace) = std::fs::read_link(of("ns").join(kind)) {
                     self.0
                         .entry(format!("namespace {}", namespace.display()))

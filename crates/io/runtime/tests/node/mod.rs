@@ -108,7 +108,7 @@ impl Node {
             cgroup_root: self.cgroup_root(),
             network: Some(NetworkConfig {
                 bridge: self.bridge(),
-                pod_cidr: (Ipv4Addr::new(10, 213, third, 0), 24),
+                pod_cidrs: vec![(Ipv4Addr::new(10, 213, third, 0).into(), 24)],
                 cni: None,
             }),
             rootfs: RootfsChoice::Automatic,
@@ -309,13 +309,21 @@ pub(crate) async fn exit_of(runtime: &dyn Runtime, id: &ContainerId) -> (i32, ke
     }
 }
 
-/// The texts of a container's log lines.
+/// The texts of a container's log lines; one that was written in parts is one.
 pub(crate) async fn log(runtime: &dyn Runtime, id: &ContainerId) -> Vec<String> {
     let path = find(runtime, id).await.unwrap().log_path;
     let text = std::fs::read_to_string(path).unwrap();
-    text.lines()
-        .map(|line| line.splitn(4, ' ').nth(3).unwrap_or_default().to_owned())
-        .collect()
+    let (mut lines, mut goes_on) = (Vec::<String>::new(), false);
+    for line in text.lines() {
+        let mut words = line.splitn(4, ' ').skip(2);
+        let (tag, text) = (words.next(), words.next().unwrap_or_default());
+        match lines.last_mut().filter(|_| goes_on) {
+            Some(begun) => begun.push_str(text),
+            None => lines.push(text.to_owned()),
+        }
+        goes_on = tag == Some("P");
+    }
+    lines
 }
 
 /// Waits for a line in a container's log.
@@ -352,16 +360,39 @@ pub(crate) async fn outcome_in(
     (code, lines)
 }
 
+/// Each container has a name of its own, and so a log of its own.
+pub(crate) fn secured(name: &str, script: &str, security: Security) -> ContainerConfig {
+    ContainerConfig {
+        security,
+        ..container(name, script)
+    }
+}
+
 /// Processes whose command line mentions a text.
 pub(crate) fn processes_with(text: &str) -> Vec<String> {
-    let own = std::process::id().to_string();
+    let all = commands().into_iter().map(|(_, command)| command);
+    all.filter(|command| command.contains(text)).collect()
+}
+
+/// Whether a process whose command line begins so waits for somebody to read what it writes.
+pub(crate) fn waits_to_write(command: &str) -> bool {
+    let mut writers = commands()
+        .into_iter()
+        .filter(|(_, line)| line.starts_with(command));
+    writers.any(|(pid, _)| matches!(people::waits_in(pid), Some((nix::libc::SYS_write, _))))
+}
+
+/// Every other process, with its command line.
+fn commands() -> Vec<(i32, String)> {
+    let own = i32::try_from(std::process::id()).unwrap();
     let entries = std::fs::read_dir("/proc").unwrap().flatten();
-    entries
-        .filter(|entry| entry.file_name().to_string_lossy() != own)
-        .filter_map(|entry| std::fs::read(entry.path().join("cmdline")).ok())
-        .map(|command| String::from_utf8_lossy(&command).replace('\0', " "))
-        .filter(|command| command.contains(text))
-        .collect()
+    let pids = entries.filter_map(|entry| entry.file_name().to_string_lossy().parse().ok());
+    let others = pids.filter(|pid| *pid != own);
+    let commands = others.filter_map(|pid: i32| {
+        let command = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+        Some((pid, String::from_utf8_lossy(&command).replace('\0', " ")))
+    });
+    commands.collect()
 }
 
 /// An error with its causes, in one line.

@@ -1,11 +1,13 @@
 //! Who runs on an [island](super::island), found by walking its processes.
 
+use nix::libc;
 use rustix::process::{Pid, Signal, kill_process};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// A process that was killed is gone within this time.
-const GONE_MAX: Duration = Duration::from_secs(10);
+/// A process that was killed is gone within this time, and one that has nothing to do rests. Much longer than either takes:
+/// machines of tests are shared.
+const SOON: Duration = Duration::from_secs(30);
 
 /// What a process is to the runtime.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,16 +36,58 @@ pub(crate) fn kill(agent: u32, wanted: impl Fn(Person) -> bool) -> usize {
 /// When somebody who is wanted stays.
 #[track_caller]
 pub(crate) fn wait_until_gone(wanted: impl Fn(Person) -> bool) {
-    let began = Instant::now();
-    loop {
+    wait_until_none("still there", || {
         let mut left = everybody(std::process::id());
         left.retain(|(_, person)| wanted(*person));
+        left
+    });
+}
+
+/// Waits until those who are wanted only wait for something to happen, without a time of their own: what has happened is
+/// done with, and nothing else wakes them.
+///
+/// # Panics
+/// When one of them goes on.
+#[track_caller]
+pub(crate) fn wait_until_at_rest(wanted: impl Fn(Person) -> bool) {
+    wait_until_none("at work", || {
+        let mut busy = pids(&wanted);
+        busy.retain(|pid| !is_at_rest(*pid));
+        busy
+    });
+}
+
+#[track_caller]
+fn wait_until_none<T: std::fmt::Debug>(what: &str, mut look: impl FnMut() -> Vec<T>) {
+    let began = Instant::now();
+    loop {
+        let left = look();
         if left.is_empty() {
             return;
         }
-        assert!(began.elapsed() < GONE_MAX, "still there: {left:?}");
+        assert!(began.elapsed() < SOON, "{what}: {left:?}");
         std::thread::park_timeout(Duration::from_millis(5));
     }
+}
+
+/// Whether a process is in `epoll_wait` and nothing but an event wakes it.
+fn is_at_rest(pid: i32) -> bool {
+    match waits_in(pid) {
+        // The time in milliseconds, of which those below zero are none.
+        Some((libc::SYS_epoll_pwait, arguments)) => arguments.get(3).is_some_and(|time| *time as i32 == -1),
+        // A pointer to a time.
+        Some((libc::SYS_epoll_pwait2, arguments)) => arguments.get(3) == Some(&0),
+        Some(_) | None => false,
+    }
+}
+
+/// The system call in which a process waits, with its arguments; `None` while it works.
+pub(crate) fn waits_in(pid: i32) -> Option<(i64, Vec<u64>)> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/syscall")).ok()?;
+    let mut words = text.split_whitespace();
+    let call = words.next()?.parse().ok()?;
+    let argument = |word: &str| u64::from_str_radix(word.strip_prefix("0x")?, 16).ok();
+    Some((call, words.map_while(argument).collect()))
 }
 
 /// How many of those who are wanted there are on the island.
@@ -83,25 +127,6 @@ pub(crate) fn zombies() -> usize {
             fields.next() == Some("Z") && fields.next() != Some(own.as_str())
         })
         .count()
-}
-
-/// What those who are wanted have used of a processor so far.
-pub(crate) fn cpu(wanted: impl Fn(Person) -> bool) -> Duration {
-    const TICKS_PER_SECOND: u64 = 100;
-    let mut ticks = 0;
-    for (pid, _) in everybody(std::process::id())
-        .into_iter()
-        .filter(|(_, person)| wanted(*person))
-    {
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
-        ticks += fields
-            .skip(11)
-            .take(2)
-            .filter_map(|field| field.parse::<u64>().ok())
-            .sum::<u64>();
-    }
-    Duration::from_millis(ticks * 1000 / TICKS_PER_SECOND)
 }
 
 /// Everybody alive but this process.

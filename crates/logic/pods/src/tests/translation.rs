@@ -51,7 +51,7 @@ fn environment_and_commands() {
             { "name": "MEM", "valueFrom": { "resourceFieldRef": { "resource": "limits.memory", "divisor": "1Mi" } } },
             { "name": "GREETING", "value": "hello $(NAME)" },
             { "name": "LATE", "value": "$(AFTER)" },
-            { "name": "AFTER", "value": "x" },
+            { "name": "AFTER", "value": "a circle: $(LATE), $(AFTER)" },
         ],
         "volumeMounts": [{ "name": "v", "mountPath": "/data", "subPath": "a/b", "readOnly": true }],
     }] }),
@@ -88,7 +88,7 @@ fn environment_and_commands() {
                 "MEM=64",
                 "GREETING=hello web",
                 "LATE=$(AFTER)",
-                "AFTER=x",
+                "AFTER=a circle: $(AFTER), $(AFTER)",
                 "KUBERNETES_SERVICE_HOST=10.0.0.1",
             ],
             [
@@ -690,11 +690,12 @@ fn host_names_and_hosts() {
         ),
         0,
     );
-    let other = translate::sandbox(&config, &pod("web", "u1", json!({ "hostUsers": false })), 0);
+    let of_own = json!({ "hostUsers": false, "hostPID": true });
+    let other = translate::sandbox(&config, &pod("web", "u1", of_own), 0);
     expect![[r#"
         [
             "Failed to construct FQDN from Pod hostname and cluster domain, FQDN xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx.db.default.svc.cluster.local is too long (64 characters is the max, 89 characters requested)",
-            "the pod asks for a user namespace of its own (hostUsers: false), which this node does not make",
+            "a pod with users of its own (hostUsers: false) cannot have hostPID",
         ]
     "#]].assert_debug_eq(&[refusal.unwrap_err().message, other.unwrap_err().message]);
 }

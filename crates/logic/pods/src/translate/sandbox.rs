@@ -13,13 +13,11 @@ const HOSTNAME_BYTES_MAX: usize = 63;
 /// The kernel keeps 64 characters of a host name.
 const FQDN_BYTES_MAX: usize = 64;
 
-/// The sandbox of a pod.
+/// The sandbox of a pod. Which ids it has, where it has its own, is added by whoever keeps the book of them.
 pub fn sandbox(config: &Config, pod: &Pod, attempt: u32) -> Result<SandboxConfig, Refusal> {
     let spec = &pod.spec;
     if spec.host_users == Some(false) {
-        let message =
-            "the pod asks for a user namespace of its own (hostUsers: false), which this node does not make";
-        return Err(Refusal::new(REASON, message));
+        refuse_with_own_users(pod)?;
     }
     let mut labels = pod.metadata.labels.clone();
     labels.insert(LABEL_NAMESPACE.to_owned(), pod.namespace().to_owned());
@@ -36,6 +34,7 @@ pub fn sandbox(config: &Config, pod: &Pod, attempt: u32) -> Result<SandboxConfig
         host_network: spec.host_network,
         host_pid: spec.host_pid,
         host_ipc: spec.host_ipc,
+        user_namespace: None,
         share_pid: spec.share_process_namespace == Some(true),
         dns: dns::dns(config, pod),
         host_aliases: spec
@@ -55,6 +54,28 @@ pub fn sandbox(config: &Config, pod: &Pod, attempt: u32) -> Result<SandboxConfig
         handler: spec.runtime_class_name.clone().unwrap_or_default(),
         overhead: qos::overhead(config, pod),
     })
+}
+
+/// Who is nobody on the node has no say in what is the node's. The API refuses such a pod; a file of this node may still
+/// say it.
+fn refuse_with_own_users(pod: &Pod) -> Result<(), Refusal> {
+    let spec = &pod.spec;
+    let shared = [
+        (spec.host_network, "hostNetwork"),
+        (spec.host_pid, "hostPID"),
+        (spec.host_ipc, "hostIPC"),
+        (
+            pod.all_containers().any(|c| !c.volume_devices.is_empty()),
+            "volumeDevices",
+        ),
+    ];
+    match shared.iter().find(|(asked, _)| *asked) {
+        None => Ok(()),
+        Some((_, what)) => {
+            let message = format!("a pod with users of its own (hostUsers: false) cannot have {what}");
+            Err(Refusal::new(REASON, message))
+        }
+    }
 }
 
 /// The ports of the node that lead to the pod.

@@ -6,18 +6,21 @@ mod resources;
 
 use super::apparmor;
 use super::devices::{self, Devices};
-use super::records::SandboxRecord;
+use super::handlers::Maker;
+use super::records::{DevicePath, SandboxRecord};
+use super::sandboxes::user_pin;
 use super::users::User;
 use crate::helper::privileges::Privileges;
 use crate::image::store::StoredImage;
 use crate::{Error, seccomp};
-use kedge_containers::{ContainerConfig, PidNamespace, SandboxConfig, Seccomp, Security};
+use kedge_containers::{ContainerConfig, PidNamespace, SandboxConfig, Seccomp, Security, UserNamespace};
 use kedge_host::cgroups::Layout as Cgroups;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 pub(crate) use mounts::IMAGE_VOLUMES;
+pub(super) use mounts::shared_memory;
 
 const PATH_DEFAULT: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// Of a user that the image does not know.
@@ -57,8 +60,9 @@ const READ_ONLY_PATHS: [&str; 5] = [
 /// What programs that are not root expect of a network of their own: to listen on any port, and to ping.
 const NETWORK_SYSCTLS: [(&str, &str); 2] = [
     ("net.ipv4.ip_unprivileged_port_start", "0"),
-    ("net.ipv4.ping_group_range", "0 2147483647"),
+    (PING_GROUPS, "0 2147483647"),
 ];
+const PING_GROUPS: &str = "net.ipv4.ping_group_range";
 
 /// Everything a bundle is made of.
 pub(super) struct Ingredients<'a> {
@@ -69,6 +73,7 @@ pub(super) struct Ingredients<'a> {
     pub(super) config: &'a ContainerConfig,
     pub(super) image: &'a StoredImage,
     pub(super) user: User,
+    pub(super) maker: &'a Maker,
     pub(super) cgroups: &'a Cgroups,
     pub(super) cgroup: &'a str,
     /// The capabilities of this process, by number: it cannot grant others.
@@ -106,11 +111,7 @@ pub(super) fn write(from: &Ingredients<'_>) -> Result<Value, Error> {
     let security = &from.config.security;
     let sandbox = &from.sandbox.config;
     let open_proc = security.privileged || security.proc_unmasked;
-    let Devices { nodes, rules } = if security.privileged {
-        devices::all()
-    } else {
-        devices::some(&from.config.devices)?
-    };
+    let Devices { nodes, rules, .. } = devices(from)?;
     let masked = if open_proc { Vec::new() } else { masked_paths() };
     let limits = resources::resources(&from.config.resources, rules, from.cgroups, from.cgroup)?;
     let mut document = json!({
@@ -146,13 +147,26 @@ pub(super) fn write(from: &Ingredients<'_>) -> Result<Value, Error> {
     Ok(document)
 }
 
+fn devices(from: &Ingredients<'_>) -> Result<Devices, Error> {
+    if from.config.security.privileged {
+        Ok(devices::all())
+    } else {
+        devices::some(&from.config.devices)
+    }
+}
+
+/// Where the container's devices are on the node.
+pub(super) fn device_paths(from: &Ingredients<'_>) -> Result<Vec<DevicePath>, Error> {
+    Ok(devices(from)?.paths)
+}
+
 /// Rights, and the filter of system calls: this runtime installs its own, another one wants it in the configuration.
 fn confine(from: &Ingredients<'_>, document: &mut Value) -> Result<(), Error> {
     let (privileges, filter) = (privileges(from)?, seccomp(&from.config.security));
     if let Some(profile) = &privileges.apparmor {
         document["process"]["apparmorProfile"] = json!(profile);
     }
-    if from.sandbox.config.handler.is_empty() {
+    if !matches!(from.maker, Maker::AnotherRuntime(_)) {
         document["process"]["capabilities"] = capabilities::left_by_libcontainer(&privileges, filter);
         return Ok(());
     }
@@ -257,9 +271,15 @@ fn masked_paths() -> Vec<PathBuf> {
 fn sysctls(sandbox: &SandboxConfig) -> BTreeMap<String, String> {
     let mut sysctls = sandbox.sysctls.clone();
     if !sandbox.host_network {
+        let highest = |ids: &UserNamespace| format!("0 {}", ids.gids.length.saturating_sub(1));
         for (name, value) in NETWORK_SYSCTLS {
+            // The kernel takes no groups that the pod does not have.
+            let value = match &sandbox.user_namespace {
+                Some(ids) if name == PING_GROUPS => highest(ids),
+                Some(_) | None => value.to_owned(),
+            };
             if Path::new("/proc/sys").join(name.replace('.', "/")).exists() {
-                sysctls.entry(name.to_owned()).or_insert_with(|| value.to_owned());
+                sysctls.entry(name.to_owned()).or_insert(value);
             }
         }
     }
@@ -270,6 +290,9 @@ fn namespaces(from: &Ingredients<'_>) -> Vec<Value> {
     let config = &from.sandbox.config;
     let pin = |name: &str| from.sandbox_directory.join(name);
     let mut namespaces = vec![json!({ "type": "mount" }), json!({ "type": "cgroup" })];
+    if config.user_namespace.is_some() {
+        namespaces.push(json!({ "type": "user", "path": user_pin(from.sandbox_directory) }));
+    }
     let seen = &from.config.security.pid;
     match (seen, from.target) {
         _ if config.host_pid => {}

@@ -30,7 +30,8 @@ pub(super) fn mounts(from: &Ingredients<'_>) -> Result<Vec<Value>, Error> {
         let destination = mount["destination"].as_str().unwrap_or_default();
         !given.iter().any(|path| path == Path::new(destination))
     });
-    let volumes = from.config.mounts.iter().map(volume);
+    let own_users = from.sandbox.config.user_namespace.is_some();
+    let volumes = from.config.mounts.iter().map(|mount| volume(mount, own_users));
     let mut volumes: Vec<(PathBuf, Value)> = volumes.collect::<Result<_, _>>()?;
     volumes.extend(image_volumes(from, &given));
     // What lies below another mount has to come after it.
@@ -94,7 +95,7 @@ fn safe<'a>(more: &[&'a str]) -> Vec<&'a str> {
 }
 
 /// One for all containers of the pod, or the node's own.
-fn shared_memory(from: &Ingredients<'_>) -> PathBuf {
+pub(in crate::embedded) fn shared_memory(from: &Ingredients<'_>) -> PathBuf {
     if from.sandbox.config.host_ipc {
         PathBuf::from("/dev/shm")
     } else {
@@ -102,7 +103,7 @@ fn shared_memory(from: &Ingredients<'_>) -> PathBuf {
     }
 }
 
-fn volume(mount: &Mount) -> Result<(PathBuf, Value), Error> {
+fn volume(mount: &Mount, own_users: bool) -> Result<(PathBuf, Value), Error> {
     let path = plain(&mount.container_path);
     let refuse = |reason: &str| Error::failed("mount", mount.container_path.display().to_string(), reason);
     if !mount.container_path.is_absolute() {
@@ -110,6 +111,12 @@ fn volume(mount: &Mount) -> Result<(PathBuf, Value), Error> {
     }
     if path == Path::new("/") {
         return Err(refuse("a volume cannot take the place of the container's root"));
+    }
+    if own_users && mount.propagation == Propagation::Bidirectional {
+        return Err(refuse(
+            "what a pod with users of its own (hostUsers: false) mounts cannot pass to the node \
+             (mountPropagation: Bidirectional)",
+        ));
     }
     let source = &mount.host_path;
     if !source.exists() {
@@ -193,8 +200,11 @@ mod tests {
 
     #[test]
     fn what_cannot_be_mounted_is_refused() {
-        let refusal =
-            |host: &str, path: &str| volume(&Mount::bind(host, path, false)).unwrap_err().to_string();
+        let refusal = |host: &str, path: &str| {
+            volume(&Mount::bind(host, path, false), false)
+                .unwrap_err()
+                .to_string()
+        };
         assert_eq!(
             refusal("/tmp", "data"),
             "mount data: a path in a container begins with /"
