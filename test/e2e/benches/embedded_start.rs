@@ -169,7 +169,7 @@ fn config(directory: &Path) -> Config {
         cgroup_root: format!("/kedge-bench-{own}"),
         network: Some(NetworkConfig {
             bridge: format!("kb{}", own % 1_000_000),
-            pod_cidr: (Ipv4Addr::new(10, 214, 214, 0), 24),
+            pod_cidrs: vec![(Ipv4Addr::new(10, 214, 214, 0).into(), 24)],
             cni: None,
         }),
         rootfs: RootfsChoice::Automatic,

@@ -1,34 +1,40 @@
-//! A containerd for the edge of a [`Site`](crate::site::Site), with the image of the tests.
+//! A runtime behind a socket for the edge of a [`Site`](crate::site::Site), with the image of the tests.
 
 use crate::images;
+use kedge_containerd::{ContainerdMake, CrioMake, Daemon, Make};
+use kedge_runtime::Runtime as _;
 use std::path::PathBuf;
 
 /// It ends with the test, with everything that ran on it.
 #[derive(Debug)]
-pub struct Containerd {
+pub struct Behind<M: Make> {
     tokio: tokio::runtime::Runtime,
     /// `None` while it is taken down.
-    inner: Option<kedge_containerd::Containerd>,
+    inner: Option<Daemon<M>>,
     dir: PathBuf,
 }
 
-impl Containerd {
+pub type Containerd = Behind<ContainerdMake>;
+pub type Crio = Behind<CrioMake>;
+
+impl<M: Make> Behind<M> {
     /// Starts it in a directory of its own.
     ///
     /// # Panics
     /// When it does not come up; the packages are those that `.ci/run` installs.
     pub fn start(name: &str) -> Self {
+        let name = format!("{}-{name}", M::NAME);
         let dir = std::env::temp_dir().join(format!("kedge-e2e-{name}-{}", std::process::id()));
         std::fs::create_dir_all(&dir).expect("a folder for temporary files");
         let tokio = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .expect("a runtime can be built");
-        let inner = tokio.block_on(kedge_containerd::Containerd::start(&dir));
-        let inner = inner.expect("containerd starts");
+        let inner = tokio.block_on(Daemon::start(&dir));
+        let inner = inner.expect("the runtime starts");
         let archive = dir.join("busybox.tar");
         images::write_busybox(&archive);
-        inner.import(&archive).expect("containerd takes the image");
+        inner.import(&archive).expect("the runtime takes the image");
         Self {
             tokio,
             inner: Some(inner),
@@ -36,11 +42,11 @@ impl Containerd {
         }
     }
 
-    fn inner(&self) -> &kedge_containerd::Containerd {
+    fn inner(&self) -> &Daemon<M> {
         self.inner.as_ref().expect("it is there until it is dropped")
     }
 
-    fn inner_mut(&mut self) -> &mut kedge_containerd::Containerd {
+    fn inner_mut(&mut self) -> &mut Daemon<M> {
         self.inner.as_mut().expect("it is there until it is dropped")
     }
 
@@ -69,9 +75,26 @@ impl Containerd {
         let inner = inner.as_mut().expect("it is there until it is dropped");
         tokio
             .block_on(inner.start_again())
-            .expect("containerd starts again");
+            .expect("the runtime starts again");
     }
 
+    /// The ids of a pod's containers, its sandbox included.
+    ///
+    /// # Panics
+    /// When the runtime does not answer.
+    pub fn containers_of(&self, pod: &str) -> Vec<String> {
+        let client = self.inner().connect();
+        let listed = self.tokio.block_on(client.list()).expect("the runtime answers");
+        let own = listed.into_iter().filter(|sandbox| sandbox.pod.name == pod);
+        own.flat_map(|sandbox| {
+            let containers = sandbox.containers.into_iter().map(|container| container.id.0);
+            [sandbox.id.0].into_iter().chain(containers)
+        })
+        .collect()
+    }
+}
+
+impl Containerd {
     /// A plain container that sleeps, from an image that is there.
     ///
     /// # Panics
@@ -95,20 +118,9 @@ impl Containerd {
             self.inner().ctr(command).expect("ctr delete");
         }
     }
-
-    /// The ids of a pod's containers, its sandbox included.
-    ///
-    /// # Panics
-    /// When containerd does not answer.
-    pub fn containers_of(&self, pod: &str) -> Vec<String> {
-        let filter = format!("labels.\"io.kubernetes.pod.name\"=={pod}");
-        let listed = self.inner().ctr(&["containers", "list", "--quiet", &filter]);
-        let listed = listed.expect("containerd answers");
-        listed.lines().map(str::to_owned).collect()
-    }
 }
 
-impl Drop for Containerd {
+impl<M: Make> Drop for Behind<M> {
     fn drop(&mut self) {
         if let Some(inner) = self.inner.take() {
             self.tokio.block_on(inner.end());

@@ -1,9 +1,9 @@
 //! CloudCore and EdgeCore as processes of their own, with the official configuration files.
 
-use crate::{Kedge, binary, images, wait_for};
+use crate::{Kedge, binary, images, ports, wait_for};
 use std::fmt::Write as _;
 use std::io::{Read as _, Write as _};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -85,9 +85,7 @@ impl CloudPorts {
     /// # Panics
     /// When the machine has none.
     pub fn free() -> Self {
-        let listeners = [(); 4].map(|()| TcpListener::bind(("127.0.0.1", 0)).expect("a free port"));
-        let [link, https, tunnel, monitor] =
-            listeners.map(|listener| listener.local_addr().expect("an address").port());
+        let [link, https, tunnel, monitor] = ports::free();
         Self {
             link,
             https,

@@ -1,10 +1,9 @@
 //! One `kedge up` with everything around it.
 
 use crate::kubectl::{Output, kubectl};
-use crate::{proc, wait_for};
+use crate::{ports, proc, wait_for};
 use serde_json::Value;
 use std::io::{BufRead, BufReader};
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -256,13 +255,7 @@ impl Drop for Kedge {
 
 /// A port for the API, and one for the hub with the two others that belong to it.
 pub fn free_ports() -> (u16, u16) {
-    let free = |port: u16| TcpListener::bind(("127.0.0.1", port)).is_ok();
-    loop {
-        let probe = TcpListener::bind(("127.0.0.1", 0)).and_then(|listener| listener.local_addr());
-        let port = probe.expect("a free port exists").port();
-        let hub = port.saturating_add(1);
-        if hub < 65000 && [hub, hub + 2, hub + 4].into_iter().all(free) {
-            return (port, hub);
-        }
-    }
+    // The others are two and four above the hub's.
+    let api = ports::block(6);
+    (api, api + 1)
 }

@@ -9,6 +9,7 @@ pub mod images;
 mod kedge;
 mod kubectl;
 pub mod pods;
+pub mod ports;
 pub mod proc;
 pub mod runtimes;
 pub mod site;

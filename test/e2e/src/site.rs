@@ -3,9 +3,8 @@
 use crate::daemons::{
     CloudPorts, Daemon, EdgeOptions, cloud_ready, cloudcore_yaml, edgecore_yaml, node_is, shared_token,
 };
-use crate::{Kedge, Options};
+use crate::{Kedge, Options, ports};
 use std::fs;
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -56,7 +55,7 @@ impl Site {
         fs::write(dir.join("cloudcore.yaml"), cloud_yaml).expect("write the configuration of CloudCore");
         let mut site = Self {
             node: plan.node.to_owned(),
-            local_port: free_port(),
+            local_port: ports::block(1),
             dir,
             ports,
             edge: None,
@@ -146,11 +145,6 @@ fn tail(text: &str) -> String {
 
 fn read(path: &Path) -> String {
     fs::read_to_string(path).unwrap_or_default()
-}
-
-fn free_port() -> u16 {
-    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
-    listener.local_addr().expect("an address").port()
 }
 
 /// What an `edgecore` with a bridge and a control group of this name leaves to its next start; after a test there is none.

@@ -100,8 +100,7 @@ fn a_first_day_with_kubectl() {
     );
     let name = kedge.wait_running("app=web", 2).remove(0);
 
-    let described = kedge.kubectl(&["describe", "pod", &name]).ok();
-    for word in [
+    let described = [
         "Controlled By:  ReplicaSet/web-",
         "State:          Running",
         "Ready:          True",
@@ -110,15 +109,24 @@ fn a_first_day_with_kubectl() {
         "Scheduled",
         "Started",
         "Container ID:",
-    ] {
-        assert!(described.contains(word), "{word:?} is missing in:\n{described}");
-    }
-
-    let logs = kedge.kubectl(&["logs", &name]).ok();
-    assert_eq!(
-        logs,
-        format!("hello from {name} of {}, secret tr0ub4dor\n", kedge.node_name)
-    );
+    ];
+    // Events come a little after what they tell of, and words after the container that says them.
+    wait_for("all that is to be described", || {
+        let shown = kedge.kubectl(&["describe", "pod", &name]).ok();
+        match described.iter().find(|word| !shown.contains(**word)) {
+            None => Ok(()),
+            Some(word) => Err(format!("{word:?} is missing in:\n{shown}")),
+        }
+    });
+    let said = format!("hello from {name} of {}, secret tr0ub4dor\n", kedge.node_name);
+    wait_for("the log", || {
+        let shown = kedge.kubectl(&["logs", &name]);
+        if shown.stdout == said {
+            Ok(())
+        } else {
+            Err(shown.stdout + &shown.stderr)
+        }
+    });
 
     kedge.kubectl(&["scale", "deployment/web", "--replicas=4"]).ok();
     kedge

@@ -1,10 +1,11 @@
-//! EdgeCore on containerd: the pods of a real cluster's user, seen with the real kubectl, and the deaths of everything
+//! EdgeCore on containerd, and on CRI-O where the machine has one: the pods of a real cluster's user, seen with the real kubectl, and the deaths of everything
 //! around them.
 
 // A test fails where it stands.
 #![allow(clippy::unwrap_used)]
 
-use kedge_e2e::containerd::Containerd;
+use kedge_containerd::{ContainerdMake, CrioMake, Daemon, Make};
+use kedge_e2e::containerd::{Behind, Containerd};
 use kedge_e2e::site::{EdgePlan, Site};
 use kedge_e2e::{daemons, images, pods, wait_for};
 use serde_json::Value;
@@ -82,12 +83,12 @@ spec:
     - {name: pod, downwardAPI: {items: [{path: labels, fieldRef: {fieldPath: metadata.labels}}]}}
 ";
 
-fn site(containerd: &Containerd, node: &str) -> Site {
+fn site<M: Make>(runtime: &Behind<M>, node: &str) -> Site {
     Site::start(EdgePlan {
         node,
-        runtime: &containerd.endpoint(),
+        runtime: &runtime.endpoint(),
         network: None,
-        kubelet: &[&format!("cgroupRoot: {}", containerd.cgroup_root())],
+        kubelet: &[&format!("cgroupRoot: {}", runtime.cgroup_root())],
     })
 }
 
@@ -142,8 +143,27 @@ fn wait_gone(site: &Site, name: &str) {
 
 #[test]
 fn a_pod_with_everything() {
-    let containerd = Containerd::start("pod");
-    let site = site(&containerd, "north");
+    a_pod_with_everything_on::<ContainerdMake>();
+}
+
+#[test]
+fn everything_around_a_pod_dies() {
+    everything_around_a_pod_dies_on::<ContainerdMake>();
+}
+
+#[test]
+fn crio_does_as_containerd_does() {
+    if let Some(missing) = Daemon::<CrioMake>::missing() {
+        eprintln!("skipped: {missing}");
+        return;
+    }
+    a_pod_with_everything_on::<CrioMake>();
+    everything_around_a_pod_dies_on::<CrioMake>();
+}
+
+fn a_pod_with_everything_on<M: Make>() {
+    let runtime = Behind::<M>::start("pod");
+    let site = site(&runtime, "north");
     let seen = site.dir.join("seen");
     fs::create_dir(&seen).unwrap();
     let manifest = GATE
@@ -190,17 +210,16 @@ fn a_pod_with_everything() {
         .ok();
     wait_gone(&site, "gate");
     assert_eq!(read("end"), "asked-first\nasked\n");
-    assert_eq!(containerd.containers_of("gate"), Vec::<String>::new());
+    assert_eq!(runtime.containers_of("gate"), Vec::<String>::new());
     wait_for("the pod's folder gone", || {
         let left = fs::read_dir(site.dir.join("kubelet/pods")).unwrap().count();
         if left == 0 { Ok(()) } else { Err(left.to_string()) }
     });
 }
 
-#[test]
-fn everything_around_a_pod_dies() {
-    let mut containerd = Containerd::start("die");
-    let mut site = site(&containerd, "south");
+fn everything_around_a_pod_dies_on<M: Make>() {
+    let mut runtime = Behind::<M>::start("die");
+    let mut site = site(&runtime, "south");
     site.cluster.apply(&pods::lone("stays", "south")).ok();
     let before = instances(&wait_ready(&site, "stays"));
 
@@ -211,9 +230,9 @@ fn everything_around_a_pod_dies() {
     assert_eq!(instances(&wait_ready(&site, "stays")), before);
 
     // The runtime: the node says so, and all is well when it is back.
-    containerd.kill();
+    runtime.kill();
     daemons::node_is(&site.cluster, "south", " NotReady ");
-    containerd.start_again();
+    runtime.start_again();
     site.wait_ready();
     assert_eq!(instances(&wait_ready(&site, "stays")), before);
 
@@ -226,7 +245,7 @@ fn everything_around_a_pod_dies() {
     let fixed = pods::lone("fixed", "south");
     fs::write(site.manifests().join("fixed.yaml"), &fixed).unwrap();
     wait_for("the static pod without a cloud", || {
-        let running = containerd.containers_of("fixed-south");
+        let running = runtime.containers_of("fixed-south");
         if running.len() == 2 {
             Ok(())
         } else {

@@ -14,7 +14,6 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc;
-use std::time::Duration;
 
 /// `box` serves pages, `talker` says what it hears, `dead` has a container that has ended beside one that runs.
 const PODS: &str = "
@@ -83,6 +82,14 @@ impl World {
                 Ok(())
             } else {
                 Err(shown)
+            }
+        });
+        wait_for("a way to the node", || {
+            let told = self.run(Carrier::Spdy, &["exec", "box", "--", "true"]);
+            if told.code == Some(0) {
+                Ok(())
+            } else {
+                Err(told.stderr)
             }
         });
     }
@@ -417,27 +424,28 @@ fn a_talk_that_nobody_reads(world: &World) {
         "--",
         "sh",
         "-c",
-        "echo begun; while :; do echo xxxxxxxxxxxxxxxx; done",
+        "echo $$ >/flood; echo begun; while :; do echo xxxxxxxxxxxxxxxx; done",
     ];
     let mut child = Running(world.command(Carrier::WebSocket, &flood).spawn().unwrap());
     let mut first = [0; 5];
     child.0.stdout.as_mut().unwrap().read_exact(&mut first).unwrap();
     assert_eq!(&first, b"begun");
-    for _ in 0..3 {
-        std::thread::park_timeout(Duration::from_millis(300));
-        assert_eq!(
-            world
-                .run(Carrier::WebSocket, &["exec", "box", "--", "echo", "still"])
-                .ok(),
-            b"still\n"
-        );
-        assert_eq!(
-            world
-                .run(Carrier::Spdy, &["exec", "box", "--", "echo", "here"])
-                .ok(),
-            b"here\n"
-        );
-    }
+    let other = |carrier, script| {
+        world
+            .run(carrier, &["exec", "box", "--", "sh", "-c", script])
+            .ok()
+    };
+    let mut before = Vec::new();
+    wait_for("everything on the way is full", || {
+        let said = other(Carrier::WebSocket, "grep wchar /proc/$(cat /flood)/io");
+        let is_stuck = said == before;
+        let text = String::from_utf8_lossy(&said).into_owned();
+        before = said;
+        if is_stuck { Ok(()) } else { Err(text) }
+    });
+    assert_eq!(other(Carrier::Spdy, "echo here"), b"here\n");
+    let log = world.kedge.kubectl(&["logs", "talker"]).ok();
+    assert!(log.contains("heard two"), "{log}");
 }
 
 #[test]

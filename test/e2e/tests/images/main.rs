@@ -1,9 +1,11 @@
-//! Images from and for others: a real registry with a password, images that umoci built, archives that containerd and
-//! skopeo take. Needs Debian's `docker-registry`, `umoci`, `skopeo` and `containerd`, and fails where one is missing.
+//! Images from and for others: a real registry with a password, images that umoci and buildah built, archives that
+//! containerd and skopeo take. Needs Debian's `docker-registry`, `umoci`, `buildah`, `skopeo` and `containerd`, and fails
+//! where one is missing.
 
 // A test fails where it stands.
 #![allow(clippy::unwrap_used)]
 
+mod pods;
 mod registry;
 
 use kedge_containerd::Containerd;
@@ -12,7 +14,7 @@ use kedge_e2e::{FACT_DEADLINE, Folder, binary, runtimes, wait_for};
 use kedge_registry::Progress;
 use kedge_runtime::embedded::{Config, HelperProgram, Images, NetworkConfig, RootfsChoice};
 use kedge_runtime::{Embedded, Error, Runtime, helper};
-use registry::{Gate, PASSWORD, Registry, USER, run, umoci_image};
+use registry::{Gate, PASSWORD, Registry, USER, buildah_image, run, umoci_image};
 use std::net::Ipv4Addr;
 use std::path::Path;
 use std::process::Command;
@@ -121,18 +123,17 @@ async fn a_registry_that_stalls_in_a_layer() {
     gate.shut_after(SHUT_AFTER_BYTES);
     let images = Images::open(&folder.path.join("node")).unwrap();
     let name = format!("{}/big:1", gate.host());
-    let config = kedge_registry::Config {
+    let patient = registries(&[gate.host()]);
+    let hasty = kedge_registry::Config {
         stall: Duration::from_millis(300),
-        ..registries(&[gate.host()])
+        ..patient.clone()
     };
     let began = Instant::now();
-    let error = pull(&images, config.clone(), &name, &[user(PASSWORD)])
-        .await
-        .unwrap_err();
+    let error = pull(&images, hasty, &name, &[user(PASSWORD)]).await.unwrap_err();
     assert!(words(&error).contains("sent nothing for"), "{}", words(&error));
     assert!(began.elapsed() < FACT_DEADLINE, "{:?}", began.elapsed());
     gate.open();
-    pull(&images, config, &name, &[user(PASSWORD)]).await.unwrap();
+    pull(&images, patient, &name, &[user(PASSWORD)]).await.unwrap();
     assert!(
         gate.asked().to_lowercase().contains("range: bytes="),
         "it went on where it stopped"
@@ -261,7 +262,7 @@ fn node(directory: &Path) -> Config {
         cgroup_root: format!("/kedge-images-{own}"),
         network: Some(NetworkConfig {
             bridge: format!("ki{}", own % 1_000_000),
-            pod_cidr: (Ipv4Addr::new(10, 215, 215, 0), 24),
+            pod_cidrs: vec![(Ipv4Addr::new(10, 215, 215, 0).into(), 24)],
             cni: None,
         }),
         rootfs: RootfsChoice::Automatic,
@@ -270,31 +271,15 @@ fn node(directory: &Path) -> Config {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_umoci_built_runs_unchanged() {
-    let folder = Folder::new("images-umoci");
-    let layout = umoci_image(&folder.path, 1000);
-    let archive = folder.path.join("umoci.tar");
-    run(
-        "tar",
-        &[
-            "-C",
-            &layout.display().to_string(),
-            "-cf",
-            &archive.display().to_string(),
-            ".",
-        ],
-    );
-    let runtime = Embedded::open(node(&folder.path)).await.unwrap();
-    let imported = runtime.import_image(archive).await.unwrap();
-    let (pod, main) = runtimes::pod(&folder.path, "umoci", &imported[0].id, &[]);
-    let script = "echo $WHO; cat text; pwd; ls /opt";
+/// What a container of an image says when it runs a script.
+async fn said(runtime: &Embedded, folder: &Path, pod: &str, image: &str, script: &str) -> Vec<String> {
+    let (pod, main) = runtimes::pod(folder, pod, image, &[]);
     let main = ContainerConfig {
         args: ["sh", "-c", script].map(str::to_owned).to_vec(),
         ..main
     };
     let sandbox = runtime.run_sandbox(&pod).await.unwrap();
-    let id = runtimes::start_container(&runtime, &sandbox, &pod, &main).await;
+    let id = runtimes::start_container(runtime, &sandbox, &pod, &main).await;
     let began = Instant::now();
     loop {
         let all = runtime.list().await.unwrap();
@@ -309,10 +294,30 @@ async fn what_umoci_built_runs_unchanged() {
         runtime.changed().await;
     }
     let log = std::fs::read_to_string(pod.log_dir.join(&main.log_path)).unwrap();
-    let lines: Vec<&str> = log
-        .lines()
-        .filter_map(|line| line.splitn(4, ' ').nth(3))
-        .collect();
-    assert_eq!(lines, ["umoci", "from umoci", "/opt/sub", "sub"], "{log}");
+    let words = log.lines().filter_map(|line| line.splitn(4, ' ').nth(3));
+    words.map(str::to_owned).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_others_built_runs_unchanged() {
+    let folder = Folder::new("images-built");
+    let layout = umoci_image(&folder.path, 1000).display().to_string();
+    let archive = folder.path.join("umoci.tar");
+    run(
+        "tar",
+        &["-C", &layout, "-cf", &archive.display().to_string(), "."],
+    );
+    let runtime = Embedded::open(node(&folder.path)).await.unwrap();
+    let imported = runtime.import_image(archive).await.unwrap();
+    let script = "echo $WHO; cat text; pwd; ls /opt";
+    let lines = said(&runtime, &folder.path, "umoci", &imported[0].id, script).await;
+    assert_eq!(lines, ["umoci", "from umoci", "/opt/sub", "sub"]);
+
+    let archive = buildah_image(&folder.path);
+    let imported = runtime.import_image(archive).await.unwrap();
+    assert_eq!(imported[0].tags, ["kedge.test/built:2"]);
+    let script = "echo $WHO; cat /opt/text; ls /opt; cmp /usr/bin/again /bin/busybox && echo linked; stat -c %a /shared";
+    let lines = said(&runtime, &folder.path, "buildah", &imported[0].id, script).await;
+    assert_eq!(lines, ["buildah", "second", "text", "linked", "1777"]);
     runtime.purge().await.unwrap();
 }

@@ -34,7 +34,7 @@ impl Registry {
         std::fs::create_dir_all(&folder).unwrap();
         let passwords = folder.join("htpasswd");
         std::fs::write(&passwords, HTPASSWD).unwrap();
-        let port = free_port();
+        let port = kedge_e2e::ports::block(1);
         let config = folder.join("config.yml");
         let text = format!(
             "version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\n\
@@ -82,11 +82,6 @@ impl Drop for Registry {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
-}
-
-fn free_port() -> u16 {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    listener.local_addr().unwrap().port()
 }
 
 /// An image that umoci makes: busybox, and a file of so many bytes that do not shrink.
@@ -141,6 +136,56 @@ pub(crate) fn umoci_image(directory: &Path, ballast: usize) -> PathBuf {
         &[&config[..], &["--config.workingdir", "/opt/sub"]].concat(),
     );
     layout
+}
+
+/// An image of two layers that buildah makes from nothing, by running commands in it; its archive.
+pub(crate) fn buildah_image(directory: &Path) -> PathBuf {
+    let store = |name: &str| directory.join("buildah").join(name).display().to_string();
+    let (root, run_root) = (store("root"), store("run"));
+    let fixed = ["--root", &root, "--runroot", &run_root, "--storage-driver", "vfs"];
+    let buildah = |args: &[&str]| {
+        let output = run("buildah", &[&fixed[..], args].concat());
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    };
+    let shell = |container: &str, script: &str| {
+        let words = [
+            "run",
+            "--isolation",
+            "chroot",
+            container,
+            "/bin/busybox",
+            "sh",
+            "-c",
+            script,
+        ];
+        buildah(&words)
+    };
+    let first = buildah(&["from", "scratch"]);
+    buildah(&["copy", &first, "/usr/bin/busybox", "/bin/busybox"]);
+    shell(
+        &first,
+        "busybox mkdir -p /opt /usr/bin /shared && busybox chmod 1777 /shared && busybox ln /bin/busybox /bin/sh && \
+         echo first > /opt/text && echo gone > /opt/gone",
+    );
+    buildah(&[
+        "config",
+        "--entrypoint",
+        r#"["/bin/busybox"]"#,
+        "--env",
+        "WHO=buildah",
+        &first,
+    ]);
+    buildah(&["commit", "--quiet", &first, "kedge.test/built:1"]);
+    let second = buildah(&["from", "--pull-never", "kedge.test/built:1"]);
+    shell(
+        &second,
+        "busybox rm /opt/gone && echo second > /opt/text && echo x > /shared/x && \
+         busybox ln /bin/busybox /usr/bin/again",
+    );
+    let archive = directory.join("buildah.tar");
+    let to = format!("oci-archive:{}:kedge.test/built:2", archive.display());
+    buildah(&["commit", "--quiet", &second, &to]);
+    archive
 }
 
 /// What the gate knows.
