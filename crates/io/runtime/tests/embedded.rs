@@ -14,7 +14,7 @@ use kedge_host::process::Identity;
 use kedge_runtime::embedded::{RootfsChoice, RootfsMode};
 use kedge_runtime::{Embedded, Runtime};
 use node::{
-    Node, UNTIL_TERM, container, exit_of, find, log, outcome, pretend_reboot, run, secured, wait_for,
+    Node, UNTIL_TERM, container, exit_of, find, log, outcome, pretend_reboot, run, said, secured, wait_for,
     wait_for_line,
 };
 use std::panic::AssertUnwindSafe;
@@ -51,13 +51,6 @@ async fn on_a_node_that_restarts(story: impl AsyncFnOnce(&Node, Embedded, &Sandb
             std::panic::resume_unwind(failure)
         }
     }
-}
-
-/// What a line of shell prints.
-async fn said(runtime: &Embedded, sandbox: &SandboxId, config: &ContainerConfig) -> String {
-    let (code, lines) = outcome(runtime, sandbox, config).await;
-    assert_eq!(code, 0, "{lines:?}");
-    lines.join("\n")
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -4,7 +4,6 @@
 
 mod node;
 
-use futures_util::FutureExt;
 use kedge_containers::{
     ContainerConfig, ContainerId, Device, ExitReason, Mount, Propagation, Resources, SandboxConfig,
     SandboxId, Seccomp, Security,
@@ -13,9 +12,9 @@ use kedge_host::mounts;
 use kedge_runtime::image::{Blueprint, build_archive};
 use kedge_runtime::{Embedded, Runtime};
 use node::{
-    Node, UNTIL_TERM, busybox, container, exit_of, outcome, outcome_in, run, run_in, secured, wait_for_line,
+    Node, UNTIL_TERM, busybox, container, exit_of, outcome, outcome_in, refusal, run, run_in, said, secured,
+    wait_for_line,
 };
-use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -30,30 +29,7 @@ async fn on_a_node(story: impl AsyncFnOnce(&Node, &Embedded, &SandboxId)) {
     let node = Node::new();
     let runtime = node.runtime_with_image().await;
     let sandbox = runtime.run_sandbox(&node.sandbox("pod")).await.unwrap();
-    let told = AssertUnwindSafe(story(&node, &runtime, &sandbox))
-        .catch_unwind()
-        .await;
-    match told {
-        Ok(()) => node.end(runtime).await,
-        Err(failure) => {
-            runtime.purge().await.unwrap();
-            std::panic::resume_unwind(failure)
-        }
-    }
-}
-
-/// What a line of shell prints.
-async fn said(runtime: &Embedded, sandbox: &SandboxId, config: &ContainerConfig) -> String {
-    let (code, lines) = outcome(runtime, sandbox, config).await;
-    assert_eq!(code, 0, "{}: {lines:?}", config.name);
-    lines.join("\n")
-}
-
-async fn refusal(runtime: &Embedded, sandbox: &SandboxId, config: &ContainerConfig) -> String {
-    let refused = runtime
-        .create_container(sandbox, &SandboxConfig::default(), config)
-        .await;
-    refused.unwrap_err().to_string()
+    node.live(runtime, &sandbox, story).await;
 }
 
 /// A file system in memory on the node, whose mounts pass to its copies if it is shared. It goes with this value.

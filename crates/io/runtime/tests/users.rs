@@ -5,16 +5,14 @@
 mod node;
 
 use expect_test::expect;
-use futures_util::FutureExt;
 use kedge_containers::{
     ContainerConfig, ContainerId, Device, IdMapping, Mount, PidNamespace, Propagation, SandboxConfig,
     SandboxId, Security, UserNamespace,
 };
 use kedge_runtime::embedded::{Config, RootfsChoice};
 use kedge_runtime::{Embedded, Runtime};
-use node::{Node, UNTIL_TERM, container, outcome, run, wait_for_line};
+use node::{Node, UNTIL_TERM, container, refusal, run, said, wait_for_line};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -58,30 +56,7 @@ async fn on_a_node(choice: RootfsChoice, story: impl AsyncFnOnce(&Node, &Embedde
         return;
     }
     let sandbox = runtime.run_sandbox(&pod(&node, "pod", FIRST)).await.unwrap();
-    let told = AssertUnwindSafe(story(&node, &runtime, &sandbox))
-        .catch_unwind()
-        .await;
-    match told {
-        Ok(()) => node.end(runtime).await,
-        Err(failure) => {
-            runtime.purge().await.unwrap();
-            std::panic::resume_unwind(failure)
-        }
-    }
-}
-
-/// What a line of shell prints.
-async fn said(runtime: &Embedded, sandbox: &SandboxId, config: &ContainerConfig) -> String {
-    let (code, lines) = outcome(runtime, sandbox, config).await;
-    assert_eq!(code, 0, "{}: {lines:?}", config.name);
-    lines.join("\n")
-}
-
-async fn refusal(runtime: &Embedded, sandbox: &SandboxId, config: &ContainerConfig) -> String {
-    let refused = runtime
-        .create_container(sandbox, &SandboxConfig::default(), config)
-        .await;
-    refused.unwrap_err().to_string()
+    node.live(runtime, &sandbox, story).await;
 }
 
 async fn told(runtime: &Embedded, id: &ContainerId, script: &str) -> String {

@@ -8,6 +8,7 @@ pub(crate) mod firewall;
 pub(crate) mod island;
 pub(crate) mod people;
 
+use futures_util::FutureExt;
 use kedge_containers::{
     ContainerConfig, ContainerId, ContainerState, DnsConfig, ObservedContainer, PodIdentity, SandboxConfig,
     SandboxId, Security,
@@ -17,6 +18,7 @@ use kedge_runtime::image::{Blueprint, FileInImage, build_archive};
 use kedge_runtime::{Embedded, Runtime};
 use std::error::Error as _;
 use std::net::Ipv4Addr;
+use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -157,6 +159,25 @@ impl Node {
             log_dir: self.directory.join("logs").join(name),
             handler: self.handler.clone(),
             ..SandboxConfig::default()
+        }
+    }
+
+    /// Lets a story happen to a pod and ends the node; a story that fails leaves no containers behind either.
+    pub(crate) async fn live(
+        self,
+        runtime: Embedded,
+        sandbox: &SandboxId,
+        story: impl AsyncFnOnce(&Self, &Embedded, &SandboxId),
+    ) {
+        let told = AssertUnwindSafe(story(&self, &runtime, sandbox))
+            .catch_unwind()
+            .await;
+        match told {
+            Ok(()) => self.end(runtime).await,
+            Err(failure) => {
+                runtime.purge().await.unwrap();
+                std::panic::resume_unwind(failure)
+            }
         }
     }
 
@@ -336,6 +357,21 @@ pub(crate) async fn wait_for_line(runtime: &dyn Runtime, id: &ContainerId, line:
     if tokio::time::timeout(FACT_WAIT_MAX, fact).await.is_err() {
         panic!("no line {line:?} in {:?}", log(runtime, id).await);
     }
+}
+
+/// What a line of shell prints.
+pub(crate) async fn said(runtime: &Embedded, sandbox: &SandboxId, config: &ContainerConfig) -> String {
+    let (code, lines) = outcome(runtime, sandbox, config).await;
+    assert_eq!(code, 0, "{}: {lines:?}", config.name);
+    lines.join("\n")
+}
+
+/// Why a container is not made.
+pub(crate) async fn refusal(runtime: &Embedded, sandbox: &SandboxId, config: &ContainerConfig) -> String {
+    let refused = runtime
+        .create_container(sandbox, &SandboxConfig::default(), config)
+        .await;
+    refused.unwrap_err().to_string()
 }
 
 /// Runs a container to its end and gives its exit code and log.
