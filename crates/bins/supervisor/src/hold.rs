@@ -18,6 +18,7 @@ use std::process::{Child, ChildStdin, Command, ExitCode, Stdio};
 
 /// As systems number the user who owns nothing.
 const NOBODY: u32 = 65534;
+const ROOT: u32 = 0;
 
 /// A number and the end of a line.
 const PID_BYTES_MAX: u64 = 32;
@@ -81,7 +82,7 @@ fn start_as(users: &Path) -> std::io::Result<(u32, Option<ChildStdin>)> {
 pub(crate) fn run_as(users: &Path) -> ExitCode {
     let spawn = || -> std::io::Result<Child> {
         setns(File::open(users)?, CloneFlags::CLONE_NEWUSER)?;
-        become_root()?;
+        become_user(ROOT)?;
         unshare(CloneFlags::CLONE_NEWPID)?;
         holder().stdin(Stdio::inherit()).spawn()
     };
@@ -98,22 +99,20 @@ pub(crate) fn run_as(users: &Path) -> ExitCode {
 /// A container with the right to look into others may look into us all the same: then it finds neither files of the node
 /// nor rights. The place that becomes the root has nothing but words about our own descriptors.
 fn leave_everything() -> std::io::Result<()> {
-    let (user, group) = (Uid::from_raw(NOBODY), Gid::from_raw(NOBODY));
     // Who is nobody on the node already sees less than that, and may not go there.
     if std::os::unix::fs::chroot("/proc/self/fdinfo").is_ok() {
         std::env::set_current_dir("/")?;
     }
-    nix::unistd::setgroups(&[])?;
-    setresgid(group, group, group)?;
-    setresuid(user, user, user)?;
+    become_user(NOBODY)?;
     // The change of users may have made it readable again.
     Ok(rustix::process::set_dumpable_behavior(
         DumpableBehavior::NotDumpable,
     )?)
 }
 
-fn become_root() -> nix::Result<()> {
-    let (user, group) = (Uid::from_raw(0), Gid::from_raw(0));
+/// Becomes the user and the group of this number, and of no other group.
+fn become_user(number: u32) -> nix::Result<()> {
+    let (user, group) = (Uid::from_raw(number), Gid::from_raw(number));
     nix::unistd::setgroups(&[])?;
     setresgid(group, group, group)?;
     setresuid(user, user, user)

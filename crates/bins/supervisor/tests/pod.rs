@@ -407,11 +407,13 @@ fn the_machine_goes_off() {
         &[
             "/bin/sh",
             "-c",
-            "trap '' TERM; echo deaf; while read -r line; do :; done",
+            "trap '' TERM; while read -r line; do echo \"deaf to $line\"; done",
         ],
     );
+    // What it says before anybody listens is not heard, so it is asked.
     let listener = pods[2].attach("b", true);
-    hear(&listener, "deaf");
+    say(&listener, ToProcess::Bytes(b"all\n"));
+    hear(&listener, "deaf to all\n");
     let supervisors = pods.each_ref().map(|pod| handle(pod.supervisor()));
     let containers = [obedient, deaf].map(|container| match state(&container).phase {
         Phase::Running { .. } => handle(state(&container).process.pid),

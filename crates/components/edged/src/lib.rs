@@ -29,6 +29,7 @@ mod cloud;
 mod config;
 mod csi;
 mod devices;
+mod durable;
 mod events;
 mod eviction;
 mod face;

@@ -4,13 +4,12 @@
 //! That includes the checksum, which is computed over the way in which a Go program prints the data for people.
 
 use super::book::{Held, PerNuma, Place};
+use crate::durable;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::io::Write as _;
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 /// A kubelet's name for it.
@@ -94,27 +93,13 @@ pub(super) fn read(path: &Path) -> Result<Option<Content>, Error> {
     })
 }
 
-/// Replaces the file in one step, so that a power cut leaves the old or the new one.
+/// Replaces the file, so that a power cut leaves the old or the new one.
 pub(super) fn write(path: &Path, content: &Content) -> Result<(), Error> {
-    let failed = |act| {
-        move |source| Error::Io {
-            act,
-            path: path.to_owned(),
-            source,
-        }
-    };
-    let fresh = path.with_extension("new");
-    let mut file = std::fs::OpenOptions::new()
-        .create(true)
-        .truncate(true)
-        .write(true)
-        .mode(0o600)
-        .open(&fresh)
-        .map_err(failed("write"))?;
-    file.write_all(print(content).as_bytes())
-        .map_err(failed("write"))?;
-    file.sync_all().map_err(failed("write"))?;
-    std::fs::rename(&fresh, path).map_err(failed("replace"))
+    durable::replace(path, print(content).as_bytes()).map_err(|source| Error::Io {
+        act: "write",
+        path: path.to_owned(),
+        source,
+    })
 }
 
 fn parse(text: &str) -> Result<Content, String> {

@@ -4,13 +4,14 @@
 //! node understands it, and it is given back when the directory goes, which is after the pod's last process.
 
 use super::{Hands, within};
+use crate::durable;
 use kedge_api::Pod;
 use kedge_containers::UserNamespace;
 use kedge_pods::Refusal;
 use kedge_pods::user_namespaces::{RECORD, RECORD_BYTES_MAX, Ranges, Trouble, print};
-use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{self, ErrorKind, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::fs::{DirBuilder, File};
+use std::io::{self, ErrorKind, Read};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -19,7 +20,6 @@ use std::time::Duration;
 const RUNTIME_MAX: Duration = Duration::from_secs(30);
 /// As volumes make the directory of a pod.
 const DIRECTORY_MODE: u32 = 0o750;
-const FILE_MODE: u32 = 0o600;
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
@@ -95,21 +95,10 @@ impl IdBook {
             .mode(DIRECTORY_MODE)
             .create(&directory)
             .map_err(file("make", &directory))?;
-        let (path, beside) = (directory.join(RECORD), directory.join(format!(".{RECORD}.new")));
-        let written = || -> io::Result<()> {
-            let mut file = OpenOptions::new()
-                .create(true)
-                .truncate(true)
-                .write(true)
-                .mode(FILE_MODE)
-                .open(&beside)?;
-            file.write_all(print(ids).as_bytes())?;
-            file.sync_all()?;
-            std::fs::rename(&beside, &path)?;
-            File::open(&directory)?.sync_all()?;
-            File::open(&self.pods)?.sync_all()
-        };
-        written().map_err(file("write", &path))
+        let path = directory.join(RECORD);
+        durable::replace(&path, print(ids).as_bytes())
+            .and_then(|()| File::open(&self.pods)?.sync_all())
+            .map_err(file("write", &path))
     }
 }
 

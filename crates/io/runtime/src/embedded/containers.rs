@@ -1,5 +1,7 @@
 use super::handlers::Maker;
-use super::records::{self, ContainerRecord, LAUNCH_RECORD, LaunchRecord, OwnUsers, SandboxRecord};
+use super::records::{
+    self, ContainerRecord, DevicePath, LAUNCH_RECORD, LaunchRecord, OwnUsers, SandboxRecord,
+};
 use super::sandboxes::user_pin;
 use super::supervisors::{ask, done};
 use super::users::{self, User};
@@ -215,7 +217,7 @@ impl Inner {
             .map_err(|why| Error::failed("create container", &record.config.name, why))?;
         let bundle = spec::write(&ingredients)?;
         durable::make_directory(&directory)?;
-        write_plain(directory.join("config.json"), &bundle)?;
+        write_plain(directory.join("config.json"), &bundle.document)?;
         let launch = LaunchRecord {
             id: record.id.clone(),
             sandbox: sandbox.id.clone(),
@@ -226,7 +228,7 @@ impl Inner {
             uid,
             privileges: spec::privileges(&ingredients)?,
             seccomp: spec::seccomp(&record.config.security).clone(),
-            users: own_users(&ingredients)?,
+            users: own_users(&ingredients, bundle.devices),
             supervised: self.supervised(record, matches!(maker, Maker::AnotherRuntime(_))),
             interpreter: match maker {
                 Maker::Interpreter => Some(self.interpreter.program(self.layout.root())?),
@@ -340,16 +342,13 @@ impl Inner {
 }
 
 /// What a container needs whose pod has users of its own.
-fn own_users(from: &spec::Ingredients<'_>) -> Result<Option<OwnUsers>, Error> {
-    let Some(ids) = from.sandbox.config.user_namespace else {
-        return Ok(None);
-    };
-    Ok(Some(OwnUsers {
-        ids,
+fn own_users(from: &spec::Ingredients<'_>, devices: Vec<DevicePath>) -> Option<OwnUsers> {
+    Some(OwnUsers {
+        ids: from.sandbox.config.user_namespace?,
         pin: user_pin(from.sandbox_directory),
         shared_memory: spec::shared_memory(from),
-        devices: spec::device_paths(from)?,
-    }))
+        devices,
+    })
 }
 
 /// Needed only as long as the container runs: a power cut may take it.

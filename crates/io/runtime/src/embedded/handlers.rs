@@ -67,17 +67,15 @@ impl Handlers {
     /// What each handler can do; the empty name is the built-in runtime itself.
     pub(super) fn features(&self, user_namespaces: bool) -> BTreeMap<String, HandlerFeatures> {
         let names = self.names().into_iter().chain([String::new()]);
-        let features = |name: &str| HandlerFeatures {
-            // A kernel that cannot do it does not get as far as here.
-            recursive_read_only_mounts: true,
-            user_namespaces: user_namespaces && name.is_empty(),
-        };
-        names
-            .map(|name| {
-                let features = features(&name);
-                (name, features)
-            })
-            .collect()
+        let features = names.map(|name| {
+            let features = HandlerFeatures {
+                // A kernel that cannot do it does not get as far as here.
+                recursive_read_only_mounts: true,
+                user_namespaces: user_namespaces && name.is_empty(),
+            };
+            (name, features)
+        });
+        features.collect()
     }
 
     /// What makes the containers of a sandbox.

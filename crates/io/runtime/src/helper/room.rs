@@ -68,22 +68,19 @@ pub(super) fn enter(
 ) -> Result<Room, Failure> {
     let users = File::open(&own.pin).map_err(|error| Failure::new("find the pod's users", error))?;
     let owner = Owner::root_of(&own.ids);
-    let at = directory.join(NAME);
-    make_directory(&at)?;
-    mount("room", &at, "tmpfs", MountFlags::NOSUID, Some(OPTIONS))
-        .map_err(|errno| Failure::new("make the place for a container", errno))?;
-    for name in [
-        "container",
-        "bundle",
-        "layers",
-        "mounts",
-        "rootfs",
-        "dev",
-        "proc",
-        "sys",
-    ] {
-        make_directory(&at.join(name))?;
-    }
+    let at = furnish(
+        directory,
+        &[
+            "container",
+            "bundle",
+            "layers",
+            "mounts",
+            "rootfs",
+            "dev",
+            "proc",
+            "sys",
+        ],
+    )?;
     attach(&copy(directory, false)?, &at.join("container"))?;
     make_root(&at, directory, launch, &users, owner)?;
     bundle.prepare(&at.join("rootfs"), Some(owner))?;
@@ -97,6 +94,18 @@ pub(super) fn enter(
         bundle: PathBuf::from("/bundle"),
         _namespaces: namespaces,
     })
+}
+
+/// Makes the small file system in `directory`, with these directories in it.
+fn furnish(directory: &Path, names: &[&str]) -> Result<PathBuf, Failure> {
+    let at = directory.join(NAME);
+    make_directory(&at)?;
+    mount(NAME, &at, "tmpfs", MountFlags::NOSUID, Some(OPTIONS))
+        .map_err(|errno| Failure::new("make the place for a container", errno))?;
+    for name in names {
+        make_directory(&at.join(name))?;
+    }
+    Ok(at)
 }
 
 /// Who owns on the node what belongs to root in the pod.
@@ -129,7 +138,7 @@ pub(super) fn probe(directory: &Path) -> Result<(), Failure> {
         length: 65536,
     };
     let ids = UserNamespace { uids: IDS, gids: IDS };
-    for name in ["layer", "upper", "work", NAME] {
+    for name in ["layer", "upper", "work"] {
         make_directory(&directory.join(name))?;
     }
     std::fs::write(directory.join("layer/file"), b"").map_err(|error| Failure::new("write a file", error))?;
@@ -137,12 +146,7 @@ pub(super) fn probe(directory: &Path) -> Result<(), Failure> {
     let users =
         File::open(made.path("user")).map_err(|error| Failure::new("find a user namespace", error))?;
     rootfs::own_mounts()?;
-    let at = directory.join(NAME);
-    mount("room", &at, "tmpfs", MountFlags::NOSUID, Some(OPTIONS))
-        .map_err(|errno| Failure::new("make the place for a container", errno))?;
-    for name in ["layers/0", "rootfs"] {
-        make_directory(&at.join(name))?;
-    }
+    let at = furnish(directory, &["layers/0", "rootfs"])?;
     bring_mapped(&directory.join("layer"), &at.join("layers/0"), &users)?;
     let owner_of = |path: &Path| {
         std::fs::metadata(path)
@@ -258,8 +262,8 @@ fn below(path: &Path) -> Result<PathBuf, Failure> {
 /// Without these the kernel does not let the container mount its own.
 fn show_node(at: &Path) -> Result<(), Failure> {
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-    for kind in ["proc", "sysfs"] {
-        let to = at.join(if kind == "proc" { "proc" } else { "sys" });
+    for (kind, name) in [("proc", "proc"), ("sysfs", "sys")] {
+        let to = at.join(name);
         mount(kind, &to, kind, flags, None).map_err(|errno| failed_at("mount", &to, errno.into()))?;
     }
     let groups = at.join(below(Path::new(CONTROL_GROUPS))?);

@@ -106,12 +106,23 @@ pub(super) fn arguments(config: &ContainerConfig, image: &StoredImage) -> Vec<St
     [command, args].concat()
 }
 
+/// A bundle's configuration, and what is not said in it.
+pub(super) struct Written {
+    pub(super) document: Value,
+    /// Where the container's devices are on the node.
+    pub(super) devices: Vec<DevicePath>,
+}
+
 /// Writes the configuration down.
-pub(super) fn write(from: &Ingredients<'_>) -> Result<Value, Error> {
+pub(super) fn write(from: &Ingredients<'_>) -> Result<Written, Error> {
     let security = &from.config.security;
     let sandbox = &from.sandbox.config;
     let open_proc = security.privileged || security.proc_unmasked;
-    let Devices { nodes, rules, .. } = devices(from)?;
+    let Devices { nodes, rules, paths } = if security.privileged {
+        devices::all()
+    } else {
+        devices::some(&from.config.devices)?
+    };
     let masked = if open_proc { Vec::new() } else { masked_paths() };
     let limits = resources::resources(&from.config.resources, rules, from.cgroups, from.cgroup)?;
     let mut document = json!({
@@ -144,20 +155,10 @@ pub(super) fn write(from: &Ingredients<'_>) -> Result<Value, Error> {
         document["hostname"] = json!(sandbox.hostname);
     }
     confine(from, &mut document)?;
-    Ok(document)
-}
-
-fn devices(from: &Ingredients<'_>) -> Result<Devices, Error> {
-    if from.config.security.privileged {
-        Ok(devices::all())
-    } else {
-        devices::some(&from.config.devices)
-    }
-}
-
-/// Where the container's devices are on the node.
-pub(super) fn device_paths(from: &Ingredients<'_>) -> Result<Vec<DevicePath>, Error> {
-    Ok(devices(from)?.paths)
+    Ok(Written {
+        document,
+        devices: paths,
+    })
 }
 
 /// Rights, and the filter of system calls: this runtime installs its own, another one wants it in the configuration.
