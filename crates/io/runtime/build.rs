@@ -25,6 +25,7 @@ const SUPERVISOR: Carried = Carried {
     sources: &[
         "bins/supervisor",
         "io/containerlog",
+        "io/files",
         "io/packets",
         "model/containers",
         "model/supervision",

@@ -114,8 +114,8 @@ impl Pod {
 
     /// Ends at once, before there was anything.
     pub(crate) fn abandon(&mut self) {
-        drop(durable::remove(&self.directory.join(SOCKET)));
-        drop(durable::remove(&self.directory.join(RECORD)));
+        drop(kedge_files::remove(&self.directory.join(SOCKET)));
+        drop(kedge_files::remove(&self.directory.join(RECORD)));
     }
 
     pub(crate) fn next_key(&mut self) -> u32 {
@@ -516,7 +516,7 @@ impl Pod {
         FromProcess::Ended(container.exit_code().unwrap_or_default()).write(&mut message);
         self.tell(key, |client| client.talks_with(key), &message, true);
         if let Some(forgotten) = container.forgotten {
-            drop(durable::remove(&container.spec.state_path));
+            drop(kedge_files::remove(&container.spec.state_path));
             if let Some((client, why)) = forgotten.failure {
                 self.answer(client, &Reply::Failed(why));
             }

@@ -150,7 +150,7 @@ pub(crate) struct Terminal {
 
 /// Makes a stream with a name, so that it can be opened by those who come later.
 pub(crate) fn make(path: &Path) -> std::io::Result<()> {
-    crate::durable::remove(path)?;
+    kedge_files::remove(path)?;
     Ok(rustix::fs::mknodat(
         CWD,
         path,

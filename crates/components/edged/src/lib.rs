@@ -29,7 +29,6 @@ mod cloud;
 mod config;
 mod csi;
 mod devices;
-mod durable;
 mod events;
 mod eviction;
 mod face;

@@ -2,9 +2,8 @@
 
 use crate::{Certificate, Error, Identity, Key, NodeRequest};
 use kedge_wire::NodeName;
-use rustix::fs::{Mode, OFlags};
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 /// A certificate file is a few KiB.
@@ -165,62 +164,19 @@ fn read_replacement(pem: &[u8]) -> Result<Identity, Error> {
 /// Writes a file that only its owner may read: whole or not at all, and durable when this returns. Missing
 /// directories are made with mode 0700.
 pub fn write_private(path: &Path, content: &[u8]) -> Result<(), FileError> {
-    let failed = |source: io::Error| FileError::Write {
-        path: path.to_owned(),
-        source,
-    };
-    let directory = path
-        .parent()
-        .filter(|parent| !parent.as_os_str().is_empty())
-        .unwrap_or(Path::new("."));
-    make_directory(directory).map_err(failed)?;
-    let mut temporary = path.as_os_str().to_owned();
-    temporary.push(".tmp");
-    let temporary = PathBuf::from(temporary);
-    match std::fs::remove_file(&temporary) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
-        Err(_) | Ok(()) => {}
-    }
-    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-    let opened = rustix::fs::open(&temporary, flags, Mode::RUSR | Mode::WUSR);
-    let mut file = File::from(opened.map_err(|error| failed(error.into()))?);
-    file.write_all(content)
-        .and_then(|()| file.sync_all())
-        .map_err(failed)?;
-    rename(&temporary, path)
-}
-
-fn make_directory(directory: &Path) -> io::Result<()> {
-    use std::os::unix::fs::DirBuilderExt;
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(directory)
-}
-
-fn rename(from: &Path, to: &Path) -> Result<(), FileError> {
-    let failed = |source: io::Error| FileError::Write {
-        path: to.to_owned(),
-        source,
-    };
-    std::fs::rename(from, to).map_err(failed)?;
-    let directory = to
-        .parent()
-        .filter(|parent| !parent.as_os_str().is_empty())
-        .unwrap_or(Path::new("."));
-    File::open(directory)
-        .and_then(|directory| directory.sync_all())
-        .map_err(failed)
+    kedge_files::make_directory(kedge_files::directory_of(path))
+        .and_then(|()| kedge_files::replace(path, content))
+        .map_err(|source| FileError::Write {
+            path: path.to_owned(),
+            source,
+        })
 }
 
 fn remove(path: &Path) -> Result<(), FileError> {
-    match std::fs::remove_file(path) {
-        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(FileError::Write {
-            path: path.to_owned(),
-            source,
-        }),
-        Ok(()) | Err(_) => Ok(()),
-    }
+    kedge_files::remove(path).map_err(|source| FileError::Write {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 /// The key of a request that waits for its certificate.
@@ -338,7 +294,8 @@ mod tests {
                 }
                 if torn && let Some(Step::Write(path, text)) = steps.get(cut) {
                     // The power went while the file beside it was written.
-                    std::fs::write(format!("{}.tmp", path.display()), &text[..text.len() / 2]).unwrap();
+                    let name = format!(".{}.tmp", path.file_name().unwrap().display());
+                    std::fs::write(path.with_file_name(name), &text[..text.len() / 2]).unwrap();
                 }
                 let found = files.load().unwrap().unwrap();
                 let name = if found == old { "old" } else { "new" };

@@ -47,9 +47,7 @@ impl Note {
             path: path.clone(),
             source,
         };
-        let staged = dir.join(format!(".{NOTE}.new"));
-        std::fs::write(&staged, text).map_err(failed)?;
-        std::fs::rename(&staged, &path).map_err(failed)
+        kedge_files::replace(&path, text.as_bytes()).map_err(failed)
     }
 
     /// The note in this directory; nothing when there is none.

@@ -4,7 +4,6 @@
 //! That includes the checksum, which is computed over the way in which a Go program prints the data for people.
 
 use super::book::{Held, PerNuma, Place};
-use crate::durable;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
@@ -95,7 +94,7 @@ pub(super) fn read(path: &Path) -> Result<Option<Content>, Error> {
 
 /// Replaces the file, so that a power cut leaves the old or the new one.
 pub(super) fn write(path: &Path, content: &Content) -> Result<(), Error> {
-    durable::replace(path, print(content).as_bytes()).map_err(|source| Error::Io {
+    kedge_files::replace(path, print(content).as_bytes()).map_err(|source| Error::Io {
         act: "write",
         path: path.to_owned(),
         source,

@@ -4,7 +4,6 @@
 //! node understands it, and it is given back when the directory goes, which is after the pod's last process.
 
 use super::{Hands, within};
-use crate::durable;
 use kedge_api::Pod;
 use kedge_containers::UserNamespace;
 use kedge_pods::Refusal;
@@ -96,8 +95,8 @@ impl IdBook {
             .create(&directory)
             .map_err(file("make", &directory))?;
         let path = directory.join(RECORD);
-        durable::replace(&path, print(ids).as_bytes())
-            .and_then(|()| File::open(&self.pods)?.sync_all())
+        kedge_files::replace(&path, print(ids).as_bytes())
+            .and_then(|()| kedge_files::sync_directory(&self.pods))
             .map_err(file("write", &path))
     }
 }

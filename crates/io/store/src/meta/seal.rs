@@ -12,9 +12,9 @@ use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, NONCE_LEN, Nonce, UnboundK
 use ring::digest::{SHA256, digest};
 use ring::rand::{SecureRandom, SystemRandom};
 use std::fmt::Write as _;
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Read, Write as _};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::fs::{self, File};
+use std::io::{self, Read as _};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 /// The kinds whose values are sealed: Kubernetes secrets and service account tokens.
@@ -26,7 +26,6 @@ const HEAD_BYTES: usize = 1 + ID_BYTES + NONCE_LEN;
 /// A key file is a comment and a few lines of 64 characters; anything longer is not one.
 const KEY_FILE_BYTES_MAX: u64 = 4096;
 const KEY_FILE_MODE: u32 = 0o600;
-const KEY_DIRECTORY_MODE: u32 = 0o700;
 const COMMENT: &str =
     "# The key of the secrets in EdgeCore's store. If it is lost, they are asked of the cloud again.\n";
 
@@ -195,27 +194,8 @@ impl Sealer {
             }
             text.push('\n');
         }
-        let directory = match path.parent() {
-            Some(directory) if !directory.as_os_str().is_empty() => directory,
-            _beside_us => Path::new("."),
-        };
-        DirBuilder::new()
-            .recursive(true)
-            .mode(KEY_DIRECTORY_MODE)
-            .create(directory)?;
-        let new = beside(path, ".new");
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(KEY_FILE_MODE)
-            .open(&new)?;
-        // The file may be left from an attempt with another mode.
-        file.set_permissions(fs::Permissions::from_mode(KEY_FILE_MODE))?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&new, path)?;
-        File::open(directory)?.sync_all()
+        kedge_files::make_directory(kedge_files::directory_of(path))?;
+        kedge_files::replace(path, text.as_bytes())
     }
 }
 
