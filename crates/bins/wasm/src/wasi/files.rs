@@ -52,7 +52,7 @@ pub(super) fn read(
     offset: Option<u64>,
     told: u32,
 ) -> Result<(), Errno> {
-    let from = readable(table, fd, rights::READ)?;
+    let from = except_directory(table, fd, rights::READ)?;
     let mut total = 0;
     for vector in guest.vectors(vectors)? {
         let into = guest.bytes_mut(vector)?;
@@ -85,7 +85,7 @@ pub(super) fn write(
     offset: Option<u64>,
     told: u32,
 ) -> Result<(), Errno> {
-    let to = readable(table, fd, rights::WRITE)?;
+    let to = except_directory(table, fd, rights::WRITE)?;
     let vectors = guest.vectors(vectors)?;
     let slices: Result<Vec<IoSlice<'_>>, Errno> = vectors
         .into_iter()
@@ -99,7 +99,7 @@ pub(super) fn write(
     guest.put_count(told, written)
 }
 
-fn readable(table: &Table, fd: u32, rights: u64) -> Result<&Descriptor, Errno> {
+fn except_directory(table: &Table, fd: u32, rights: u64) -> Result<&Descriptor, Errno> {
     let found = table.find_with(fd, rights)?;
     if found.kind == Kind::Directory {
         Err(Errno::ISDIR)
@@ -116,7 +116,7 @@ pub(super) fn seek(
     whence: u32,
     told: u32,
 ) -> Result<(), Errno> {
-    let file = readable(table, fd, 0)?;
+    let file = except_directory(table, fd, 0)?;
     let to = match whence {
         0 => SeekFrom::Start(u64::try_from(offset).map_err(|_| Errno::INVAL)?),
         FROM_CURRENT => SeekFrom::Current(offset),
@@ -166,7 +166,7 @@ pub(super) fn read_directory(
 }
 
 pub(super) fn allocate(table: &Table, fd: u32, offset: u64, length: u64) -> Result<(), Errno> {
-    let file = readable(table, fd, rights::ALLOCATE)?;
+    let file = except_directory(table, fd, rights::ALLOCATE)?;
     Ok(rustix::fs::fallocate(
         file,
         FallocateFlags::empty(),
@@ -176,7 +176,7 @@ pub(super) fn allocate(table: &Table, fd: u32, offset: u64, length: u64) -> Resu
 }
 
 pub(super) fn resize(table: &Table, fd: u32, size: u64) -> Result<(), Errno> {
-    let file = readable(table, fd, rights::RESIZE)?;
+    let file = except_directory(table, fd, rights::RESIZE)?;
     Ok(rustix::fs::ftruncate(file, size)?)
 }
 

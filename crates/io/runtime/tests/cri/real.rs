@@ -4,7 +4,7 @@ use crate::FACT_WAIT_MAX;
 use crate::node::{IMAGE, Node, UNTIL_TERM, container, find, run_in, wait_for, wait_for_line};
 use crate::registry::Registry;
 use kedge_containerd::{Containerd, ContainerdMake, CrioMake, Daemon, Make};
-use kedge_containers::{ContainerState, Credentials, Resources, SandboxConfig};
+use kedge_containers::{ContainerState, Credentials, ObservedSandbox, Resources, SandboxConfig};
 use kedge_grpc::cri;
 use kedge_grpc::cri::runtime_service_client::RuntimeServiceClient;
 use kedge_runtime::{Cri, Error, Runtime};
@@ -57,22 +57,14 @@ async fn a_runtime_may_die_and_come_back_under_its_pods_on<M: Make>() {
     assert!(matches!(away, Error::Unavailable { .. }), "{away:?}");
     daemon.start_again().await.unwrap();
     // The same client finds it again, within the pause after a dial that failed.
-    let back = tokio::time::timeout(FACT_WAIT_MAX, async {
-        loop {
-            if let Ok(seen) = runtime.list().await {
-                return seen;
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    });
-    assert_eq!(back.await.expect("the runtime is found again"), before);
+    assert_eq!(listed_again(&runtime).await, before);
 
     daemon.freeze();
     let hung = crate::connect(&daemon.socket(), Duration::from_millis(200));
     let error = hung.list().await.unwrap_err();
     assert!(matches!(error, Error::TimedOut { .. }), "{error:?}");
     daemon.thaw();
-    assert_eq!(hung.list().await.unwrap(), before);
+    assert_eq!(listed_again(&hung).await, before);
 
     runtime.stop_container(&id, GRACE).await.unwrap();
     let state = wait_for(&runtime, &id, |state| {
@@ -84,6 +76,21 @@ async fn a_runtime_may_die_and_come_back_under_its_pods_on<M: Make>() {
         "{state:?}"
     );
     daemon.end().await;
+}
+
+/// What a runtime lists as soon as it answers.
+async fn listed_again(runtime: &dyn Runtime) -> Vec<ObservedSandbox> {
+    let back = async {
+        loop {
+            if let Ok(seen) = runtime.list().await {
+                return seen;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(FACT_WAIT_MAX, back)
+        .await
+        .expect("the runtime is found again")
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
