@@ -1,16 +1,26 @@
 //! Connections to ports: each is a pair of streams, one for the bytes and one on which trouble is told.
+//!
+//! **Who waits for whom.** SPDY as Kubernetes speaks it has no windows, so nobody can tell a client to say no more on one
+//! stream. A connection whose port reads slower than its client writes has a buffer; when that is full, nothing more is
+//! read of this client, as it is with every server of this protocol. Where the port goes on reading, that is how an upload
+//! gets the pace of its reader, and nothing is lost. A port that takes nothing at all would hold up the client's other
+//! ports for ever: after [`STALLED_MAX`] its connection is reset, and the others go on. The sentence about it is in the log
+//! of this node and not on the stream for trouble: kubectl ends all of its connections when it reads anything there.
 
 use crate::answer::Refusal;
 use crate::spdy::{self, Headers, Heard, Out, PIECE_BYTES_MAX, Reset, Said};
 use crate::upgrade::Carrier;
 use crate::{Error, Io, PIPE_BYTES, STREAMS_TIMEOUT, web_socket};
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use kedge_wire::tunnel::NodeConnect;
 use std::collections::HashMap;
 use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot};
@@ -18,9 +28,11 @@ use tokio::time::Instant;
 
 /// Connections at one time within one `kubectl port-forward`: a browser opens some ten.
 const CONNECTIONS_MAX: usize = 128;
-/// Pieces that wait for one connection, at most 32 KiB each, so that all of them together are 32 MiB. SPDY as it is spoken
-/// here keeps no windows, so beyond that all connections of this client wait for the one that does not read.
+/// Pieces that wait for one connection, at most 32 KiB each, so that all of them together are 32 MiB.
 const WAITING_MAX: usize = 8;
+/// A port that took nothing for so long, while its buffer is full and others wait, does not read. A kernel asks for more in
+/// steps of some 64 KiB, so that one that reads two kilobytes a second is still known to read.
+pub(crate) const STALLED_MAX: Duration = Duration::from_secs(30);
 
 const OVER_SPDY: &[(&str, ())] = &[("portforward.k8s.io", ())];
 const OVER_WEB_SOCKET: &[(&str, ())] = &[("SPDY/3.1+portforward.k8s.io", ())];
@@ -92,8 +104,11 @@ struct Open {
     pieces: Option<mpsc::Sender<Bytes>>,
     /// Taken by whoever carries it.
     taken: Option<mpsc::Receiver<Bytes>>,
-    /// Dropping it ends the connection at once.
+    /// Dropping it ends the connection at once. There is none before both streams are there.
     alive: Option<oneshot::Sender<()>>,
+    port: u16,
+    /// Bytes that the port has taken.
+    written: Arc<AtomicU64>,
 }
 
 struct Forwarder<C> {
@@ -114,6 +129,9 @@ struct Stuck {
     id: u32,
     bytes: Bytes,
     last: bool,
+    /// Whether the port reads is looked at then, by what it had taken before.
+    look_at: Instant,
+    written: u64,
 }
 
 async fn serve<C, F>(io: impl Io, carry: C) -> Result<(), Error>
@@ -141,6 +159,13 @@ where
             };
             let full = forwarder.full();
             let is_stuck = full.is_some();
+            let look_at = forwarder.stuck.as_ref().map(|stuck| stuck.look_at);
+            let stalled = async {
+                match look_at {
+                    Some(at) => tokio::time::sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
             let room = async {
                 match full {
                     // Nobody who reads is as good as room.
@@ -154,6 +179,7 @@ where
                     forwarder.open.remove(&id);
                 }
                 () = room => forwarder.unstick(),
+                () = stalled => forwarder.give_up_stalled().await?,
                 heard = incoming.next(), if !is_stuck => match heard? {
                     // The client has gone: whatever it had open ends with it.
                     None => return Ok(()),
@@ -222,8 +248,14 @@ where
         if is_data {
             let (pieces, taken) = mpsc::channel(WAITING_MAX);
             let pieces = (!last).then_some(pieces);
-            let (taken, alive) = (Some(taken), None);
-            self.open.insert(id, Open { pieces, taken, alive });
+            let open = Open {
+                pieces,
+                taken: Some(taken),
+                alive: None,
+                port,
+                written: Arc::default(),
+            };
+            self.open.insert(id, open);
         }
         self.begin(&request);
         Ok(())
@@ -274,6 +306,7 @@ where
         let Some(pieces) = open.taken.take() else { return };
         let (alive, gone) = oneshot::channel();
         open.alive = Some(alive);
+        let written = open.written.clone();
         let (near, far) = tokio::io::duplex(PIPE_BYTES);
         let carried = (self.carry)(port, far);
         let connection = Connection {
@@ -287,7 +320,7 @@ where
                 // The client gave this connection up, and waits to hear that it is over.
                 _ = gone => drop(connection.out.end(error, Bytes::new()).await),
                 // A broken client is noticed by whoever reads from it.
-                _ = connection.run(near, pieces, carried) => {}
+                _ = connection.run(near, pieces, &written, carried) => {}
             }
             data
         }));
@@ -303,7 +336,13 @@ where
             // Somebody who reads no more is not waited for.
             && let Err(TrySendError::Full(bytes)) = pieces.try_send(bytes)
         {
-            self.stuck = Some(Stuck { id, bytes, last });
+            self.stuck = Some(Stuck {
+                id,
+                bytes,
+                last,
+                look_at: Instant::now() + STALLED_MAX,
+                written: open.written.load(Ordering::Relaxed),
+            });
             return;
         }
         if last {
@@ -322,9 +361,37 @@ where
     }
 
     fn unstick(&mut self) {
-        if let Some(Stuck { id, bytes, last }) = self.stuck.take() {
-            self.data(id, bytes, last);
+        if let Some(stuck) = self.stuck.take() {
+            self.data(stuck.id, stuck.bytes, stuck.last);
         }
+    }
+
+    /// Ends the connection that holds the others up, if its port has taken nothing since the last look.
+    async fn give_up_stalled(&mut self) -> Result<(), Error> {
+        let Some(stuck) = &mut self.stuck else {
+            return Ok(());
+        };
+        let Some(open) = self.open.get(&stuck.id) else {
+            self.stuck = None;
+            return Ok(());
+        };
+        let written = open.written.load(Ordering::Relaxed);
+        // One that has not begun has its own time to.
+        if written != stuck.written || open.alive.is_none() {
+            stuck.written = written;
+            stuck.look_at = Instant::now() + STALLED_MAX;
+            return Ok(());
+        }
+        let (id, port) = (stuck.id, open.port);
+        tracing::warn!(
+            port,
+            seconds = STALLED_MAX.as_secs(),
+            "a forwarded port takes nothing, and its client's other connections wait for it: it is reset"
+        );
+        self.stuck = None;
+        self.open.remove(&id);
+        let why = Reset::Cancel;
+        self.out.say(Said::Reset { id, why }).await
     }
 }
 
@@ -340,14 +407,19 @@ impl Connection {
         &self,
         near: DuplexStream,
         mut pieces: mpsc::Receiver<Bytes>,
+        written: &AtomicU64,
         carried: impl Future<Output = Result<(), String>>,
     ) -> Result<(), Error> {
         let (mut from, mut to) = tokio::io::split(near);
         let inward = async {
-            while let Some(bytes) = pieces.recv().await {
-                if to.write_all(&bytes).await.is_err() {
-                    // The port has hung up; what still comes is for nobody.
-                    pieces.close();
+            while let Some(mut bytes) = pieces.recv().await {
+                while bytes.has_remaining() {
+                    let Ok(count @ 1..) = to.write_buf(&mut bytes).await else {
+                        // The port has hung up; what still comes is for nobody.
+                        pieces.close();
+                        break;
+                    };
+                    written.fetch_add(count as u64, Ordering::Relaxed);
                 }
             }
             let _ = to.shutdown().await;

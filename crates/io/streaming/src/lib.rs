@@ -9,7 +9,8 @@
 //! a port. **Outputs.** Bytes on the stream; a [`Refusal`] where nothing begins.
 //!
 //! **Never.** It asks nobody who they are, opens no listener, finds no container, and spawns no task: everything runs
-//! within the future of its caller and ends with it. Every buffer has a limit; a peer that does not read is waited for.
+//! within the future of its caller and ends with it. Every buffer has a limit; a peer that does not read is waited for,
+//! but for a port that holds up the other ports of its client (see `forward`).
 //!
 //! ```text
 //!   SPDY/3.1                     v4 .. v1 .channel.k8s.io ──┐                ┌─> a process of this machine

@@ -1,11 +1,13 @@
 //! Whole conversations on loopback: our server with our SPDY client, and with a WebSocket client of others.
 
-use crate::spdy::{self, Headers, Heard, Reset, Said};
+use crate::forward::STALLED_MAX;
+use crate::spdy::{self, Headers, Heard, PIECE_BYTES_MAX, Reset, Said};
 use crate::upgrade::tests::request;
 use crate::{CommandDoor, ForwardDoor, FromProcess, Process, Status, ToProcess, Wanted, remote};
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
 use kedge_wire::tunnel::NodeConnect;
+use std::collections::BTreeMap;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::net::{TcpListener, TcpStream};
@@ -480,6 +482,124 @@ async fn a_connection_that_is_given_up_is_over() {
         let heard = say_and_hear(connection.await, sayings, is_last).await;
         assert_eq!(heard.last(), Some(&last), "{heard:?}");
     }
+}
+
+/// Port 1 reads nothing, port 2 some bytes now and then, others say everything back.
+async fn carry_slowly(port: u16, mut io: DuplexStream) -> Result<(), String> {
+    match port {
+        1 => std::future::pending().await,
+        2 => {
+            let (mut piece, mut count) = ([0; 1000], 0);
+            while let Ok(read @ 1..) = io.read(&mut piece).await {
+                count += read;
+                tokio::time::sleep(STALLED_MAX / 3).await;
+            }
+            let _ = io.write_all(count.to_string().as_bytes()).await;
+            Ok(())
+        }
+        port => carry(port, io).await,
+    }
+}
+
+/// A pair of streams to a port, of which the second has the next odd number; and so much data on it.
+fn upload(first: u32, port: &str, bytes: usize) -> Vec<Said> {
+    let request = first.to_string();
+    let stream = |id, name| {
+        open(
+            id,
+            &[("port", port), ("requestid", &request), ("streamtype", name)],
+        )
+    };
+    let piece = |bytes| Said::Data {
+        id: first + 2,
+        bytes: Bytes::from(vec![b'x'; bytes]),
+        last: false,
+    };
+    let mut sayings = vec![stream(first, "error"), stream(first + 2, "data")];
+    sayings.extend((0..bytes / PIECE_BYTES_MAX).map(|_| piece(PIECE_BYTES_MAX)));
+    sayings.push(piece(bytes % PIECE_BYTES_MAX));
+    let (id, bytes, last) = (first + 2, Bytes::new(), true);
+    sayings.push(Said::Data { id, bytes, last });
+    sayings
+}
+
+/// Says all this, on a clock that is wound by hand, and gives what came until these streams had ended: the bytes of each,
+/// and which of them were reset.
+async fn forwarded(sayings: Vec<Said>, until: &[u32]) -> (BTreeMap<u32, Vec<u8>>, Vec<u32>) {
+    tokio::time::pause();
+    let connection = upgraded(async |request, stream| {
+        let door = ForwardDoor::of(&request).unwrap();
+        let _ = door.serve(stream, carry_slowly).await;
+    });
+    let (reader, writer) = tokio::io::split(connection.await);
+    let talk = spdy::converse(reader, writer, async |mut incoming, out| {
+        let says = async {
+            for said in sayings {
+                out.say(said).await?;
+            }
+            Ok::<_, crate::Error>(())
+        };
+        let hears = async {
+            let (mut bytes, mut resets, mut left) =
+                (BTreeMap::<u32, Vec<u8>>::new(), Vec::new(), until.to_vec());
+            while !left.is_empty() {
+                match incoming.next().await?.expect("it goes on") {
+                    Heard::Data {
+                        id,
+                        bytes: more,
+                        last,
+                    } => {
+                        bytes.entry(id).or_default().extend(more);
+                        left.retain(|wanted| !(last && *wanted == id));
+                    }
+                    Heard::Reset { id } => {
+                        resets.push(id);
+                        left.retain(|wanted| *wanted != id);
+                    }
+                    _ => {}
+                }
+            }
+            Ok((bytes, resets))
+        };
+        tokio::try_join!(says, hears)
+    });
+    let limit = STALLED_MAX * 1000;
+    tokio::time::timeout(limit, talk)
+        .await
+        .expect("in time")
+        .0
+        .unwrap()
+        .1
+}
+
+#[tokio::test(flavor = "local")]
+async fn a_port_that_does_not_read_holds_up_the_others_for_a_time_only() {
+    const MUCH: usize = 2 * 1024 * 1024;
+    let sayings = [upload(1, "1", MUCH), upload(5, "7", MUCH)].concat();
+    let began = tokio::time::Instant::now();
+    let (bytes, resets) = forwarded(sayings, &[1, 3, 5, 7]).await;
+    assert_eq!(resets, [3]);
+    assert_eq!(
+        (bytes[&7].len(), &bytes[&5], &bytes[&1]),
+        (MUCH, &Vec::new(), &Vec::new())
+    );
+    let took = began.elapsed();
+    assert!(took >= STALLED_MAX && took < STALLED_MAX * 3, "{took:?}");
+}
+
+#[tokio::test(flavor = "local")]
+async fn a_port_that_reads_slowly_is_waited_for() {
+    // More than its buffers hold, and the rest takes many times as long as a port that reads nothing has.
+    const MORE: usize = 400 * 1024;
+    let sayings = [upload(1, "2", MORE), upload(5, "7", 1000)].concat();
+    let began = tokio::time::Instant::now();
+    let (bytes, resets) = forwarded(sayings, &[1, 5]).await;
+    assert_eq!(resets, Vec::<u32>::new());
+    assert_eq!(
+        (bytes[&3].as_slice(), bytes[&7].len()),
+        (MORE.to_string().as_bytes(), 1000)
+    );
+    assert!(began.elapsed() > STALLED_MAX * 10);
 }
 
 /// A runtime in the hands of the test: it takes the streams of a command, says this, and dies.
