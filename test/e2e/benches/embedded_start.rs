@@ -173,6 +173,7 @@ fn config(directory: &Path) -> Config {
             cni: None,
         }),
         rootfs: RootfsChoice::Automatic,
+        device_directories: Vec::new(),
         log_bytes_max: kedge_runtime::embedded::LOG_BYTES_MAX_DEFAULT,
         registries: kedge_registry::Config::new(kedge_host::architecture()),
     }

@@ -39,6 +39,7 @@ pub async fn open_embedded(config: &EdgeCore) -> Result<Embedded> {
         cgroup_root: edged.cgroup_root.clone(),
         network: Some(network),
         rootfs: RootfsChoice::Automatic,
+        device_directories: edged.cdi_directories.iter().map(Into::into).collect(),
         log_bytes_max: edged.log_bytes_max,
         registries: settings::registries(config),
     };

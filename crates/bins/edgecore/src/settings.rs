@@ -1,14 +1,16 @@
 //! From the operator's file to what each part wants to know. No decision is made here that is not said in the file.
 
 use anyhow::{Context, Result};
-use kedge_config::edgecore::{Amount, CgroupDriver, Enforcement, Signal, Threshold};
+use kedge_config::edgecore::{Amount, CgroupDriver, Enforcement, Signal, Threshold, TopologyPolicy};
 use kedge_config::{ContainerRuntime, EdgeCore};
 use kedge_edged::{
-    EventLimits, FaceSettings, Images, LogRotation, Node, PodRules, PullLimits, Reserved, StaticPods,
+    CpuRules, EventLimits, FaceSettings, Images, LogRotation, Node, PodRules, PullLimits, Reserved,
+    StaticPods,
 };
 use kedge_edgehub::CertificateConfig;
 use kedge_host::Root;
 use kedge_pki::IdentityFiles;
+use kedge_pods::pinning::{self, Alignment, CpuReserve, CpuSet};
 use kedge_pods::{Amounts, DeadContainers, Swap, eviction, image_gc, shutdown};
 use kedge_runtime::cri::CriConfig;
 use kedge_store::meta::Settings;
@@ -62,6 +64,7 @@ pub fn edged(config: &EdgeCore, node: &NodeName) -> Result<kedge_edged::Config> 
             check_interval: edged.static_pods.check_interval,
         }),
         pods: pod_rules(config),
+        pinning: pinning(config, real),
         node: presented_node(config)?,
         cluster_dns: edged.cluster_dns.clone(),
         cluster_domain: edged.cluster_domain.clone(),
@@ -108,6 +111,60 @@ fn pod_rules(config: &EdgeCore) -> PodRules {
         crash_wait_max: edged.crash_wait_max,
         resolv_conf: Some(PathBuf::from(&edged.resolv_conf)),
     }
+}
+
+/// A hollow node has no CPUs of its own to give.
+fn pinning(config: &EdgeCore, real: bool) -> kedge_edged::Pinning {
+    let edged = &config.edged;
+    let says = &edged.pinning;
+    if !real {
+        return kedge_edged::Pinning::default();
+    }
+    let cpus = says.cpus.map(|options| CpuRules {
+        options: pinning::CpuOptions {
+            full_cores: options.full_pcpus_only,
+            distribute_banks: options.distribute_cpus_across_numa,
+            align_sockets: options.align_by_socket,
+            spread_cores: options.distribute_cpus_across_cores,
+            strict_reserve: options.strict_cpu_reservation,
+            align_caches: options.prefer_align_cpus_by_uncorecache,
+        },
+        reserve: cpu_reserve(&edged.reserved),
+    });
+    kedge_edged::Pinning {
+        cpus,
+        alignment: Alignment {
+            policy: match says.topology {
+                TopologyPolicy::None => pinning::Policy::None,
+                TopologyPolicy::BestEffort => pinning::Policy::BestEffort,
+                TopologyPolicy::Restricted => pinning::Policy::Restricted,
+                TopologyPolicy::SingleNumaNode => pinning::Policy::SingleNumaNode,
+            },
+            scope: if says.whole_pods {
+                pinning::Scope::Pod
+            } else {
+                pinning::Scope::Container
+            },
+            prefer_closest: says.prefer_closest,
+        },
+        retry: says.retry,
+    }
+}
+
+/// CPUs by name, or as many as are reserved of them, rounded up.
+fn cpu_reserve(reserved: &kedge_config::edgecore::Reserved) -> CpuReserve {
+    if let Some(cpus) = reserved
+        .cpus
+        .parse()
+        .ok()
+        .filter(|cpus: &CpuSet| !cpus.is_empty())
+    {
+        return CpuReserve::These(cpus);
+    }
+    let lists = reserved.system.iter().chain(&reserved.kube);
+    let cpus = lists.filter(|(name, _)| name == "cpu");
+    let milli: i64 = cpus.map(|(_, amount)| amount.milli()).sum();
+    CpuReserve::Count(usize::try_from(milli).unwrap_or(0).div_ceil(1000))
 }
 
 fn swap(says: kedge_config::edgecore::Swap) -> Swap {
@@ -407,5 +464,34 @@ modules:
             DeadContainers { age_min: 60s, each_max: Some(2), all_max: Some(100) } crash Some(60s) shutdown [(20s, ["web"]), (10s, ["dns"])]
             DeadContainers { age_min: 0ns, each_max: Some(1), all_max: None } crash None shutdown [(20s, ["web"]), (5s, ["dns"])]
         "#]].assert_eq(&(lines.join("\n") + "\n"));
+    }
+
+    #[test]
+    fn what_is_reserved_of_cpus_is_named_or_counted() {
+        let told = |keys: &str| {
+            let facts = EdgeFacts {
+                hostname: "edge-1".to_owned(),
+                primary_ip: "192.0.2.9".to_owned(),
+            };
+            let yaml = format!("modules: {{edged: {{tailoredKubeletConfig: {{{keys}}}}}}}");
+            let (config, _) = EdgeCore::from_yaml(&yaml, &facts).unwrap();
+            let edged = edged(&config, &NodeName::new("edge-1").unwrap()).unwrap();
+            format!("{:?}", edged.pinning.cpus.map(|cpus| cpus.reserve))
+        };
+        let lines = [
+            told(""),
+            told("cpuManagerPolicy: static, systemReserved: {cpu: 900m}, kubeReserved: {cpu: 200m}"),
+            told("cpuManagerPolicy: static, systemReserved: {cpu: '3'}, reservedSystemCPUs: '0,4'"),
+            told(
+                "cpuManagerPolicy: static, systemReserved: {cpu: '3'}, containerRuntimeEndpoint: 'kedge://hollow'",
+            ),
+        ];
+        expect![[r#"
+            None
+            Some(Count(2))
+            Some(These(CpuSet({0, 4})))
+            None
+        "#]]
+        .assert_eq(&(lines.join("\n") + "\n"));
     }
 }

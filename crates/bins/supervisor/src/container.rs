@@ -12,6 +12,7 @@ use nix::sys::signal::SigSet;
 use rustix::process::Pid;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -23,6 +24,8 @@ pub(crate) const MAKE_MAX: Duration = Duration::from_secs(110);
 pub(crate) const CLEAR_PAUSE: Duration = Duration::from_millis(10);
 /// A process that hangs in the kernel keeps it; then the agent removes it with the container.
 pub(crate) const CLEAR_MAX: Duration = Duration::from_secs(10);
+/// Who was killed while it waits for a program that serves its root waits on, until that ends, too.
+const ROOT_PATIENCE: Duration = Duration::from_secs(2);
 /// A disk that did not take a state is asked again: without it nobody learns that the container has ended.
 pub(crate) const SAVE_PAUSE: Duration = Duration::from_secs(1);
 
@@ -44,6 +47,7 @@ pub(crate) struct Container {
     pub(crate) process: Option<Process>,
     /// For a process that is not our child.
     pub(crate) pidfd: Option<OwnedFd>,
+    pub(crate) root: Root,
     /// It has ended, and until then we wait for whose child it is to collect it.
     pub(crate) uncollected: Option<Instant>,
     pub(crate) log: Log,
@@ -54,6 +58,30 @@ pub(crate) struct Container {
     pub(crate) awaited: Vec<u32>,
     /// It shall leave no state behind.
     pub(crate) forgotten: Option<Forgotten>,
+}
+
+/// Its root file system.
+#[derive(Debug)]
+pub(crate) enum Root {
+    /// The kernel's, or nobody has said yet.
+    Lasting,
+    /// A process serves it, which this descriptor means.
+    Served(OwnedFd),
+    /// That process has ended before the container.
+    Lost,
+}
+
+impl Root {
+    /// What the program that made the container has left in its `directory`.
+    fn find(directory: &Path) -> std::io::Result<Self> {
+        let record = match std::fs::read(directory.join(supervision::ROOT_SERVER)) {
+            Ok(record) => record,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Self::Lasting),
+            Err(error) => return Err(error),
+        };
+        let server: Process = serde_json::from_slice(&record)?;
+        Ok(process::open(&server)?.map_or(Self::Lost, Self::Served))
+    }
 }
 
 /// Why nobody shall know of a container, and who waits for that.
@@ -193,6 +221,7 @@ impl Container {
             }),
             process: None,
             pidfd: None,
+            root: Root::Lasting,
             uncollected: None,
             log,
             outputs: [
@@ -214,6 +243,7 @@ impl Container {
         } = adopted;
         let failed = |error: std::io::Error| Failure::new(&format!("take over container {}", spec.id), error);
         let pidfd = process::open(&state.process).map_err(failed)?;
+        let root = Root::find(&spec.directory).map_err(failed)?;
         let open = |name: &str| {
             let wanted = !spec.tty && pidfd.is_some();
             wanted
@@ -238,6 +268,7 @@ impl Container {
             stage,
             process: Some(state.process),
             pidfd,
+            root,
             uncollected: None,
             outputs: [
                 Output::new(Stream::Stdout, stdout),
@@ -255,6 +286,8 @@ impl Container {
         let failed = |error: std::io::Error| Failure::new("take the container's streams", error);
         self.process = Some(process);
         self.stage = Stage::Created;
+        self.root = Root::find(&self.spec.directory)
+            .map_err(|error| Failure::new("find who serves the container's root", error))?;
         if let Some(master) = terminal {
             self.terminal = Some(streams::take_terminal(&master).map_err(failed)?);
             self.outputs[0].fd = Some(master);
@@ -289,6 +322,27 @@ impl Container {
             started_ms: Moment::now().milliseconds(),
         };
         Ok(())
+    }
+
+    /// The process that served its root has ended. Then the container cannot go on: whatever it opens or executes fails.
+    /// One that is ending lets go of its root before that is known.
+    pub(crate) fn lose_root(&mut self) {
+        if self.is_alive() {
+            self.root = Root::Lost;
+            self.kill();
+        } else {
+            self.root = Root::Lasting;
+        }
+    }
+
+    /// Whether its first process has begun and not ended.
+    fn is_alive(&self) -> bool {
+        match &self.stage {
+            Stage::Created | Stage::Running { .. } => {
+                self.process.as_ref().is_some_and(|of| process::is_alive(of.pid))
+            }
+            Stage::Creating(_) | Stage::Ending(_) => false,
+        }
     }
 
     pub(crate) fn kill(&self) {
@@ -357,6 +411,12 @@ impl Container {
             return false;
         };
         if !ending.cleared && now >= ending.next {
+            if let Root::Served(server) = &self.root
+                && now + (CLEAR_MAX - ROOT_PATIENCE) >= ending.deadline
+            {
+                // It may have ended by itself.
+                let _ = rustix::process::pidfd_send_signal(server, rustix::process::Signal::KILL);
+            }
             ending.cleared = groups::clear(&self.spec.groups) || now >= ending.deadline;
             ending.next = now + CLEAR_PAUSE;
         }
@@ -374,9 +434,12 @@ impl Container {
             0 => ExitReason::Completed,
             _ => ExitReason::Error,
         };
-        let message = match ending.exit {
-            Exit::Code(_) | Exit::Signal(_) => String::new(),
-            Exit::Unseen => "its supervisor was killed; the exit code is not known".to_owned(),
+        let message = match (ending.exit, &self.root) {
+            (Exit::Signal(libc::SIGKILL), Root::Lost) => {
+                "its root file system was lost: the program that serves it has ended".to_owned()
+            }
+            (Exit::Code(_) | Exit::Signal(_), _) => String::new(),
+            (Exit::Unseen, _) => "its supervisor was killed; the exit code is not known".to_owned(),
         };
         Some(Phase::Exited {
             started_ms: ending.started_ms,

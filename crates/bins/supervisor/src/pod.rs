@@ -1,7 +1,7 @@
 //! The pod: its containers, its clients, and the loop that waits for the next of them.
 
 use crate::client::{Client, Role};
-use crate::container::{Container, Exit, Making, SAVE_PAUSE, Stage};
+use crate::container::{Container, Exit, Making, Root, SAVE_PAUSE, Stage};
 use crate::streams::Heard;
 use crate::watch::{Happened, Interest, Token, Watch};
 use crate::{Failure, durable, hold, process};
@@ -154,6 +154,19 @@ impl Pod {
         Ok(())
     }
 
+    /// Waits for the end of the process that serves its root, if there is one. The container's own is held: our child, or
+    /// by its descriptor.
+    fn watch_root(&self, container: &mut Container) -> std::io::Result<()> {
+        match &container.root {
+            Root::Served(server) => self.watch.add(server, Token::Root(container.key), Interest::Read),
+            Root::Lasting => Ok(()),
+            Root::Lost => {
+                container.lose_root();
+                Ok(())
+            }
+        }
+    }
+
     fn adopt(&mut self, adopted: Adopted) {
         let id = adopted.container.id.clone();
         let key = self.next_key();
@@ -161,10 +174,12 @@ impl Pod {
             let failed = |error: std::io::Error| Failure::new("watch it", error);
             self.watch_outputs(&container).map_err(failed)?;
             match &container.pidfd {
-                Some(pidfd) => self
-                    .watch
-                    .add(pidfd, Token::Process(key), Interest::Read)
-                    .map_err(failed)?,
+                Some(pidfd) => {
+                    self.watch
+                        .add(pidfd, Token::Process(key), Interest::Read)
+                        .map_err(failed)?;
+                    self.watch_root(&mut container).map_err(failed)?;
+                }
                 None => container.begin_ending(Exit::Unseen),
             }
             container.save(&self.me).map_err(failed)?;
@@ -228,6 +243,11 @@ impl Pod {
             Token::Stdin(key) => self.feed(key),
             Token::Made(key) => self.take_made(key),
             Token::Process(key) => self.adopted_has_ended(key),
+            Token::Root(key) => {
+                if let Some(container) = self.by_key(key) {
+                    container.lose_root();
+                }
+            }
         }
     }
 
@@ -353,13 +373,18 @@ impl Pod {
         container
             .save(&me)
             .map_err(|error| Failure::new("write the container's state", error))?;
+        let Some(at) = self.containers.iter().position(|container| container.key == key) else {
+            return Ok(());
+        };
         // Outputs that are pipes are watched from the beginning.
-        if has_terminal && let Some(container) = self.containers.iter().find(|container| container.key == key)
-        {
-            self.watch_outputs(container)
+        if has_terminal {
+            self.watch_outputs(&self.containers[at])
                 .map_err(|error| Failure::new("watch the terminal", error))?;
         }
-        Ok(())
+        let mut container = self.containers.swap_remove(at);
+        let watched = self.watch_root(&mut container);
+        self.containers.push(container);
+        watched.map_err(|error| Failure::new("watch who serves the container's root", error))
     }
 
     /// A container came to nothing; what there is of it goes, and then its creator is told.

@@ -7,6 +7,9 @@ use std::os::fd::OwnedFd;
 
 /// Where the start time stands in `/proc/<pid>/stat`, counted from behind the program's name.
 const START_FIELD: usize = 19;
+/// And what the kernel knows of it, of which this bit says that it is ending. It is set before anything is given back.
+const FLAGS_FIELD: usize = 6;
+const EXITING: u64 = 0x4;
 
 pub(crate) fn boot_id() -> std::io::Result<String> {
     Ok(std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?
@@ -32,11 +35,26 @@ pub(crate) fn identify(pid: u32, boot_id: &str) -> std::io::Result<Process> {
     })
 }
 
-/// A program's name may hold anything, also brackets and blanks; behind its last bracket everything is a number.
 fn start_ticks(stat: &[u8]) -> Option<u64> {
+    field(stat, START_FIELD)
+}
+
+fn flags(stat: &[u8]) -> Option<u64> {
+    field(stat, FLAGS_FIELD)
+}
+
+/// A program's name may hold anything, also brackets and blanks; behind its last bracket everything but the state is a
+/// number.
+fn field(stat: &[u8], number: usize) -> Option<u64> {
     let behind = stat.iter().rposition(|byte| *byte == b')')? + 1;
     let text = std::str::from_utf8(&stat[behind..]).ok()?;
-    text.split_whitespace().nth(START_FIELD)?.parse().ok()
+    text.split_whitespace().nth(number)?.parse().ok()
+}
+
+/// Whether a process that cannot have been replaced by another goes on: it has not ended, and is not about to.
+pub(crate) fn is_alive(pid: u32) -> bool {
+    std::fs::read(format!("/proc/{pid}/stat"))
+        .is_ok_and(|stat| flags(&stat).is_some_and(|of| of & EXITING == 0))
 }
 
 /// A descriptor that means this very process; `None` when it has ended.
@@ -119,6 +137,7 @@ mod tests {
     fn names_of_programs_do_not_disturb() {
         let stat = b"12 (a) b (c)) S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 4711 20\n";
         assert_eq!(start_ticks(stat), Some(4711));
+        assert_eq!(flags(stat), Some(6));
         assert_eq!(start_ticks(b"12 (x) S 1"), None);
         assert_eq!(start_ticks(b""), None);
     }

@@ -24,6 +24,8 @@ pub(crate) enum Token {
     Made(u32),
     /// The first process of an adopted container.
     Process(u32),
+    /// The process that serves its root file system.
+    Root(u32),
 }
 
 impl Token {
@@ -37,6 +39,7 @@ impl Token {
             Self::Stdin(key) => (5, key),
             Self::Made(key) => (6, key),
             Self::Process(key) => (7, key),
+            Self::Root(key) => (8, key),
         };
         kind << 32 | u64::from(key)
     }
@@ -52,6 +55,7 @@ impl Token {
             5 => Some(Self::Stdin(key)),
             6 => Some(Self::Made(key)),
             7 => Some(Self::Process(key)),
+            8 => Some(Self::Root(key)),
             _ => None,
         }
     }
@@ -166,6 +170,7 @@ mod tests {
             Token::Stdin(8),
             Token::Made(0),
             Token::Process(9),
+            Token::Root(10),
         ] {
             assert_eq!(Token::unpack(token.pack()), Some(token));
         }

@@ -1,6 +1,6 @@
 //! What the operator decides about edged.
 
-use crate::{EventLimits, LogRotation, PodRules, PullLimits, StaticPods};
+use crate::{EventLimits, LogRotation, Pinning, PodRules, PullLimits, StaticPods};
 use kedge_api::{Quantity, Taint};
 use kedge_pods::Amounts;
 use kedge_pods::{allocatable, eviction, image_gc, shutdown};
@@ -31,6 +31,8 @@ pub struct Config {
     /// Where static pods come from; `None`: there are none.
     pub static_pods: Option<StaticPods>,
     pub pods: PodRules,
+    /// Which containers have CPUs to themselves.
+    pub pinning: Pinning,
     pub node: Node,
     pub cluster_dns: Vec<String>,
     pub cluster_domain: String,
@@ -142,6 +144,7 @@ impl Config {
             image_pulls: PullLimits::default(),
             static_pods: None,
             pods: PodRules::default(),
+            pinning: Pinning::default(),
             node: Node::default(),
             cluster_dns: Vec::new(),
             cluster_domain: String::new(),

@@ -26,6 +26,7 @@ use crate::events::Events;
 use crate::images::Images;
 use crate::logs::{Places, Seen};
 use crate::objects::{self, Snapshot};
+use crate::pinning::Pinning;
 use crate::probe::Prober;
 use crate::volumes::Volumes;
 use kedge_api::Pod;
@@ -57,6 +58,7 @@ pub(crate) struct Hands {
     pub(crate) images: Images,
     pub(crate) volumes: Volumes,
     pub(crate) devices: Devices,
+    pub(crate) pinning: Pinning,
     pub(crate) prober: Prober,
     pub(crate) logs: Arc<Places>,
     /// What the runtime showed last.
@@ -85,7 +87,7 @@ impl Hands {
         wait: &Scope,
     ) -> Outcome {
         match action {
-            Action::AllocateDevices => Outcome::Devices(self.allocate_devices(pod, wait).await),
+            Action::Allocate { standing } => Outcome::Allocated(self.allocate(pod, standing, wait).await),
             Action::PrepareVolumes => Outcome::Volumes(self.prepare_volumes(pod, snapshot, wait).await),
             Action::RunSandbox { attempt } => Outcome::Sandbox(self.run_sandbox(pod, attempt).await),
             Action::StartContainer {
@@ -120,8 +122,9 @@ impl Hands {
         }
     }
 
-    async fn allocate_devices(&self, pod: &Pod, wait: &Scope) -> Result<(), Refusal> {
-        unless_over(wait, self.devices.allocate(pod)).await?
+    async fn allocate(&self, pod: &Pod, standing: bool, wait: &Scope) -> Result<(), Refusal> {
+        let allocated = unless_over(wait, self.pinning.allocate(pod, &self.devices, standing)).await;
+        allocated.unwrap_or_else(|over| Err(Refusal::new("UnexpectedAdmissionError", over.message)))
     }
 
     async fn prepare_volumes(

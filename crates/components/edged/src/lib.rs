@@ -24,6 +24,7 @@
 //! ```
 
 mod beside;
+mod checkpoint;
 mod clock;
 mod cloud;
 mod config;
@@ -39,6 +40,7 @@ mod logs;
 mod node;
 mod objects;
 mod owner;
+mod pinning;
 mod probe;
 mod reports;
 mod shutdown;
@@ -53,6 +55,7 @@ pub use face::Settings as FaceSettings;
 pub use images::Limits as PullLimits;
 pub use logs::Rotation as LogRotation;
 pub use owner::PodRules;
+pub use pinning::{CpuRules, Error as PinningError, Rules as Pinning};
 pub use shutdown::MachineStops;
 pub use static_pods::Source as StaticPods;
 
@@ -104,6 +107,8 @@ pub enum Error {
     },
     #[error("read the facts of this machine")]
     Facts(#[source] kedge_host::Error),
+    #[error(transparent)]
+    Pinning(#[from] PinningError),
 }
 
 /// The component, ready to run.
@@ -113,6 +118,7 @@ pub struct Edged {
     runtime: Arc<dyn Runtime>,
     initial: Vec<(ObjectKey, Body)>,
     ports: Ports,
+    pinning: Option<pinning::Prepared>,
 }
 
 impl std::fmt::Debug for Edged {
@@ -131,12 +137,16 @@ impl Edged {
         initial: Vec<(ObjectKey, Body)>,
         ports: Ports,
     ) -> Result<Self, Error> {
-        let facts = kedge_host::facts().map_err(Error::Facts)?;
+        let mut facts = kedge_host::facts().map_err(Error::Facts)?;
         for path in [config.pods_dir(), config.log_dir.clone()] {
             volumes::make_private_dir(&path).map_err(|source| Error::Directory { path, source })?;
         }
+        let pinning = pinning::prepare(&config.pinning, &config.machine, &config.root_dir)?;
+        // The node promises the CPUs that it gives out.
+        facts.cpus = pinning.as_ref().map_or(facts.cpus, pinning::Prepared::cpus);
         Ok(Self {
             config,
+            pinning,
             facts,
             runtime,
             initial,
@@ -152,6 +162,7 @@ impl Edged {
             self.runtime,
             self.initial,
             self.ports,
+            self.pinning,
             scope,
         )
         .await;

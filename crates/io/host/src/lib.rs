@@ -1,7 +1,7 @@
 //! The machine this process runs on.
 //!
 //! **Duty.** Read the facts of the node: what it is ([`facts`]), how full it is ([`usage`]), how its control groups are
-//! mounted ([`cgroups`]) and what they use ([`groups`]), what its disks and networks carry ([`disks`], [`network`]), who
+//! mounted ([`cgroups`]) and what they use ([`groups`]), how its CPUs belong together ([`processors`]), what its disks and networks carry ([`disks`], [`network`]), who
 //! a process is ([`process`]), what this one uses ([`own`]) and need not keep ([`memory`]). And run other programs
 //! ([`program`]): this is the only crate that does, with an argument vector, a deadline and bounded output, never through a
 //! shell.
@@ -31,6 +31,7 @@ pub mod own;
 pub mod ownership;
 mod parse;
 pub mod process;
+pub mod processors;
 pub mod program;
 mod root;
 pub mod start;

@@ -29,6 +29,18 @@ pub(crate) fn cpus(stat: &str) -> u32 {
     u32::try_from(count).unwrap_or(u32::MAX).max(1)
 }
 
+/// `0-3,7`, ascending. The kernel has no more CPUs or nodes than fit here.
+pub(crate) fn number_list(text: &str) -> Option<Vec<u32>> {
+    const NUMBER_MAX: u32 = 8191;
+    let number = |text: &str| text.parse::<u32>().ok().filter(|number| *number <= NUMBER_MAX);
+    let mut numbers = std::collections::BTreeSet::new();
+    for part in text.trim().split(',').filter(|part| !part.is_empty()) {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        numbers.extend(number(first)?..=number(last)?);
+    }
+    Some(numbers.into_iter().collect())
+}
+
 /// The state letter and the start time (clock ticks since boot) in `/proc/<pid>/stat`. The command between the
 /// parentheses may itself contain parentheses and spaces.
 pub(crate) fn stat_of_process(stat: &str) -> Option<(char, u64)> {

@@ -95,12 +95,38 @@ pub fn run_with(
 pub fn run_on(
     program: &Path,
     arguments: &[&OsStr],
+    streams: [OwnedFd; 3],
+    deadline: Duration,
+) -> Result<ExitStatus, Error> {
+    run_child(Command::new(program).args(arguments), program, streams, deadline)
+}
+
+/// [`run_on`] for a program that is told by which name it is called, and, if one is given, its whole environment.
+pub fn run_called<'a>(
+    program: &Path,
+    words: &[String],
+    environment: Option<impl IntoIterator<Item = (&'a str, &'a str)>>,
+    streams: [OwnedFd; 3],
+    deadline: Duration,
+) -> Result<ExitStatus, Error> {
+    let mut command = Command::new(program);
+    if let Some((name, arguments)) = words.split_first() {
+        command.arg0(name).args(arguments);
+    }
+    if let Some(environment) = environment {
+        command.env_clear().envs(environment);
+    }
+    run_child(&mut command, program, streams, deadline)
+}
+
+fn run_child(
+    command: &mut Command,
+    program: &Path,
     [stdin, stdout, stderr]: [OwnedFd; 3],
     deadline: Duration,
 ) -> Result<ExitStatus, Error> {
     let name = program.to_string_lossy();
-    let mut child = Command::new(program)
-        .args(arguments)
+    let mut child = command
         .stdin(stdin)
         .stdout(stdout)
         .stderr(stderr)
@@ -220,6 +246,24 @@ mod tests {
         let mut text = String::new();
         read.read_to_string(&mut text).unwrap();
         assert_eq!(text, "later\n");
+    }
+
+    #[test]
+    fn a_program_is_called_as_ordered() {
+        let called = |environment: Option<[(&str, &str); 1]>| {
+            let (mut read, write) = std::io::pipe().unwrap();
+            let null = || OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
+            let words = ["other", "-c", "echo $0 $TOLD $CARGO_MANIFEST_DIR"].map(str::to_owned);
+            let streams = [null(), write.into(), null()];
+            let limit = Duration::from_secs(10);
+            let status = run_called(Path::new("/bin/sh"), &words, environment, streams, limit);
+            assert!(status.unwrap().success());
+            let mut text = String::new();
+            read.read_to_string(&mut text).unwrap();
+            text
+        };
+        assert_eq!(called(Some([("TOLD", "a b")])), "other a b\n");
+        assert!(called(None).contains(env!("CARGO_MANIFEST_DIR")));
     }
 
     #[test]

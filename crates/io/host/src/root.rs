@@ -29,6 +29,21 @@ impl Root {
         let path = self.path(absolute);
         read_bounded(&path).map_err(|source| Error::Read { path, source })
     }
+
+    /// The names in a directory; those that are not UTF-8 are nobody's here.
+    pub(crate) fn names(&self, absolute: &str) -> Result<Vec<String>, Error> {
+        let path = self.path(absolute);
+        let failed = |source| Error::Read {
+            path: path.clone(),
+            source,
+        };
+        let mut names = Vec::new();
+        for entry in std::fs::read_dir(&path).map_err(failed)? {
+            names.extend(entry.map_err(failed)?.file_name().into_string().ok());
+        }
+        names.sort_unstable();
+        Ok(names)
+    }
 }
 
 /// Reads a small text file; bytes that are not UTF-8 become replacement characters.

@@ -18,6 +18,8 @@ const CPU_PERIOD_US_DEFAULT: u64 = 100_000;
 /// `cpuset` takes nobody in before it has processors, so none is made for pods.
 const V1_OF_PODS: [&str; 4] = ["cpu", "memory", "pids", "hugetlb"];
 const V1_OF_CONTAINERS: [&str; 5] = ["cpu", "memory", "pids", "hugetlb", "cpuset"];
+/// Where version 1 counts who serves a root file system.
+const V1_OF_SERVING: [&str; 5] = ["cpu", "cpuacct", "memory", "pids", "blkio"];
 const V1_MEMORY: &str = "memory.limit_in_bytes";
 const V1_MEMORY_AND_SWAP: &str = "memory.memsw.limit_in_bytes";
 const V1_BLOCK_WEIGHTS: [&str; 2] = ["blkio.weight", "blkio.bfq.weight"];
@@ -137,6 +139,36 @@ fn refuse_unified(limits: &Resources) -> Result<(), Error> {
         }),
         None => Ok(()),
     }
+}
+
+/// The group of whoever serves the root file system of the container that has `group`: the pod's, beside the container's.
+/// What it uses is the pod's, and limited with it, but neither counts as the container's nor ends with that.
+pub(crate) fn serving(group: &str) -> String {
+    format!("{group}-root")
+}
+
+/// Makes the group [`serving`] where something is counted or limited, and gives the files that take processes in.
+pub(crate) fn make_serving(layout: &Layout, group: &str) -> Result<Vec<PathBuf>, Error> {
+    let mut trees: Vec<&Path> = match layout {
+        Layout::V2 { mount, .. } => vec![mount],
+        Layout::V1 { mounts } | Layout::Hybrid { mounts, .. } => {
+            let kept = V1_OF_SERVING
+                .iter()
+                .filter_map(|controller| mounts.get(*controller));
+            kept.map(PathBuf::as_path).collect()
+        }
+    };
+    // Two controllers may share a tree.
+    trees.sort_unstable();
+    trees.dedup();
+    let mut files = Vec::new();
+    for tree in trees {
+        let directory = below(tree, &serving(group));
+        std::fs::create_dir_all(&directory)
+            .map_err(|source| Error::io("make control group", &directory, source))?;
+        files.push(directory.join("cgroup.procs"));
+    }
+    Ok(files)
 }
 
 /// What happens to a process that still runs in a group that shall go.
@@ -549,6 +581,23 @@ mod tests {
         );
         assert_eq!(told(&tree.v2(&["memory"])), Some("p/memory.events".into()));
         assert_eq!(told(&tree.v1(&["cpu"])), None);
+    }
+
+    #[test]
+    fn who_serves_a_root_is_beside_the_container() {
+        let tree = Tree::new("serving", &[]);
+        let made = |layout: Layout| {
+            let files = make_serving(&layout, "/p/c1").unwrap();
+            let names = files.iter().map(|file| file.strip_prefix(&tree.0).unwrap());
+            assert!(files.iter().all(|file| file.parent().unwrap().is_dir()));
+            names
+                .map(|file| file.display().to_string())
+                .collect::<Vec<_>>()
+                .join(" ")
+        };
+        expect!["memory/p/c1-root/cgroup.procs pids/p/c1-root/cgroup.procs"]
+            .assert_eq(&made(tree.v1(&["pids", "devices", "memory", "cpuset"])));
+        expect!["p/c1-root/cgroup.procs"].assert_eq(&made(tree.v2(&["memory"])));
     }
 
     #[test]

@@ -397,21 +397,11 @@ async fn containers_may_see_each_others_processes() {
 async fn what_it_cannot_do_is_said() {
     on_a_node(
         |_| {},
-        async |node, runtime, sandbox| {
+        async |node, runtime, _| {
             let mut config = node.sandbox("other");
             config.handler = "kata".into();
             let handler = runtime.run_sandbox(&config).await.unwrap_err();
-            config.handler.clear();
-            let mut container = container("main", "true");
-            container.cdi_devices.push("vendor.com/gpu=0".into());
-            let cdi = runtime
-                .create_container(sandbox, &SandboxConfig::default(), &container)
-                .await
-                .unwrap_err();
-            assert!(matches!(cdi, Error::Unsupported { .. }), "{cdi:?}");
-            for (error, why) in [(handler, "has no handler kata"), (cdi, "CDI")] {
-                assert!(error.to_string().contains(why), "{error}");
-            }
+            assert!(handler.to_string().contains("has no handler kata"), "{handler}");
         },
     )
     .await;

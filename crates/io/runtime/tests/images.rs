@@ -114,10 +114,19 @@ fn packed_archive(name: &str, layers: &[Vec<u8>], pack: fn(&[u8]) -> Vec<u8>) ->
 }
 
 async fn with_runtime(story: impl AsyncFnOnce(&Node, &Embedded)) {
+    tell(Node::new(), story).await;
+}
+
+async fn with_roots(rootfs: RootfsChoice, story: impl AsyncFnOnce(&Node, &Embedded)) {
+    let mut node = Node::new();
+    node.rootfs = rootfs;
+    tell(node, story).await;
+}
+
+async fn tell(node: Node, story: impl AsyncFnOnce(&Node, &Embedded)) {
     if !Node::can_run_containers() {
         return;
     }
-    let node = Node::new();
     let runtime = node.runtime().await;
     story(&node, &runtime).await;
     node.end(runtime).await;
@@ -248,7 +257,7 @@ async fn layers_stack_and_deletions_hide() {
     if !Node::can_run_containers() {
         return;
     }
-    for rootfs in [RootfsChoice::Automatic, RootfsChoice::Copy] {
+    for rootfs in [RootfsChoice::Automatic, RootfsChoice::Fuse, RootfsChoice::Copy] {
         let node = Node::new();
         let config = Config {
             rootfs,
@@ -298,36 +307,38 @@ async fn layers_stack_and_deletions_hide() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn as_many_layers_as_docker_makes() {
-    with_runtime(async |node, runtime| {
-        let busybox = std::fs::read("/usr/bin/busybox").unwrap();
-        let mut layers = vec![layer(&[
-            Member::Directory("bin"),
-            Member::File("bin/busybox", &busybox),
-            Member::Link("bin/sh", "bin/busybox"),
-            Member::Directory("all"),
-        ])];
-        layers.extend((1..127).map(|number| {
-            let name = format!("all/{number}");
-            layer(&[Member::Directory("all"), Member::File(&name, b"")])
-        }));
-        // A name for a file of the lowest.
-        layers[126] = layer(&[Member::Directory("all"), Member::Link("all/126", "bin/busybox")]);
-        let path = node.write("many.tar", &docker_archive("many:1", &layers));
-        runtime.import_image(path).await.unwrap();
-        let sandbox = runtime.run_sandbox(&node.sandbox("pod")).await.unwrap();
-        let config = kedge_containers::ContainerConfig {
-            image: "many:1".into(),
-            command: vec!["/bin/sh".into(), "-c".into()],
-            args: vec![
-                "ls /all | wc -l; echo x > /all/1 && cat /all/1; cmp /all/126 /bin/busybox && echo linked"
-                    .into(),
-            ],
-            ..container("main", "")
-        };
-        let (code, lines) = outcome(runtime, &sandbox, &config).await;
-        assert_eq!((code, lines.join(" ").as_str()), (0, "126 x linked"));
-    })
-    .await;
+    for rootfs in [RootfsChoice::Automatic, RootfsChoice::Fuse] {
+        with_roots(rootfs, many_layers).await;
+    }
+}
+
+async fn many_layers(node: &Node, runtime: &Embedded) {
+    let busybox = std::fs::read("/usr/bin/busybox").unwrap();
+    let mut layers = vec![layer(&[
+        Member::Directory("bin"),
+        Member::File("bin/busybox", &busybox),
+        Member::Link("bin/sh", "bin/busybox"),
+        Member::Directory("all"),
+    ])];
+    layers.extend((1..127).map(|number| {
+        let name = format!("all/{number}");
+        layer(&[Member::Directory("all"), Member::File(&name, b"")])
+    }));
+    // A name for a file of the lowest.
+    layers[126] = layer(&[Member::Directory("all"), Member::Link("all/126", "bin/busybox")]);
+    let path = node.write("many.tar", &docker_archive("many:1", &layers));
+    runtime.import_image(path).await.unwrap();
+    let sandbox = runtime.run_sandbox(&node.sandbox("pod")).await.unwrap();
+    let config = kedge_containers::ContainerConfig {
+        image: "many:1".into(),
+        command: vec!["/bin/sh".into(), "-c".into()],
+        args: vec![
+            "ls /all | wc -l; echo x > /all/1 && cat /all/1; cmp /all/126 /bin/busybox && echo linked".into(),
+        ],
+        ..container("main", "")
+    };
+    let (code, lines) = outcome(runtime, &sandbox, &config).await;
+    assert_eq!((code, lines.join(" ").as_str()), (0, "126 x linked"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

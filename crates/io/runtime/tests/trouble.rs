@@ -45,7 +45,7 @@ fn on_a_kernel_of_2021() {
         let program = forget_new_system_calls();
         // What this thread begets forgets them, too.
         seccompiler::apply_filter(&program).unwrap();
-        island::tell(story::pods_run_as_ever);
+        island::tell(None, story::pods_run_as_ever);
     }
 }
 

@@ -11,7 +11,7 @@ use kedge_containers::{
 };
 use kedge_runtime::embedded::{Config, RootfsChoice};
 use kedge_runtime::{Embedded, Runtime};
-use node::{Node, UNTIL_TERM, container, refusal, run, said, wait_for_line};
+use node::{Node, UNTIL_TERM, container, outcome, refusal, run, said, wait_for_line};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -441,16 +441,22 @@ async fn a_restarted_agent_finds_the_pods_users() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn copied_roots_are_mapped_as_well() {
-    on_a_node(RootfsChoice::Copy, async |_, runtime, sandbox| {
-        let script = "stat -c '%u:%g %n' / /bin/busybox; touch /x && stat -c %u /x; cat /proc/self/uid_map | tr -s ' '";
-        let told = said(runtime, sandbox, &container("copied", script)).await;
-        expect![[r#"
-            0:0 /
-            0:0 /bin/busybox
-            0
-             0 131072 65536"#]]
-        .assert_eq(&told);
-    })
-    .await;
+async fn all_kinds_of_roots_are_mapped() {
+    for choice in [RootfsChoice::Automatic, RootfsChoice::Fuse, RootfsChoice::Copy] {
+        on_a_node(choice, async |_, runtime, sandbox| {
+            let script = "stat -c '%u:%g %n' / /bin/busybox; touch /x && stat -c %u /x; cat /proc/self/uid_map | tr -s ' '; \
+                rm /etc/group; chown app:100 /etc/passwd; stat -c %u:%g /etc/passwd; ls /etc/group";
+            let (code, told) = outcome(runtime, sandbox, &container("root", script)).await;
+            assert_eq!(code, 1, "what was deleted is not there");
+            expect![[r#"
+                0:0 /
+                0:0 /bin/busybox
+                0
+                 0 131072 65536
+                1000:100
+                ls: /etc/group: No such file or directory"#]]
+            .assert_eq(&told.join("\n"));
+        })
+        .await;
+    }
 }

@@ -40,9 +40,12 @@ pub struct ObservationId(pub u64);
 /// One thing to do for one pod. The hand answers with the [`Outcome`] of the same name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
-    /// Reserve the devices that the pod's containers ask for: sent once, before anything of the pod is made, and only
-    /// for a pod that asks for resources which device plug-ins may serve. A refusal rejects the pod.
-    AllocateDevices,
+    /// Reserve what the pod's containers have to themselves, devices and CPUs: sent once, before anything else, and only
+    /// for a pod that may ask for such. A refusal rejects the pod.
+    Allocate {
+        /// The pod was made by an earlier life of this process, and goes on whatever it gets.
+        standing: bool,
+    },
     /// Make the volumes, or bring their contents up to date. Idempotent.
     PrepareVolumes,
     RunSandbox {
@@ -83,8 +86,8 @@ pub struct Stop {
 /// How an action ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
-    /// The reason of a refusal is not told: the pod ends with `UnexpectedAdmissionError` and the message.
-    Devices(Result<(), Refusal>),
+    /// The pod ends with the reason of a refusal, unless it stands.
+    Allocated(Result<(), Refusal>),
     Volumes(Result<VolumesReady, Refusal>),
     Sandbox(Result<(), Refusal>),
     Container {

@@ -69,6 +69,8 @@ pub struct Config {
     pub node_labels: BTreeMap<String, String>,
     /// Taints of the node at the start.
     pub node_taints: Vec<Taint>,
+    /// Containers may get CPUs or memory banks of their own.
+    pub pins: bool,
     /// Spreads probes over their periods.
     pub seed: u64,
 }

@@ -22,6 +22,8 @@
 //!   deletionTimestamp, or not desired any more: stop -> sandboxes removed -> volumes removed -> ReportDeleted
 //! ```
 //!
+//! Devices stand for all that containers have to themselves; CPUs are the other part of it ([`pinning`]).
+//!
 //! A stop takes the main containers together, then the sidecars in reverse, all within one grace. At most one action of
 //! a pod is under way (stopping faster is the exception), and a worker decides only on an observation that began after
 //! its last action ended, so it never acts on the past.
@@ -37,6 +39,7 @@ pub mod eviction;
 pub mod image_gc;
 mod instances;
 mod patch;
+pub mod pinning;
 mod pods;
 mod probes;
 mod qos;

@@ -287,9 +287,9 @@ impl World {
     fn act(&mut self, pod: &Pod, action: Action) -> (String, Option<Outcome>) {
         let name = &pod.metadata.name;
         let (line, outcome) = match action {
-            Action::AllocateDevices => {
+            Action::Allocate { .. } => {
                 let result = self.refusal("devices").map_or(Ok(()), Err);
-                (format!("devices {name}"), Outcome::Devices(result))
+                (format!("devices {name}"), Outcome::Allocated(result))
             }
             Action::PrepareVolumes => {
                 let result = self.refusal("volumes").map_or(Ok(VolumesReady::default()), Err);

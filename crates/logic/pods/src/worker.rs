@@ -100,8 +100,8 @@ pub(crate) struct Worker {
     seen: Option<ObservationId>,
     instances: Instances,
     probes: Probes,
-    /// What device plug-ins have to give was asked for.
-    devices_asked: bool,
+    /// What the pod's containers have to themselves was asked for.
+    allocated: bool,
     volumes: Volumes,
     /// Volumes or sandbox.
     pod_trouble: Option<Trouble>,
@@ -164,7 +164,7 @@ impl Worker {
             seen: None,
             instances,
             probes: Probes::new(now, config.seed),
-            devices_asked: false,
+            allocated: false,
             volumes: Volumes::Missing,
             pod_trouble: None,
             trouble: BTreeMap::new(),

@@ -36,6 +36,10 @@ pub const STDERR: &str = "stderr";
 /// another reason, holds it open for writing. The kernel says when the last of them has ended, however he ended.
 pub const MAKERS: &str = "makers";
 
+/// The record in a container's directory that says which [`Process`] serves its root file system, if one does. A container
+/// cannot go on without it.
+pub const ROOT_SERVER: &str = "root.json";
+
 /// A process, told apart from others that had or will have its number.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Process {

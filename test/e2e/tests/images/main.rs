@@ -267,6 +267,7 @@ fn node(directory: &Path) -> Config {
             cni: None,
         }),
         rootfs: RootfsChoice::Automatic,
+        device_directories: Vec::new(),
         log_bytes_max: kedge_runtime::embedded::LOG_BYTES_MAX_DEFAULT,
         registries: registries(&[]),
     }

@@ -49,3 +49,35 @@ pub(super) fn merge(answers: &[Vec<u8>]) -> Result<Allocated, prost::DecodeError
     }
     Ok(all)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kedge_grpc::device_plugin::CdiDevice;
+
+    #[test]
+    fn devices_by_name_reach_the_container_once() {
+        let answer = |names: &[&str], key: &str| {
+            let names = names.iter().map(|name| CdiDevice {
+                name: (*name).to_owned(),
+            });
+            ContainerAllocateResponse {
+                cdi_devices: names.collect(),
+                annotations: [(key.to_owned(), "vendor.com/npu=0".to_owned())].into(),
+                ..ContainerAllocateResponse::default()
+            }
+            .encode_to_vec()
+        };
+        let answers = [
+            answer(&["vendor.com/gpu=1", "vendor.com/gpu=0"], "cdi.k8s.io/a"),
+            answer(&["vendor.com/gpu=0", "other.com/tpu=x"], "cdi.k8s.io/b"),
+        ];
+        let merged = merge(&answers).unwrap();
+        assert_eq!(
+            merged.cdi_devices,
+            ["vendor.com/gpu=1", "vendor.com/gpu=0", "other.com/tpu=x"]
+        );
+        let keys: Vec<_> = merged.annotations.keys().collect();
+        assert_eq!(keys, ["cdi.k8s.io/a", "cdi.k8s.io/b"]);
+    }
+}

@@ -2,6 +2,7 @@
 
 use super::checkpoint::Content;
 use kedge_pods::allocatable::DeviceCount;
+use kedge_pods::pinning::{Banks, Hint, Topology, device_hints};
 use kedge_wire::Time;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -49,6 +50,15 @@ pub(super) struct Device {
     pub(super) id: String,
     pub(super) healthy: bool,
     pub(super) numa: Vec<i64>,
+}
+
+impl Device {
+    fn banks(&self) -> Banks {
+        self.numa
+            .iter()
+            .filter_map(|bank| u32::try_from(*bank).ok())
+            .collect()
+    }
 }
 
 /// Where the plug-in of a resource is.
@@ -356,6 +366,69 @@ impl Book {
             "requested number of devices unavailable for {name}. Requested: {missing}, Available: {}",
             free.len()
         ))
+    }
+
+    /// From which banks `count` devices could come, beside those that are `own` already or must be taken again; `None`
+    /// where that does not matter.
+    pub(super) fn hints(
+        &self,
+        resource: &str,
+        count: usize,
+        own: &BTreeSet<String>,
+        reusable: &BTreeSet<String>,
+        topology: &Topology,
+    ) -> Option<Vec<Hint>> {
+        let known = &self.resources.get(resource)?.devices;
+        if known.values().all(|device| device.numa.is_empty()) {
+            return None;
+        }
+        let healthy: BTreeSet<String> = self.resources.get(resource)?.healthy().cloned().collect();
+        let (free, must) = if own.is_empty() {
+            let free = healthy.difference(&self.in_use(resource)).cloned().collect();
+            (free, reusable.intersection(&healthy).cloned().collect())
+        } else {
+            (own.clone(), BTreeSet::new())
+        };
+        let enough = match own.len() {
+            0 => free.len() + must.len() >= count,
+            held => held == count,
+        };
+        if !enough {
+            return Some(Vec::new());
+        }
+        let banks = |ids: &BTreeSet<String>| -> Vec<Banks> {
+            ids.iter()
+                .filter_map(|id| known.get(id))
+                .map(Device::banks)
+                .collect()
+        };
+        let all: Vec<Banks> = known.values().map(Device::banks).collect();
+        Some(device_hints(topology, count, &all, &banks(&free), &banks(&must)))
+    }
+
+    /// The free devices in the order in which they are taken: near ones, those that are at home nowhere, others.
+    pub(super) fn by_distance(
+        &self,
+        resource: &str,
+        free: &BTreeSet<String>,
+        near: Option<Banks>,
+    ) -> [BTreeSet<String>; 3] {
+        let mut groups: [BTreeSet<String>; 3] = Default::default();
+        let banks = |id: &str| {
+            let known = self.resources.get(resource)?;
+            known.devices.get(id).map(Device::banks)
+        };
+        for id in free {
+            let at = banks(id).unwrap_or_default();
+            let group = match near {
+                None => 0,
+                Some(near) if !at.common(near).is_empty() => 0,
+                Some(_) if at.is_empty() => 1,
+                Some(_) => 2,
+            };
+            groups[group].insert(id.clone());
+        }
+        groups
     }
 
     /// Takes the devices for the container, unless somebody else did meanwhile.

@@ -1,20 +1,18 @@
 //! The file by which a restarted agent knows which container has which devices.
 //!
-//! It is the file of a kubelet, byte for byte in what matters: a node can be converted, and back, with its pods running.
-//! That includes the checksum, which is computed over the way in which a Go program prints the data for people.
+//! It is the file of a kubelet, see [`crate::checkpoint`].
 
 use super::book::{Held, PerNuma, Place};
+use crate::checkpoint::{self, Error};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// A kubelet's name for it.
 pub(super) const FILE: &str = "kubelet_internal_checkpoint";
-/// The file of a node with some hundred devices has some ten kilobytes.
-const BYTES_MAX: u64 = 16 * 1024 * 1024;
 
 /// What the file says.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -22,20 +20,6 @@ pub(super) struct Content {
     pub(super) held: BTreeMap<Place, Held>,
     /// The devices of each resource by their ids.
     pub(super) registered: BTreeMap<String, Vec<String>>,
-}
-
-/// Why the file is of no use.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum Error {
-    #[error("{act} {path}")]
-    Io {
-        act: &'static str,
-        path: PathBuf,
-        #[source]
-        source: std::io::Error,
-    },
-    #[error("read {path}: {reason}")]
-    NotUnderstood { path: PathBuf, reason: String },
 }
 
 #[derive(Serialize, Deserialize)]
@@ -69,47 +53,17 @@ struct Entry {
 
 /// Reads the file; `None` when there is none.
 pub(super) fn read(path: &Path) -> Result<Option<Content>, Error> {
-    let failed = |source| Error::Io {
-        act: "read",
-        path: path.to_owned(),
-        source,
-    };
-    match std::fs::metadata(path) {
-        Ok(found) if found.len() > BYTES_MAX => {
-            return Err(Error::NotUnderstood {
-                path: path.to_owned(),
-                reason: format!("it has more than {BYTES_MAX} bytes"),
-            });
-        }
-        Ok(_) => {}
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(failed(error)),
-    }
-    let text = std::fs::read_to_string(path).map_err(failed)?;
-    parse(&text).map(Some).map_err(|reason| Error::NotUnderstood {
-        path: path.to_owned(),
-        reason,
-    })
+    checkpoint::read(path, parse)
 }
 
 /// Replaces the file, so that a power cut leaves the old or the new one.
 pub(super) fn write(path: &Path, content: &Content) -> Result<(), Error> {
-    kedge_files::replace(path, print(content).as_bytes()).map_err(|source| Error::Io {
-        act: "write",
-        path: path.to_owned(),
-        source,
-    })
+    checkpoint::write(path, &print(content))
 }
 
 fn parse(text: &str) -> Result<Content, String> {
     let file: File = serde_json::from_str(text).map_err(|error| error.to_string())?;
-    let expected = u64::from(checksum(&file.data)?);
-    if file.checksum != expected {
-        return Err(format!(
-            "its checksum is {}, that of its content {expected}",
-            file.checksum
-        ));
-    }
+    checkpoint::verify(file.checksum, &printed(&file.data)?)?;
     let mut content = Content::default();
     for entry in file.data.pod_device_entries.unwrap_or_default() {
         let answer = answer(&entry)?;
@@ -155,10 +109,10 @@ fn print(content: &Content) -> String {
                 .collect(),
         ),
     };
-    let checksum = checksum(&data).expect("what was just encoded can be decoded");
+    let printed = printed(&data).expect("what was just encoded can be decoded");
     let file = File {
         data,
-        checksum: u64::from(checksum),
+        checksum: u64::from(checkpoint::checksum(&printed)),
     };
     serde_json::to_string(&file).expect("maps with plain keys can be printed")
 }
@@ -168,13 +122,6 @@ fn answer(entry: &Entry) -> Result<Vec<u8>, String> {
     STANDARD
         .decode(text)
         .map_err(|error| format!("AllocResp: {error}"))
-}
-
-/// FNV-1a over the printed data.
-fn checksum(data: &Data) -> Result<u32, String> {
-    let text = printed(data)?;
-    let step = |hash: u32, byte: u8| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193);
-    Ok(text.bytes().fold(0x811c_9dc5, step))
 }
 
 /// As Go's printer with type names, sorted keys and no pointers writes it.

@@ -15,15 +15,17 @@
 mod answer;
 mod book;
 mod checkpoint;
+mod giving;
 mod plugin;
 #[cfg(test)]
 mod tests;
 
 use crate::beside::PodView;
 use crate::clock::Clock;
-use book::{Book, Device, Held, Place, Plan};
+use book::{Book, Device, Held, Place};
 use checkpoint::Content;
-use kedge_api::{Container, Pod, PodPhase, RestartPolicy};
+pub(crate) use giving::Giving;
+use kedge_api::PodPhase;
 use kedge_containers::{ContainerState, ObservedSandbox};
 use kedge_pods::Refusal;
 use kedge_pods::allocatable::DeviceCount;
@@ -31,15 +33,10 @@ use kedge_pods::translate::Allocated;
 use kedge_telemetry::Scope;
 use kedge_telemetry::channel::latest;
 use plugin::Client;
-use prost::Message as _;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 use tokio::sync::Mutex;
-
-/// A pod that waits for its plug-in looks again at least this often: another pod may have ended.
-const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
 /// The devices of this node. Cheap to clone: all clones are the same.
 #[derive(Clone)]
@@ -109,24 +106,6 @@ impl Devices {
         self.counts.clone()
     }
 
-    /// Gives the pod's containers the devices that they ask for; those that have them keep them. Waits for plug-ins that
-    /// were there before a restart. The refusal rejects the pod.
-    pub(crate) async fn allocate(&self, pod: &Pod) -> Result<(), Refusal> {
-        let Some(shared) = &self.shared else {
-            return Ok(());
-        };
-        let mut made = Vec::new();
-        let allocated = shared.allocate_all(pod, &mut made).await;
-        if allocated.is_err() {
-            shared.change(|state| made.iter().for_each(|place| state.book.release(place)));
-        }
-        shared.save().await;
-        allocated.map_err(|why| {
-            let message = format!("Allocate failed due to {why}, which is unexpected");
-            Refusal::new("UnexpectedAdmissionError", message)
-        })
-    }
-
     /// What the container gets with its devices. Its plug-ins are told that it is about to start, where they want that.
     pub(crate) async fn container(&self, uid: &str, container: &str) -> Result<Allocated, Refusal> {
         let Some(shared) = &self.shared else {
@@ -191,26 +170,6 @@ async fn forget_absent(shared: Arc<Shared>) {
     }
 }
 
-/// A container's wish.
-struct Wish<'a> {
-    place: Place,
-    count: usize,
-    /// Of the pod's init containers that have ended by then.
-    reusable: &'a BTreeSet<String>,
-}
-
-/// A pod that gets devices; when it is dropped, what was only reserved is free again.
-struct Allocating<'a> {
-    shared: &'a Shared,
-    uid: &'a str,
-}
-
-impl Drop for Allocating<'_> {
-    fn drop(&mut self) {
-        self.shared.change(|state| state.book.finish(self.uid));
-    }
-}
-
 impl Shared {
     /// Changes the state, and tells what the node has by then.
     fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
@@ -259,7 +218,7 @@ impl Shared {
         let write = move || {
             checkpoint::write(&path, &content)?;
             *written = content;
-            Ok::<(), checkpoint::Error>(())
+            Ok::<(), crate::checkpoint::Error>(())
         };
         match tokio::task::spawn_blocking(write).await {
             Ok(Ok(())) => {}
@@ -272,79 +231,6 @@ impl Shared {
         }
     }
 
-    /// Allocates for one container after the other. `made` is what is new, also where it fails.
-    async fn allocate_all(&self, pod: &Pod, made: &mut Vec<Place>) -> Result<(), String> {
-        let uid = pod.uid();
-        self.change(|state| state.book.begin(uid));
-        let _allocating = Allocating { shared: self, uid };
-        let mut reusable: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
-        let init = pod.spec.init_containers.iter().map(|container| (container, true));
-        let mains = pod.spec.containers.iter().map(|container| (container, false));
-        for (container, is_init) in init.chain(mains) {
-            for (resource, count) in wishes(container) {
-                let place = Place {
-                    uid: uid.to_owned(),
-                    container: container.name.clone(),
-                    resource: resource.to_owned(),
-                };
-                let shareable = reusable.entry(resource.to_owned()).or_default();
-                let wish = Wish {
-                    place,
-                    count,
-                    reusable: shareable,
-                };
-                if self.allocate_one(&wish).await? {
-                    made.push(wish.place.clone());
-                }
-                let ids = self.state.borrow().book.ids(&wish.place);
-                if is_init && container.restart_policy != Some(RestartPolicy::Always) {
-                    shareable.extend(ids);
-                } else {
-                    shareable.retain(|id| !ids.contains(id));
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// True when something new was allocated.
-    async fn allocate_one(&self, wish: &Wish<'_>) -> Result<bool, String> {
-        let mut changes = self.state.subscribe();
-        loop {
-            changes.mark_unchanged();
-            match self.plan(wish)? {
-                Plan::NotOurs | Plan::Held => return Ok(false),
-                Plan::Wait { until } => {
-                    let now = self.clock.now();
-                    if now >= until {
-                        return Err(format!(
-                            "cannot allocate unregistered device {}",
-                            wish.place.resource
-                        ));
-                    }
-                    let pause = until.since(now).min(LOOK_AGAIN);
-                    // Whoever it is that wakes, the plan is made anew.
-                    let _ = tokio::time::timeout(pause, changes.changed()).await;
-                }
-                Plan::Choose { must, free, missing } => {
-                    if self.take(wish, must, &free, missing).await? {
-                        return Ok(true);
-                    }
-                }
-            }
-        }
-    }
-
-    fn plan(&self, wish: &Wish<'_>) -> Result<Plan, String> {
-        let (active, ended) = self.pods_now();
-        let runs = self.runs(&wish.place);
-        let now = self.clock.now();
-        self.change_quietly(|state| {
-            state.book.handle_pods(&active, &ended, now);
-            state.book.plan(&wish.place, wish.count, wish.reusable, runs, now)
-        })
-    }
-
     /// A change that nobody waits for.
     fn change_quietly<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
         let mut result = None;
@@ -353,42 +239,6 @@ impl Shared {
             false
         });
         result.expect("the change was made before it was told")
-    }
-
-    /// Reserves, asks the plug-in, and keeps what it says. False when another pod was faster.
-    async fn take(
-        &self,
-        wish: &Wish<'_>,
-        must: BTreeSet<String>,
-        free: &BTreeSet<String>,
-        missing: usize,
-    ) -> Result<bool, String> {
-        let resource = &wish.place.resource;
-        let client = self.state.borrow().client(resource).cloned();
-        let client = client.ok_or_else(|| format!("cannot allocate unregistered device {resource}"))?;
-        let preferred = if client.preferred && free.len() > missing {
-            client.prefer(free, &must, wish.count).await
-        } else {
-            BTreeSet::new()
-        };
-        let best = preferred.intersection(free);
-        let others = free.iter().filter(|id| !preferred.contains(*id));
-        let mut ids = must;
-        ids.extend(best.chain(others).take(missing).cloned());
-        if !self.change(|state| state.book.reserve(&wish.place, &ids, wish.reusable)) {
-            return Ok(false);
-        }
-        match client.allocate(&ids).await {
-            Ok(answer) => {
-                self.change(|state| state.book.commit(&wish.place, answer.encode_to_vec()));
-                tracing::info!(uid = wish.place.uid, container = wish.place.container, resource, devices = ?ids, "devices allocated");
-                Ok(true)
-            }
-            Err(why) => {
-                self.change(|state| state.book.release(&wish.place));
-                Err(why)
-            }
-        }
     }
 
     /// The pods that use the node, and those that have ended, by UID.
@@ -408,14 +258,4 @@ impl Shared {
             .flat_map(|sandbox| &sandbox.containers)
             .any(|c| c.name == place.container && matches!(c.state, ContainerState::Running { .. }))
     }
-}
-
-/// The extended resources that a container asks for. Their request is always their limit.
-fn wishes(container: &Container) -> Vec<(&str, usize)> {
-    let limits = container.resources.limits.iter();
-    limits
-        .filter(|(name, _)| plugin::is_extended_resource(name))
-        .filter_map(|(name, amount)| Some((name.as_str(), usize::try_from(amount.units()).ok()?)))
-        .filter(|(_, count)| *count > 0)
-        .collect()
 }

@@ -1,12 +1,17 @@
+mod near;
+
 use super::*;
-use crate::devices::book::PerNuma;
+use crate::devices::book::{PerNuma, Plan};
+use crate::pinning::Pinning;
 use expect_test::{Expect, expect};
+use kedge_api::Pod;
 use kedge_grpc::device_plugin::device_plugin_server::{DevicePlugin, DevicePluginServer};
 use kedge_grpc::device_plugin::registration_client::RegistrationClient;
 use kedge_grpc::device_plugin::{
     AllocateRequest, AllocateResponse, ContainerAllocateResponse, ContainerPreferredAllocationResponse,
-    DevicePluginOptions, DeviceSpec, Empty, ListAndWatchResponse, PreStartContainerRequest,
+    DevicePluginOptions, DeviceSpec, Empty, ListAndWatchResponse, NumaNode, PreStartContainerRequest,
     PreStartContainerResponse, PreferredAllocationRequest, PreferredAllocationResponse, RegisterRequest,
+    TopologyInfo,
 };
 use kedge_grpc::tonic::codegen::tokio_stream::Stream;
 use kedge_grpc::tonic::{Request, Response, Status, async_trait};
@@ -18,6 +23,7 @@ use serde_json::json;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::{Context, Poll};
+use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
@@ -267,10 +273,14 @@ impl DevicePlugin for Cameras {
         tokio::spawn(async move {
             loop {
                 let devices = list.borrow_and_update().clone();
+                // `a@1` belongs to the bank 1.
+                let bank = |id: &str| Some(id.split_once('@')?.1.parse().unwrap());
                 let device = |(id, healthy)| kedge_grpc::device_plugin::Device {
                     id: str::to_owned(id),
                     health: if healthy { "Healthy" } else { "Unhealthy" }.to_owned(),
-                    topology: None,
+                    topology: bank(id).map(|id| TopologyInfo {
+                        nodes: vec![NumaNode { id }],
+                    }),
                 };
                 let devices = devices.into_iter().map(device).collect();
                 if tx.send(Ok(ListAndWatchResponse { devices })).await.is_err()
@@ -445,6 +455,10 @@ impl Node {
     }
 }
 
+async fn allocate(devices: &Devices, pod: &Pod) -> Result<(), Refusal> {
+    Pinning::off().allocate(pod, devices, false).await
+}
+
 fn pod(uid: &str, count: u32) -> Pod {
     let pod = json!({
         "metadata": { "name": uid, "namespace": "default", "uid": uid },
@@ -491,7 +505,7 @@ async fn a_plug_in_gives_devices_to_pods() {
     let mut plugin = Plugin::start(&dir.0, &[("a", true), ("b", true), ("c", false)]).await;
     node.wait_counts(2, 3).await;
     node.run(&["p", "q"]);
-    node.devices.allocate(&pod("p", 1)).await.unwrap();
+    allocate(&node.devices, &pod("p", 1)).await.unwrap();
     let allocated = node.devices.container("p", "c").await.unwrap();
     expect![[r#"
         Allocated {
@@ -515,7 +529,7 @@ async fn a_plug_in_gives_devices_to_pods() {
     "#]]
     .assert_debug_eq(&allocated);
     assert_eq!(plugin.prepared.recv().await.unwrap(), ["b"]);
-    let refused = node.devices.allocate(&pod("q", 2)).await.unwrap_err();
+    let refused = allocate(&node.devices, &pod("q", 2)).await.unwrap_err();
     expect![[r#"
         Refusal {
             reason: "UnexpectedAdmissionError",
@@ -526,14 +540,14 @@ async fn a_plug_in_gives_devices_to_pods() {
     // The one that was free is free again.
     plugin.list.send_replace(vec![("b", true), ("broken", true)]);
     node.wait_counts(2, 2).await;
-    let refused = node.devices.allocate(&pod("q", 1)).await.unwrap_err();
+    let refused = allocate(&node.devices, &pod("q", 1)).await.unwrap_err();
     assert_eq!(
         refused.message,
         "Allocate failed due to rpc error: code = Unknown desc = the camera is broken, which is unexpected"
     );
     plugin.list.send_replace(vec![("b", true), ("d", true)]);
     wait("the new device is there", async || {
-        node.devices.allocate(&pod("q", 1)).await.ok()
+        allocate(&node.devices, &pod("q", 1)).await.ok()
     })
     .await;
     assert_eq!(node.env("q").await, "CAMERAS=d");
@@ -552,7 +566,7 @@ async fn a_restarted_agent_gives_the_same_devices_again() {
     let plugin = Plugin::start(&dir.0, &[("a", true), ("b", true)]).await;
     node.wait_counts(2, 2).await;
     node.run(&["p"]);
-    node.devices.allocate(&pod("p", 1)).await.unwrap();
+    allocate(&node.devices, &pod("p", 1)).await.unwrap();
     assert_eq!(node.env("p").await, "CAMERAS=b");
     node.stop().await;
 
@@ -565,17 +579,17 @@ async fn a_restarted_agent_gives_the_same_devices_again() {
     node.wait_counts(2, 2).await;
     node.run(&["p", "q"]);
     let devices = node.devices.clone();
-    let waiting = tokio::spawn(async move { devices.allocate(&pod("p", 1)).await });
+    let waiting = tokio::spawn(async move { allocate(&devices, &pod("p", 1)).await });
     plugin.stop().await;
     assert!(!waiting.is_finished());
     let plugin = Plugin::start(&dir.0, &[("a", true), ("b", true)]).await;
     waiting.await.unwrap().unwrap();
     assert_eq!(node.env("p").await, "CAMERAS=b");
-    node.devices.allocate(&pod("q", 1)).await.unwrap();
+    allocate(&node.devices, &pod("q", 1)).await.unwrap();
     assert_eq!(node.env("q").await, "CAMERAS=a");
     // A pod that has gone gives its device back.
     node.run(&["q", "r"]);
-    node.devices.allocate(&pod("r", 1)).await.unwrap();
+    allocate(&node.devices, &pod("r", 1)).await.unwrap();
     assert_eq!(node.env("r").await, "CAMERAS=b");
     plugin.stop().await;
     node.stop().await;
@@ -606,7 +620,7 @@ async fn a_node_without_plug_ins_gives_nothing() {
     let (_pods, pods) = latest::channel(Arc::default());
     let (_seen, seen) = latest::channel(Arc::default());
     let devices = Devices::start(None, pods, seen, Clock::start(), &Scope::new());
-    devices.allocate(&pod("p", 1)).await.unwrap();
+    allocate(&devices, &pod("p", 1)).await.unwrap();
     assert_eq!(devices.container("p", "c").await.unwrap(), Allocated::default());
 }
 

@@ -117,6 +117,7 @@ impl Hands {
         self.volumes
             .make_mount_points(&self.config, pod, spec, start.attempt, start.pod_ips, &mut config)
             .await?;
+        self.pinning.place(pod.uid(), &spec.name, &mut config.resources);
         // Its attempt is no part of what a container is made from.
         let mut sandbox = translate::sandbox(&self.config, pod, 0)?;
         sandbox.user_namespace = self.known_user_namespace(pod).await?;
@@ -135,6 +136,7 @@ impl Hands {
         let id = within(MAKE_MAX, "create the container", creating)
             .await
             .map_err(|message| Refusal::new("CreateContainerError", message))?;
+        self.pinning.made(&id, &config.resources);
         let created = format!("Created container: {}", spec.name);
         self.tell(start.pod, Some(&spec.name), EventReason::Created, created);
         within(MAKE_MAX, "start the container", self.runtime.start_container(&id))

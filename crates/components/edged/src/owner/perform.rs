@@ -86,7 +86,7 @@ impl Owner {
                 references.secrets.extend(pull_references(pod).secrets);
                 references
             }
-            Action::AllocateDevices
+            Action::Allocate { .. }
             | Action::RunSandbox { .. }
             | Action::StopContainers { .. }
             | Action::RemoveContainers(_)
@@ -124,7 +124,7 @@ impl Owner {
 /// Whether the action waits for a registry, the cloud, a plug-in or a hook, which a pod that ends does not.
 fn waits_for_others(action: &Action) -> bool {
     match action {
-        Action::AllocateDevices | Action::PrepareVolumes | Action::StartContainer { .. } => true,
+        Action::Allocate { .. } | Action::PrepareVolumes | Action::StartContainer { .. } => true,
         Action::RunSandbox { .. }
         | Action::StopContainers { .. }
         | Action::RemoveContainers(_)

@@ -12,6 +12,7 @@ use crate::hands::{Hands, IdBook, STARTS_MAX};
 use crate::images::Images;
 use crate::logs::{self, Logs, Places};
 use crate::objects::Held;
+use crate::pinning::{self, Pinning};
 use crate::probe::Prober;
 use crate::reports::Reports;
 use crate::stats::Stats;
@@ -76,6 +77,7 @@ pub(crate) async fn run(
     runtime: Arc<dyn Runtime>,
     initial: Vec<(ObjectKey, Body)>,
     ports: Ports,
+    pinning: Option<pinning::Prepared>,
     scope: Scope,
 ) {
     let Ports {
@@ -109,6 +111,14 @@ pub(crate) async fn run(
         beside.clock,
         &scope,
     );
+    let pinning = Pinning::start(
+        pinning,
+        Arc::clone(&beside.runtime),
+        beside.pods.clone(),
+        beside.seen.clone(),
+        beside.clock,
+        &scope,
+    );
     let shutting_down = crate::shutdown::start(&beside, shutdown);
     node::start(&beside, &devices, shutting_down);
     logs::start_rotation(&beside);
@@ -119,10 +129,13 @@ pub(crate) async fn run(
     };
     let hint = Arc::new(Notify::new());
     start_hints(Arc::clone(&beside.runtime), Arc::clone(&hint), &scope);
-    let pods_config = pods_config(&beside, &prefix);
+    let pods_config = kedge_pods::Config {
+        pins: pinning.binds(),
+        ..pods_config(&beside, &prefix)
+    };
     let (results_tx, results) = queue::channel("edged-results", RESULTS_MAX);
     let owner = Owner {
-        hands: hands(&beside, devices, pods_config.clone()),
+        hands: hands(&beside, devices, pinning, pods_config.clone()),
         pods: Pods::new(pods_config),
         held: Held::default(),
         changes: super::Changes::default(),
@@ -223,7 +236,7 @@ fn beside(
     (beside, board, orders)
 }
 
-fn hands(beside: &Beside, devices: Devices, config: kedge_pods::Config) -> Hands {
+fn hands(beside: &Beside, devices: Devices, pinning: Pinning, config: kedge_pods::Config) -> Hands {
     let runtime = Arc::clone(&beside.runtime);
     Hands {
         cloud: beside.cloud.clone(),
@@ -241,6 +254,7 @@ fn hands(beside: &Beside, devices: Devices, config: kedge_pods::Config) -> Hands
         prober: Prober::new(Arc::clone(&runtime)),
         volumes: beside.volumes.clone(),
         devices,
+        pinning,
         logs: Arc::new(Places {
             log_dir: config.log_dir.clone(),
             links_dir: beside.config.log_links_dir.clone(),
@@ -331,6 +345,8 @@ fn pods_config(beside: &Beside, prefix: &str) -> kedge_pods::Config {
         crash_wait_max: rules.crash_wait_max,
         node_labels,
         node_taints,
+        // Whoever starts the task for it says so.
+        pins: false,
         seed: kedge_telemetry::clock::process_seed(),
     }
 }

@@ -114,6 +114,26 @@ impl Start {
         }
     }
 
+    /// Why edged cannot be made so, with the causes.
+    pub fn refused(config: Config) -> String {
+        let (_, desired) = keyed::channel("test-desired");
+        let (cloud, _) = ask::channel("test-cloud", 1);
+        let ports = Ports {
+            desired,
+            complete: latest::channel(true).1,
+            cloud,
+            online: latest::channel(false).1,
+            node_get: ask::channel("test-logs", 1).1,
+            node_connect: queue::channel("test-node-connects", 1).1,
+            releases: queue::channel("test-releases", 1).1,
+            shutdown: ask::channel("test-shutdown", 1).1,
+            metrics: kedge_telemetry::metrics::Registry::default(),
+        };
+        let error = Edged::new(config, Arc::new(Troubled::default()), Vec::new(), ports).unwrap_err();
+        let causes = std::iter::successors(Some(&error as &dyn std::error::Error), |error| error.source());
+        causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+    }
+
     pub fn node(self) -> Node {
         let scope = Scope::new();
         let (online, online_rx) = latest::channel(self.online);

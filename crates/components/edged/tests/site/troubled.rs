@@ -38,6 +38,9 @@ struct State {
     under_way: usize,
     most_under_way: usize,
     calls: Vec<String>,
+    /// Where containers run, by pod UID and container.
+    cpus: BTreeMap<ContainerId, (String, String)>,
+    updates_fail: bool,
 }
 
 impl Troubled {
@@ -75,6 +78,18 @@ impl Troubled {
     /// The same for an image that the node has.
     pub fn set_pull_of_present(&self, image: &str, pull: Pull) {
         self.state().pulls.insert(image.to_owned(), pull);
+    }
+
+    /// It does not change containers that run.
+    pub fn set_updates_fail(&self, fail: bool) {
+        self.state().updates_fail = fail;
+    }
+
+    /// Where a container runs that was bound to CPUs: the newest one of this name.
+    pub fn cpus(&self, name: &str) -> Option<String> {
+        let state = self.state();
+        let mut found = state.cpus.values().filter(|(known, _)| known == name);
+        found.next_back().map(|(_, cpus)| cpus.clone())
     }
 
     /// What was asked for, in order.
@@ -165,7 +180,12 @@ impl Runtime for Troubled {
     ) -> Result<ContainerId, Error> {
         self.obstacle().await?;
         self.note(format!("create {}/{}", pod.pod.uid, config.name));
-        self.hollow.create_container(sandbox, pod, config).await
+        let id = self.hollow.create_container(sandbox, pod, config).await?;
+        if let Some(cpus) = &config.resources.cpuset_cpus {
+            let name = format!("{}/{}", pod.pod.uid, config.name);
+            self.state().cpus.insert(id.clone(), (name, cpus.clone()));
+        }
+        Ok(id)
     }
 
     async fn start_container(&self, id: &ContainerId) -> Result<(), Error> {
@@ -188,7 +208,23 @@ impl Runtime for Troubled {
     }
 
     async fn update_container(&self, id: &ContainerId, resources: &Resources) -> Result<(), Error> {
-        self.hollow.update_container(id, resources).await
+        self.hollow.update_container(id, resources).await?;
+        let list = self.hollow.list().await?;
+        let of_sandbox = |sandbox: &ObservedSandbox| {
+            let container = sandbox.containers.iter().find(|container| container.id == *id)?;
+            Some(format!("{}/{}", sandbox.pod.uid, container.name))
+        };
+        if let (Some(name), Some(cpus)) = (list.iter().find_map(of_sandbox), &resources.cpuset_cpus) {
+            self.note(format!("update {name} to {cpus}"));
+            if self.state().updates_fail {
+                return Err(Error::Unavailable {
+                    endpoint: "test".to_owned(),
+                    reason: "busy".to_owned(),
+                });
+            }
+            self.state().cpus.insert(id.clone(), (name, cpus.clone()));
+        }
+        Ok(())
     }
 
     async fn exec_sync(

@@ -510,6 +510,19 @@ mod tests {
     }
 
     #[test]
+    fn devices_are_passed_on_by_their_names() {
+        let annotation = ("cdi.k8s.io/plugin".to_owned(), "vendor.com/gpu=1".to_owned());
+        let config = ContainerConfig {
+            cdi_devices: vec!["vendor.com/gpu=0".into()],
+            annotations: [annotation].into(),
+            ..ContainerConfig::default()
+        };
+        let made = container(&pod(), &config, User::default());
+        assert_eq!(made.cdi_devices[0].name, "vendor.com/gpu=0");
+        assert_eq!(made.annotations["cdi.k8s.io/plugin"], "vendor.com/gpu=1");
+    }
+
+    #[test]
     fn limits() {
         let said = Resources {
             cpu_quota_us: Some(-1),

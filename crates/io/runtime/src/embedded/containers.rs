@@ -5,20 +5,23 @@ use super::records::{
 use super::sandboxes::user_pin;
 use super::supervisors::{ask, done};
 use super::users::{self, User};
-use super::{Inner, cgroup, launch, makers, new_id, now_ms, spec};
+use super::{Inner, cdi, cgroup, launch, makers, new_id, now_ms, spec};
+use crate::helper::Verb;
 use crate::helper::container::start_socket;
 use crate::helper::foreign;
 use crate::image::store::StoredImage;
 use crate::{Error, durable};
 use kedge_containers::{ContainerConfig, ContainerId, PidNamespace, SandboxId, Selinux};
 use kedge_supervision::Order;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Creating a container takes milliseconds; copying a large image without overlayfs on a slow card takes a minute. The
 /// supervisor gives up before.
 const CREATE_WAIT_MAX: Duration = Duration::from_secs(120);
-/// Another runtime writes down that it has started a container, maybe after that has ended. It ends at once.
+/// Another runtime writes down that it has started a container, maybe after that has ended; who serves a root file system
+/// hears that nobody has it any more. They end at once.
 const MAKERS_WAIT_MAX: Duration = Duration::from_secs(10);
 /// Starting is a word to a process that waits for it, and a small file.
 const START_WAIT_MAX: Duration = Duration::from_secs(20);
@@ -84,7 +87,8 @@ impl Inner {
             "start container",
             &id.0,
             ask(&directory, order, None, START_WAIT_MAX),
-        )
+        )?;
+        self.run_hooks_after_start(&record)
     }
 
     /// Has the log written to a new file. One that has ended writes none.
@@ -112,7 +116,8 @@ impl Inner {
         };
         let directory = self.layout.container(&id.0);
         makers::end(&directory, MAKERS_WAIT_MAX)?;
-        cgroup::remove_tree(&self.cgroups, &record.cgroup)?;
+        self.remove_groups(&record.cgroup)?;
+        self.run_hooks_after_end(&record)?;
         launch::remove_container_files(&directory, &self.layout.state(&id.0))
     }
 
@@ -153,9 +158,16 @@ impl Inner {
             super::processes::kill_now(&state)?;
         }
         if let Some(launch) = launch {
-            cgroup::remove_tree(&self.cgroups, &launch.cgroup)?;
+            self.remove_groups(&launch.cgroup)?;
+            self.run_hooks_after_end_of(&launch, &BTreeMap::new());
         }
         launch::remove_container_files(&self.layout.container(id), &self.layout.state(id))
+    }
+
+    /// Those of a container, and of whoever serves its root file system.
+    fn remove_groups(&self, container: &str) -> Result<(), Error> {
+        cgroup::remove_tree(&self.cgroups, container)?;
+        cgroup::remove_tree(&self.cgroups, &cgroup::serving(container))
     }
 
     fn resolve(
@@ -198,19 +210,22 @@ impl Inner {
     ) -> Result<(), Error> {
         let directory = self.layout.container(&record.id);
         let maker = self.handlers.maker(&sandbox.config)?;
+        let named = self.named_devices(&record.config)?;
         let ingredients = spec::Ingredients {
             sandbox,
             sandbox_directory: &self.layout.sandbox(&sandbox.id),
             directory: &directory,
             config: &record.config,
             image,
-            user: self.user(record, image)?,
+            user: self.user(record, image, &named)?,
             maker: &maker,
             cgroups: &self.cgroups,
             cgroup: &record.cgroup,
             held: kedge_host::process::capabilities()
                 .map_err(|error| Error::failed("create container", &record.config.name, error))?,
             target: self.target(&record.config)?,
+            named: &named,
+            launcher: &self.launcher,
         };
         let ids = &sandbox.config.user_namespace;
         let uid = users::on_node(&ingredients.user, ids.as_ref())
@@ -221,7 +236,7 @@ impl Inner {
         let launch = LaunchRecord {
             id: record.id.clone(),
             sandbox: sandbox.id.clone(),
-            rootfs: self.rootfs,
+            rootfs: self.rootfs.clone(),
             layers_directory: self.images.layers_directory(),
             layers: record.layers.clone(),
             cgroup: record.cgroup.clone(),
@@ -229,6 +244,7 @@ impl Inner {
             privileges: spec::privileges(&ingredients)?,
             seccomp: spec::seccomp(&record.config.security).clone(),
             users: own_users(&ingredients, bundle.devices),
+            hooks: bundle.hooks,
             supervised: self.supervised(record, matches!(maker, Maker::AnotherRuntime(_))),
             interpreter: match maker {
                 Maker::Interpreter => Some(self.interpreter.program(self.layout.root())?),
@@ -242,7 +258,7 @@ impl Inner {
         write_plain(directory.join(LAUNCH_RECORD), &launch)?;
         let order = Order::Create {
             container: Box::new(launch.supervised),
-            arguments: self.launcher.making(&directory),
+            arguments: self.launcher.calling(Verb::Create, &directory),
         };
         let sandbox = self.layout.sandbox(&sandbox.id);
         let reply = ask(&sandbox, order, Some(self.maker()), CREATE_WAIT_MAX);
@@ -294,9 +310,6 @@ impl Inner {
                 reason,
             })
         };
-        if !config.cdi_devices.is_empty() {
-            return refuse("the built-in runtime does not know devices by their CDI names; use containerd");
-        }
         let wants_label = config
             .security
             .selinux
@@ -308,7 +321,19 @@ impl Inner {
         Ok(())
     }
 
-    fn user(&self, record: &ContainerRecord, image: &StoredImage) -> Result<User, Error> {
+    /// What the devices add that the container has by name.
+    fn named_devices(&self, config: &ContainerConfig) -> Result<Vec<cdi::Part>, Error> {
+        let names = cdi::wanted(&config.cdi_devices, &config.annotations)
+            .map_err(|why| Error::failed("create container", &config.name, why))?;
+        self.devices.resolve(&names)
+    }
+
+    fn user(
+        &self,
+        record: &ContainerRecord,
+        image: &StoredImage,
+        named: &[cdi::Part],
+    ) -> Result<User, Error> {
         let security = &record.config.security;
         let layers: Vec<PathBuf> = image
             .layers
@@ -332,6 +357,9 @@ impl Inner {
             user.gid = group;
         }
         user.groups.extend(&security.supplemental_groups);
+        // 0 is what nobody has set.
+        let of_devices = named.iter().flat_map(|part| &part.edits.additional_gids);
+        user.groups.extend(of_devices.filter(|group| **group != 0));
         if security.run_as_non_root && user.uid == 0 {
             let reason =
                 "it must not run as root (runAsNonRoot), but neither pod nor image names another user";

@@ -29,6 +29,25 @@ pub(super) struct Devices {
     pub(super) paths: Vec<DevicePath>,
 }
 
+impl Devices {
+    /// Adds a node; one at its path makes way.
+    pub(super) fn replace(&mut self, node: Node) {
+        self.nodes.retain(|known| known["path"] != node.document["path"]);
+        self.paths.retain(|known| known.container != node.path.container);
+        self.nodes.push(node.document);
+        self.rules.extend(node.rule);
+        self.paths.push(node.path);
+    }
+}
+
+/// A node in the words of the OCI runtime configuration, what may be done with its device, and where that is.
+#[derive(Debug)]
+pub(super) struct Node {
+    pub(super) document: Value,
+    pub(super) rule: Option<Value>,
+    pub(super) path: DevicePath,
+}
+
 /// All of the node's devices, for privileged containers.
 pub(super) fn all() -> Devices {
     let mut found = Vec::new();

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 /// Runtimes whose command line is known. The name is the handler's.
 const KNOWN: [&str; 2] = ["runc", "crun"];
 /// Where distributions and administrators install programs; nowhere else is looked, whatever the environment says.
-const DIRECTORIES: [&str; 4] = ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin"];
+pub(super) const DIRECTORIES: [&str; 4] = ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin"];
 
 /// What makes the containers of a pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -112,6 +112,14 @@ impl Handlers {
         };
         format!("the built-in runtime has no handler {wanted}; it has {told}")
     }
+}
+
+/// Where a program of this name is installed.
+pub(super) fn installed(name: &str) -> Option<PathBuf> {
+    let mut paths = DIRECTORIES
+        .iter()
+        .map(|directory| Path::new(directory).join(name));
+    paths.find(|path| is_trusted(path))
 }
 
 /// A program that only root can have put there, because root runs it.

@@ -1,7 +1,7 @@
 //! Calling helpers: one process per act, an order on its input, one reply on its output.
 
-use super::HelperProgram;
 use super::records::{Reply, SandboxOrder};
+use super::{HelperProgram, RootfsMode};
 use crate::helper::Verb;
 use crate::helper::connect::ConnectOrder;
 use crate::helper::exec::{ExecOrder, ExecReply};
@@ -13,6 +13,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::mount::OpenTreeFlags;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use serde_json::Value;
 use std::ffi::OsStr;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -85,13 +86,14 @@ impl Launcher {
         &self.program
     }
 
-    /// The arguments with which the program makes the container in `directory`, for its supervisor.
-    pub(super) fn making(&self, directory: &Path) -> Vec<String> {
+    /// The words with which others call the program to do something for the container in `directory`: its supervisor,
+    /// and libcontainer.
+    pub(super) fn calling(&self, verb: Verb, directory: &Path) -> Vec<String> {
         let directory = directory.to_string_lossy().into_owned();
         vec![
             self.word.clone(),
             self.word.clone(),
-            Verb::Create.name().to_owned(),
+            verb.name().to_owned(),
             directory,
         ]
     }
@@ -108,8 +110,18 @@ impl Launcher {
         self.call(Verb::ProbeOverlay, directory, b"", Stdio::null())
     }
 
-    pub(super) fn probe_users(&self, directory: &Path) -> Result<(), Error> {
-        self.call(Verb::ProbeUsers, directory, b"", Stdio::null())
+    pub(super) fn probe_fuse(&self, directory: &Path, program: &Path) -> Result<(), Error> {
+        self.order(Verb::ProbeFuse, directory, &program)
+    }
+
+    /// Whether pods can have users of their own with root file systems that are made so.
+    pub(super) fn probe_users(&self, directory: &Path, rootfs: &RootfsMode) -> Result<(), Error> {
+        self.order(Verb::ProbeUsers, directory, rootfs)
+    }
+
+    /// Runs the programs of the node that a container's devices want at this point; `state` is what they are told of it.
+    pub(super) fn run_hooks(&self, verb: Verb, directory: &Path, state: &Value) -> Result<(), Error> {
+        self.order(verb, directory, state)
     }
 
     pub(super) fn remove_bridge(&self, bridge: &str) -> Result<(), Error> {
@@ -216,7 +228,7 @@ impl Launcher {
         Ok((child, ours, met))
     }
 
-    fn order(&self, verb: Verb, directory: &Path, order: &SandboxOrder) -> Result<(), Error> {
+    fn order<T: serde::Serialize>(&self, verb: Verb, directory: &Path, order: &T) -> Result<(), Error> {
         let order = serde_json::to_vec(order).map_err(|error| failed(verb, directory, error))?;
         self.call(verb, directory, &order, Stdio::null())
     }

@@ -72,6 +72,10 @@ impl Layout {
         self.root.join(".overlay-probe")
     }
 
+    pub(super) fn fuse_probe(&self) -> PathBuf {
+        self.root.join(".fuse-probe")
+    }
+
     pub(super) fn users_probe(&self) -> PathBuf {
         self.root.join(".users-probe")
     }

@@ -1,5 +1,5 @@
-//! Waiting for those who make a container, or still write to its directory: the helper with what it has forked, and the
-//! process that has another runtime start it.
+//! Waiting for those who make a container, or still write to its directory: the helper with what it has forked, the
+//! process that has another runtime start it, and the program that serves its root file system.
 //!
 //! They hold a pipe in the directory open, from their first moment to their last. So that none of them is left is a fact of the
 //! kernel, whoever has killed whom. Those who do not end are found by what they hold, and killed.
@@ -82,7 +82,10 @@ fn kill_writers(pipe: &OwnedFd) -> std::io::Result<()> {
         if let Ok(Some(process)) = Identity::of(pid).and_then(|identity| identity.open())
             && writes(pid, pipe)
         {
-            tracing::warn!(pid, "what makes a container that nobody will know is killed");
+            tracing::warn!(
+                pid,
+                "what makes a container that nobody will know, or still serves one that is gone, is killed"
+            );
             let _ = process.signal(Signal::KILL);
         }
     }

@@ -10,6 +10,7 @@
 //!   <root>/sandboxes/<id>/            sandbox.json, cni.json, hosts, hostname, resolv.conf, pins of its namespaces
 //!   <root>/sandboxes/<id>/            also control.sock and supervisor.json: its supervisor takes orders there
 //!   <root>/containers/<id>/           container.json, config.json, launch.json, upper, work, rootfs, its streams
+//!   <root>/containers/<id>/root.json  who serves its root file system, where that is not the kernel
 //!   <root>/states/<container>.json    what became of the container; written by its supervisor
 //!   <root>/supervisor-<hash>          the program of supervisors
 //!   <root>/interpreter-<hash>         the program that interprets WebAssembly modules, once a pod needed it
@@ -20,12 +21,14 @@
 
 mod apparmor;
 mod carried;
+mod cdi;
 mod containers;
 mod devices;
 mod exec;
 mod files;
 mod grace;
 mod handlers;
+mod hooks;
 mod images;
 mod interpreter;
 mod launch;
@@ -34,6 +37,7 @@ mod makers;
 mod observe;
 mod processes;
 pub(crate) mod records;
+mod rootfs;
 mod sandboxes;
 pub(crate) mod spec;
 mod stats;
@@ -61,6 +65,7 @@ use kedge_registry::Progress;
 use launch::Launcher;
 pub(crate) use launch::read_only;
 use layout::Layout;
+pub use rootfs::{RootfsChoice, RootfsMode};
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -83,6 +88,8 @@ pub struct Config {
     /// `None`: only pods on the node's own network can run.
     pub network: Option<NetworkConfig>,
     pub rootfs: RootfsChoice,
+    /// Where files of the Container Device Interface are; the later directories count more.
+    pub device_directories: Vec<PathBuf>,
     pub log_bytes_max: u64,
     /// Where images are pulled from.
     pub registries: kedge_registry::Config,
@@ -106,23 +113,6 @@ impl HelperProgram {
     }
 }
 
-/// How container root file systems shall be made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RootfsChoice {
-    /// Overlay where the kernel lets us, copies elsewhere.
-    Automatic,
-    Copy,
-}
-
-/// How container root file systems are made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub enum RootfsMode {
-    /// Layers are stacked; containers of one image share them.
-    Overlay,
-    /// Layers are copied for each container: slower, and it takes the disk space again.
-    Copy,
-}
-
 /// The embedded runtime. Cloning it gives another handle on the same runtime.
 #[derive(Debug, Clone)]
 pub struct Embedded {
@@ -142,6 +132,7 @@ struct Inner {
     cgroup_root: String,
     network: Network,
     handlers: Handlers,
+    devices: cdi::Registry,
     interpreter: Interpreter,
     layers: stats::LayerUsage,
     rootfs: RootfsMode,
@@ -173,8 +164,8 @@ impl Embedded {
     }
 
     /// How root file systems are made on this node.
-    pub fn rootfs_mode(&self) -> RootfsMode {
-        self.inner.rootfs
+    pub fn rootfs_mode(&self) -> &RootfsMode {
+        &self.inner.rootfs
     }
 
     /// Removes every sandbox with its containers, then the bridge and the control groups. Images stay.
@@ -226,10 +217,7 @@ impl Inner {
             }
         })?;
         let launcher = Launcher::open(&config.helper)?;
-        let rootfs = match config.rootfs {
-            RootfsChoice::Copy => RootfsMode::Copy,
-            RootfsChoice::Automatic => probe_overlay(&launcher, &layout),
-        };
+        let rootfs = rootfs::choose(config.rootfs, &launcher, &layout)?;
         let boot_id = kedge_host::boot_id().map_err(|error| failed(&error))?;
         let network = Network::open(config.network.as_ref(), &records::sandboxes(&layout)?, &boot_id)?;
         let inner = Self {
@@ -245,6 +233,7 @@ impl Inner {
             cgroup_root: config.cgroup_root,
             network,
             handlers: Handlers::find(),
+            devices: cdi::Registry::new(config.device_directories),
             interpreter: Interpreter::default(),
             layers: stats::LayerUsage::default(),
             rootfs,
@@ -262,7 +251,7 @@ impl Inner {
     fn user_namespaces(&self) -> Result<(), String> {
         let tried = self.users.get_or_init(|| {
             let probe = self.layout.users_probe();
-            let outcome = self.launcher.probe_users(&probe);
+            let outcome = self.launcher.probe_users(&probe, &self.rootfs);
             drop(durable::remove_directory(&probe));
             outcome.map_err(|error| {
                 tracing::info!(%error, "pods cannot have users of their own");
@@ -278,20 +267,6 @@ impl Inner {
             self.launcher.remove_bridge(bridge)?;
         }
         cgroup::remove_tree(&self.cgroups, &self.cgroup_root)
-    }
-}
-
-/// Tries overlayfs on the very file system the containers will be on, because some refuse to be its upper layer.
-fn probe_overlay(launcher: &Launcher, layout: &Layout) -> RootfsMode {
-    let probe = layout.probe();
-    let outcome = launcher.probe_overlay(&probe);
-    drop(durable::remove_directory(&probe));
-    match outcome {
-        Ok(()) => RootfsMode::Overlay,
-        Err(error) => {
-            tracing::warn!(%error, "overlayfs cannot be used; container root file systems are copied");
-            RootfsMode::Copy
-        }
     }
 }
 

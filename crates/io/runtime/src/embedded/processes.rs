@@ -3,10 +3,10 @@
 use super::Inner;
 use super::records::{Phase, StateRecord, identity};
 use super::supervisors;
-use crate::Error;
+use crate::{Error, durable};
 use kedge_containers::ContainerId;
 use kedge_host::process::{Identity, ProcessHandle, signal_named};
-use kedge_supervision::Order;
+use kedge_supervision::{Order, ROOT_SERVER};
 use rustix::process::Signal;
 use std::io::ErrorKind;
 use std::os::fd::{AsFd, OwnedFd};
@@ -17,6 +17,9 @@ use tokio::io::unix::AsyncFd;
 
 /// A process that was killed ends as soon as it runs; one that hangs in the kernel does not, and is reported.
 const KILL_WAIT_MAX: Duration = Duration::from_secs(20);
+/// A process that was killed while it waits for a program that serves its root file system waits on. If that has not
+/// answered by then it hangs, and is killed.
+const ROOT_PATIENCE: Duration = Duration::from_secs(2);
 /// The supervisor writes the last lines and a small file, and removes the control groups.
 const REPORT_WAIT_MAX: Duration = Duration::from_secs(20);
 
@@ -25,6 +28,8 @@ const REPORT_WAIT_MAX: Duration = Duration::from_secs(20);
 pub(super) struct Stopping {
     id: String,
     process: Option<Watched>,
+    /// Who serves its root file system, if that is not the kernel.
+    root: Option<ProcessHandle>,
     /// The directory of its sandbox.
     sandbox: PathBuf,
 }
@@ -62,10 +67,18 @@ impl Inner {
         let stopping = Stopping {
             id: id.0.clone(),
             process: watched(&id.0, &identity(&state.process))?,
+            root: self.root_server(&id.0)?,
             sandbox: self.layout.sandbox(&record.sandbox),
         };
         stopping.signal(polite)?;
         Ok(Some(stopping))
+    }
+
+    fn root_server(&self, id: &str) -> Result<Option<ProcessHandle>, Error> {
+        let path = self.layout.container(id).join(ROOT_SERVER);
+        let server: Option<kedge_supervision::Process> = durable::read_record(&path)?;
+        let opened = server.map(|server| identity(&server).open()).transpose();
+        Ok(opened.map_err(|error| failed(id, error))?.flatten())
     }
 }
 
@@ -76,6 +89,15 @@ impl Stopping {
             && !ended(process, grace).await
         {
             self.signal(Signal::KILL)?;
+            let hangs = self.root.is_some() && !ended(process, ROOT_PATIENCE).await;
+            if let Some(root) = self.root.as_ref().filter(|_| hangs) {
+                tracing::warn!(
+                    container = self.id,
+                    "who serves its root file system hangs, and is killed"
+                );
+                root.signal(Signal::KILL)
+                    .map_err(|error| failed(&self.id, error))?;
+            }
             if !ended(process, KILL_WAIT_MAX).await {
                 return Err(failed(&self.id, "its process does not end, though it was killed"));
             }

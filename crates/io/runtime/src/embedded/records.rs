@@ -71,6 +71,9 @@ pub(crate) struct LaunchRecord {
     /// The pod's own users; `None`: those of the node.
     #[serde(default)]
     pub(crate) users: Option<OwnUsers>,
+    /// What is run while libcontainer makes it, for its devices by name.
+    #[serde(default)]
+    pub(crate) hooks: Hooks,
     /// What its supervisor has to know.
     pub(crate) supervised: kedge_supervision::Container,
 }
@@ -85,6 +88,27 @@ pub(crate) struct OwnUsers {
     pub(crate) shared_memory: PathBuf,
     /// It cannot make its devices itself.
     pub(crate) devices: Vec<DevicePath>,
+}
+
+/// Programs that are run at points of a container's life, as the OCI runtime configuration has them.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub(crate) struct Hooks {
+    pub(crate) prestart: Vec<Hook>,
+    pub(crate) create_runtime: Vec<Hook>,
+    pub(crate) create_container: Vec<Hook>,
+    pub(crate) start_container: Vec<Hook>,
+    pub(crate) poststart: Vec<Hook>,
+    pub(crate) poststop: Vec<Hook>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Hook {
+    pub(crate) path: PathBuf,
+    /// From the name by which it is called on; empty: its path.
+    pub(crate) args: Vec<String>,
+    /// `NAME=value`; `None`: the environment in which it is run.
+    pub(crate) env: Option<Vec<String>>,
+    pub(crate) timeout_s: u64,
 }
 
 /// A device of the node, and where a container has it.

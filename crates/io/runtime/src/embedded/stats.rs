@@ -1,7 +1,6 @@
 //! What sandboxes and containers use, read from their control groups and layers.
 
 use super::Inner;
-use super::RootfsMode;
 use super::now_ms;
 use super::records::Phase;
 use crate::Error;
@@ -110,10 +109,13 @@ impl Inner {
     fn container_stats(&self, id: ContainerId, name: &str, cgroup: &str) -> ContainerStats {
         let usage = groups::group_usage(&self.cgroups, cgroup).unwrap_or_default();
         let directory = self.layout.container(&id.0);
-        let writable = directory.join(match self.rootfs {
-            RootfsMode::Overlay => "upper",
-            RootfsMode::Copy => "rootfs",
-        });
+        // It says itself how it was made, which is not how they are made by now. A copied one has nothing but its root.
+        let upper = directory.join("upper");
+        let writable = if upper.is_dir() {
+            upper
+        } else {
+            directory.join("rootfs")
+        };
         let layer = self.layers.of(&id.0, || tree_usage(&writable, LAYER_ENTRIES_MAX));
         ContainerStats {
             id,

@@ -2,6 +2,7 @@
 //! container's first process is its parent's, the supervisor's.
 
 use super::bundle::Bundle;
+use super::hooks::{self, StartHooks};
 use super::interpreter::Interpreter;
 use super::privileges::{Privileges, own_keyring};
 use super::room::{self, Room};
@@ -129,13 +130,16 @@ fn make(directory: &Path, held: Held) -> Result<(MadeBy, Option<OwnedFd>), Failu
             .map_err(|error| Failure(sentence(&error)))?,
         privileges: launch.privileges.clone(),
         interpreter,
+        hooks: StartHooks::of(&launch, directory),
         held,
     };
+    hooks::forget_failure(directory)?;
+    let source = rootfs::begin(directory, &launch)?;
     rootfs::own_mounts()?;
     let room = match &launch.users {
-        Some(own) => Some(room::enter(directory, &launch, own, &bundle)?),
+        Some(own) => Some(room::enter(&source, directory, &launch, own, &bundle)?),
         None => {
-            rootfs::make(directory, &launch)?;
+            rootfs::make(&source, directory, &launch)?;
             bundle.prepare(&directory.join("rootfs"), None)?;
             None
         }
@@ -149,7 +153,8 @@ fn make(directory: &Path, held: Held) -> Result<(MadeBy, Option<OwnedFd>), Failu
         .transpose()
         .map_err(|error| Failure::new("wait for the terminal", error))?;
     let from = seen.map_or(directory, |room: &Room| room.bundle.as_path());
-    let container = create(directory, from, &launch, workload)?;
+    let container = create(directory, from, &launch, workload)
+        .map_err(|failure| hooks::failure(directory).unwrap_or(failure))?;
     let pid = container
         .pid()
         .ok_or_else(|| Failure::new("make the container", "it has no process"))?
@@ -283,10 +288,17 @@ struct Workload {
     filters: Vec<Filter>,
     privileges: Privileges,
     interpreter: Option<Interpreter>,
+    hooks: StartHooks,
     held: Held,
 }
 
 impl Workload {
+    /// What is done in the container before its program is executed.
+    fn prepare(&self, spec: &Spec) -> Result<(), Failure> {
+        self.hooks.run(spec)?;
+        self.confine()
+    }
+
     /// libcontainer has given up what is not to be held, but for what installing filters needs.
     fn confine(&self) -> Result<(), Failure> {
         if self.filters.is_empty() {
@@ -303,7 +315,7 @@ impl Executor for Workload {
     fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
         expect_signals();
         own_keyring();
-        match self.confine() {
+        match self.prepare(spec) {
             Ok(()) => match &self.interpreter {
                 Some(interpreter) => eprintln!("{}", interpreter.execute(spec)),
                 None => {

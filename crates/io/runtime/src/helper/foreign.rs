@@ -67,9 +67,10 @@ pub(super) fn make(
     program: &Path,
 ) -> Result<(u32, Option<OwnedFd>), Failure> {
     let bundle = Bundle::open(directory)?;
+    let source = rootfs::begin(directory, launch)?;
     rootfs::own_mounts()?;
     hide_second_tree(program)?;
-    rootfs::make(directory, launch)?;
+    rootfs::make(&source, directory, launch)?;
     bundle.prepare(&directory.join("rootfs"), None)?;
     let runtime = Runtime {
         program,

@@ -16,6 +16,7 @@ pub(crate) mod container;
 mod devices;
 pub(crate) mod exec;
 pub(crate) mod foreign;
+mod hooks;
 mod interpreter;
 mod lookup;
 mod network;
@@ -23,6 +24,7 @@ pub(crate) mod privileges;
 mod room;
 mod rootfs;
 mod sandbox;
+mod served;
 mod talk;
 mod terminal;
 mod tracked;
@@ -46,10 +48,19 @@ pub(crate) enum Verb {
     SandboxUp,
     SandboxDown,
     ProbeOverlay,
+    ProbeFuse,
     ProbeUsers,
     RemoveBridge,
     /// Makes a container for the supervisor that called.
     Create,
+    /// Runs what is to be run on the node for a container that is being made.
+    RuntimeHooks,
+    /// The same in the container's namespaces.
+    ContainerHooks,
+    /// Runs what is to be run on the node when a container has started.
+    StartedHooks,
+    /// The same when it has gone.
+    StoppedHooks,
     /// Runs one command in a container.
     Exec,
     /// Runs one command in a container for somebody who talks with it.
@@ -59,13 +70,18 @@ pub(crate) enum Verb {
 }
 
 impl Verb {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 14] = [
         Self::SandboxUp,
         Self::SandboxDown,
         Self::ProbeOverlay,
+        Self::ProbeFuse,
         Self::ProbeUsers,
         Self::RemoveBridge,
         Self::Create,
+        Self::RuntimeHooks,
+        Self::ContainerHooks,
+        Self::StartedHooks,
+        Self::StoppedHooks,
         Self::Exec,
         Self::Talk,
         Self::Connect,
@@ -76,9 +92,14 @@ impl Verb {
             Self::SandboxUp => "sandbox-up",
             Self::SandboxDown => "sandbox-down",
             Self::ProbeOverlay => "probe-overlay",
+            Self::ProbeFuse => "probe-fuse",
             Self::ProbeUsers => "probe-users",
             Self::RemoveBridge => "remove-bridge",
             Self::Create => "create",
+            Self::RuntimeHooks => "runtime-hooks",
+            Self::ContainerHooks => "container-hooks",
+            Self::StartedHooks => "started-hooks",
+            Self::StoppedHooks => "stopped-hooks",
             Self::Exec => "exec",
             Self::Talk => "talk",
             Self::Connect => "connect",
@@ -91,9 +112,11 @@ impl Verb {
             Self::SandboxUp => "set up sandbox",
             Self::SandboxDown => "take down sandbox",
             Self::ProbeOverlay => "try overlayfs in",
+            Self::ProbeFuse => "try fuse-overlayfs in",
             Self::ProbeUsers => "try user namespaces in",
             Self::RemoveBridge => "remove bridge",
-            Self::Create => "create container",
+            Self::Create | Self::RuntimeHooks | Self::ContainerHooks => "create container",
+            Self::StartedHooks | Self::StoppedHooks => "run the hooks of container",
             Self::Exec | Self::Talk => "run a command in container",
             Self::Connect => "connect to sandbox",
         }
@@ -139,6 +162,8 @@ pub fn main(arguments: Vec<OsString>) -> ExitCode {
     let argument = PathBuf::from(argument);
     let outcome = match verb {
         Verb::Create => return container::run(&argument),
+        Verb::RuntimeHooks => return hooks::run_before(&argument, hooks::Stage::Runtime),
+        Verb::ContainerHooks => return hooks::run_before(&argument, hooks::Stage::Container),
         Verb::Talk => return talk::run(order()),
         Verb::Connect => return connect::run(order()),
         Verb::Exec => match order().map(|order| exec::run(&order)) {
@@ -147,10 +172,17 @@ pub fn main(arguments: Vec<OsString>) -> ExitCode {
             Ok(Err(_)) => return ExitCode::FAILURE,
             Err(failure) => Err(failure),
         },
+        Verb::StartedHooks => {
+            order().and_then(|state| hooks::run_after(&argument, &state, hooks::After::Start))
+        }
+        Verb::StoppedHooks => {
+            order().and_then(|state| hooks::run_after(&argument, &state, hooks::After::End))
+        }
         Verb::SandboxUp => order().and_then(|order| sandbox::up(&order)),
         Verb::SandboxDown => order().and_then(|order| sandbox::down(&order)),
         Verb::ProbeOverlay => rootfs::probe_overlay(&argument),
-        Verb::ProbeUsers => room::probe(&argument),
+        Verb::ProbeFuse => order().and_then(|program: PathBuf| served::probe(&argument, &program)),
+        Verb::ProbeUsers => order().and_then(|mode| room::probe(&argument, &mode)),
         Verb::RemoveBridge => network::remove_bridge(&argument.to_string_lossy()),
     };
     let failed = outcome.is_err();

@@ -16,7 +16,8 @@
 
 use super::Failure;
 use super::bundle::Bundle;
-use super::rootfs::{self, make_directory};
+use super::rootfs::{self, Source, make_directory};
+use super::served::{Layer, Served, Terms};
 use super::users::Made;
 use crate::embedded::RootfsMode;
 use crate::embedded::records::{LaunchRecord, OwnUsers};
@@ -61,6 +62,7 @@ pub(super) struct Room {
 
 /// Makes the place for the container in `directory`, and moves into it.
 pub(super) fn enter(
+    source: &Source,
     directory: &Path,
     launch: &LaunchRecord,
     own: &OwnUsers,
@@ -82,7 +84,7 @@ pub(super) fn enter(
         ],
     )?;
     attach(&copy(directory, false)?, &at.join("container"))?;
-    make_root(&at, directory, launch, &users, owner)?;
+    make_root(source, &at, directory, launch, &users)?;
     bundle.prepare(&at.join("rootfs"), Some(owner))?;
     bring_mounts(&at, &directory.join(IMAGE_VOLUMES), bundle, own, &users)?;
     bring_devices(&at, own)?;
@@ -130,8 +132,8 @@ impl Owner {
     }
 }
 
-/// Tries all of it that a kernel or a file system may lack, in `directory`.
-pub(super) fn probe(directory: &Path) -> Result<(), Failure> {
+/// Tries all of it that a kernel or a file system may lack, in `directory`, with root file systems of this kind.
+pub(super) fn probe(directory: &Path, mode: &RootfsMode) -> Result<(), Failure> {
     const IDS: IdMapping = IdMapping {
         host_id: 65536,
         container_id: 0,
@@ -145,22 +147,35 @@ pub(super) fn probe(directory: &Path) -> Result<(), Failure> {
     let made = Made::make(&ids, CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWIPC)?;
     let users =
         File::open(made.path("user")).map_err(|error| Failure::new("find a user namespace", error))?;
+    let served = match mode {
+        RootfsMode::Overlay | RootfsMode::Copy => None,
+        RootfsMode::Fuse(program) => Some(Served::start(&Terms {
+            program,
+            layers: vec![Layer::open(&directory.join("layer"), Some(&users))?],
+            directory,
+            group: None,
+        })?),
+    };
     rootfs::own_mounts()?;
     let at = furnish(directory, &["layers/0", "rootfs"])?;
-    bring_mapped(&directory.join("layer"), &at.join("layers/0"), &users)?;
+    let (layer, root) = (at.join("layers/0"), at.join("rootfs"));
+    bring_mapped(&directory.join("layer"), &layer, &users)?;
+    match (mode, &served) {
+        (RootfsMode::Overlay, _) => {
+            rootfs::overlay(&at.join("layers"), &["0".to_owned()], directory, &root)?;
+        }
+        (RootfsMode::Fuse(_), Some(served)) => served.attach(&root)?,
+        (RootfsMode::Fuse(_), None) => {}
+        (RootfsMode::Copy, _) => bring_mapped(&layer, &root, &users)?,
+    }
     let owner_of = |path: &Path| {
         std::fs::metadata(path)
             .map(|meta| meta.uid())
             .map_err(|error| Failure::new("look at a file", error))
     };
-    let mapped = owner_of(&at.join("layers/0/file"))?;
-    rootfs::overlay(
-        &at.join("layers"),
-        &["0".to_owned()],
-        directory,
-        &at.join("rootfs"),
-    )?;
-    if [mapped, owner_of(&at.join("rootfs/file"))?] == [IDS.host_id; 2] {
+    let owners = [owner_of(&layer.join("file"))?, owner_of(&root.join("file"))?];
+    served.map_or(Ok(()), |served| served.detach(&root))?;
+    if owners == [IDS.host_id; 2] {
         Ok(())
     } else {
         Err(Failure::new("map the owners of files", "they stay as they were"))
@@ -169,23 +184,22 @@ pub(super) fn probe(directory: &Path) -> Result<(), Failure> {
 
 /// The layers are everybody's, so each is seen through a mount of its own; what the container writes is its own.
 fn make_root(
+    source: &Source,
     at: &Path,
     directory: &Path,
     launch: &LaunchRecord,
     users: &File,
-    owner: Owner,
 ) -> Result<(), Failure> {
     let root = at.join("rootfs");
-    match launch.rootfs {
-        RootfsMode::Copy => {
-            rootfs::make(directory, launch)?;
+    match source {
+        Source::Copies => {
+            rootfs::make(source, directory, launch)?;
             bring_mapped(&directory.join("rootfs"), &root, users)
         }
-        RootfsMode::Overlay => {
-            for name in ["upper", "work"] {
-                make_directory(&directory.join(name))?;
-            }
-            owner.take(&directory.join("upper"))?;
+        // Who serves it has them mapped.
+        Source::Served(served) => served.attach(&root),
+        Source::Layers => {
+            rootfs::make_upper(directory, launch)?;
             let mut names = Vec::new();
             for (number, layer) in launch.layers.iter().enumerate() {
                 let name = number.to_string();
@@ -346,7 +360,8 @@ fn map(tree: &OwnedFd, path: &Path, recursive: bool, users: &File) -> Result<(),
     map_owners(tree, users, 0).map_err(|error| refusal(path, &error))
 }
 
-fn refusal(path: &Path, error: &std::io::Error) -> Failure {
+/// Why the owners of files are not mapped.
+pub(super) fn refusal(path: &Path, error: &std::io::Error) -> Failure {
     let why = match error.raw_os_error().map(Errno::from_raw_os_error) {
         Some(Errno::INVAL | Errno::PERM | Errno::OPNOTSUPP) => {
             "its file system does not let the owners of files be mapped, which a pod with users of its own \

@@ -1,6 +1,8 @@
 //! The root file system of a container, made of its image's layers.
 
 use super::Failure;
+use super::room::Owner;
+use super::served::{Layer, Served, Terms};
 use crate::embedded::RootfsMode;
 use crate::embedded::records::LaunchRecord;
 use crate::image::copying::{self, Name};
@@ -28,25 +30,66 @@ pub(super) fn own_mounts() -> Result<(), Failure> {
     .map_err(|errno| failed(errno.into()))
 }
 
+/// What becomes a root file system.
+pub(super) enum Source {
+    Layers,
+    /// Somebody serves what the layers are together.
+    Served(Served),
+    Copies,
+}
+
+/// Does what has to be done while this process has the node's own mounts.
+pub(super) fn begin(directory: &Path, launch: &LaunchRecord) -> Result<Source, Failure> {
+    match &launch.rootfs {
+        RootfsMode::Copy => Ok(Source::Copies),
+        RootfsMode::Overlay => Ok(Source::Layers),
+        RootfsMode::Fuse(program) => {
+            make_upper(directory, launch)?;
+            let users = launch.users.as_ref().map(|own| File::open(&own.pin));
+            let users = users
+                .transpose()
+                .map_err(|error| Failure::new("find the pod's users", error))?;
+            let layers = layers(launch).map(|path| Layer::open(&path, users.as_ref()));
+            Served::start(&Terms {
+                program,
+                layers: layers.collect::<Result<_, _>>()?,
+                directory,
+                group: Some(&launch.cgroup),
+            })
+            .map(Source::Served)
+        }
+    }
+}
+
 /// Makes `<directory>/rootfs`.
-pub(super) fn make(directory: &Path, launch: &LaunchRecord) -> Result<(), Failure> {
+pub(super) fn make(source: &Source, directory: &Path, launch: &LaunchRecord) -> Result<(), Failure> {
     let rootfs = directory.join("rootfs");
     make_directory(&rootfs)?;
-    let layers: Vec<PathBuf> = launch
-        .layers
-        .iter()
-        .map(|layer| launch.layers_directory.join(layer))
-        .collect();
-    match launch.rootfs {
-        RootfsMode::Copy => layers
-            .iter()
-            .try_for_each(|layer| copy_layer(layer, &rootfs))
+    match source {
+        Source::Copies => layers(launch)
+            .try_for_each(|layer| copy_layer(&layer, &rootfs))
             .map_err(|error| Failure::new("copy a layer", error)),
-        RootfsMode::Overlay => {
-            make_directory(&directory.join("upper"))?;
-            make_directory(&directory.join("work"))?;
+        Source::Served(served) => served.attach(&rootfs),
+        Source::Layers => {
+            make_upper(directory, launch)?;
             overlay(&launch.layers_directory, &launch.layers, directory, &rootfs)
         }
+    }
+}
+
+fn layers(launch: &LaunchRecord) -> impl Iterator<Item = PathBuf> {
+    let names = launch.layers.iter();
+    names.map(|layer| launch.layers_directory.join(layer))
+}
+
+/// Makes the directories of what the container writes. They belong to its own root.
+pub(super) fn make_upper(directory: &Path, launch: &LaunchRecord) -> Result<(), Failure> {
+    for name in ["upper", "work"] {
+        make_directory(&directory.join(name))?;
+    }
+    match &launch.users {
+        Some(own) => Owner::root_of(&own.ids).take(&directory.join("upper")),
+        None => Ok(()),
     }
 }
 

@@ -12,6 +12,7 @@ use kedge_containers::{
     ContainerConfig, ContainerId, ContainerState, Device, DnsConfig, ExecOutput, ExitReason, Mount,
     PidNamespace, Resources, SandboxConfig, SandboxId, SandboxSecurity, Seccomp, Security,
 };
+use kedge_runtime::embedded::RootfsChoice;
 use kedge_runtime::{Embedded, Error, Hollow, LogRotation, Runtime};
 use node::{
     IMAGE, Node, UNTIL_TERM, container, exit_of, find, log, outcome_in, run_in, wait_for, wait_for_line,
@@ -651,6 +652,23 @@ async fn embedded_with_runc() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn embedded_with_crun() {
     embedded_with("crun").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn embedded_with_fuse_overlayfs() {
+    if !Node::can_run_containers() {
+        return;
+    }
+    let mut node = Node::new();
+    node.rootfs = RootfsChoice::Fuse;
+    let node = node;
+    let runtime = node.runtime_with_image().await;
+    tell(node, runtime, async |runtime, node| {
+        real_contract(runtime, node).await;
+        talk::here(runtime, node).await;
+        contract(runtime, node).await;
+    })
+    .await;
 }
 
 /// The same runtime, with another program that makes the containers.

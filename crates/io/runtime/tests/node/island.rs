@@ -5,6 +5,7 @@
 
 use super::census::Census;
 use super::{Node, container, run as run_container};
+use kedge_runtime::embedded::RootfsChoice;
 use kedge_runtime::{Embedded, Runtime};
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -75,10 +76,14 @@ pub(crate) fn run(name: &str, limit: Duration) {
     assert_eq!(left, Vec::<PathBuf>::new(), "control groups left");
 }
 
-/// Tests, each with an ignored double that tells the story of its name, of the module `story`, on an island.
+/// Tests, each with an ignored double that tells the story of its name, of the module `story`, on an island. In front of
+/// them may stand how root file systems are made there.
 #[macro_export]
 macro_rules! stories {
     ($($name:ident)*) => {
+        stories! { None; $($name)* }
+    };
+    ($rootfs:expr; $($name:ident)*) => {
         $(#[test]
         fn $name() {
             node::island::run(concat!("on_island::", stringify!($name)), node::island::STORY_MAX);
@@ -87,15 +92,17 @@ macro_rules! stories {
             $(#[test]
             #[ignore = "on an island"]
             fn $name() {
-                super::node::island::tell(super::story::$name);
+                super::node::island::tell($rootfs, super::story::$name);
             })*
         }
     };
 }
 
 /// Tells a story with a runtime, if this is an island, and proves that it leaves nothing behind.
-pub(crate) fn tell(story: impl AsyncFnOnce(&Node, &Embedded)) {
-    let Some(node) = node() else { return };
+pub(crate) fn tell(rootfs: Option<RootfsChoice>, story: impl AsyncFnOnce(&Node, &Embedded)) {
+    let Some(mut node) = node() else { return };
+    node.rootfs = rootfs.unwrap_or(node.rootfs);
+    let node = node;
     settle(&node);
     let tokio = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)

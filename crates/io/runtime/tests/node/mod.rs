@@ -29,6 +29,8 @@ const QOS_GROUP: &str = "burstable";
 /// Before what tells one node from the others.
 const FOLDER: &str = "kedge-runtime-";
 const BUSYBOX: &str = "/usr/bin/busybox";
+/// Has every story told with root file systems that are made so: `fuse` or `copy`.
+const ROOTFS_VARIABLE: &str = "KEDGE_TEST_ROOTFS";
 
 /// No fact that a test waits for takes this long on a working machine.
 const FACT_WAIT_MAX: Duration = Duration::from_secs(60);
@@ -42,6 +44,8 @@ pub(crate) struct Node {
     pub(crate) number: u32,
     /// Which of the runtime's handlers runs its pods; empty for the runtime itself.
     pub(crate) handler: String,
+    /// How its root file systems are made.
+    pub(crate) rootfs: RootfsChoice,
     /// Whether the directory goes with it.
     owner: bool,
 }
@@ -57,6 +61,7 @@ impl Node {
             pid,
             number,
             handler: String::new(),
+            rootfs: rootfs_wanted(),
             owner: true,
         }
     }
@@ -70,6 +75,7 @@ impl Node {
             number: number.parse().unwrap(),
             directory,
             handler: String::new(),
+            rootfs: rootfs_wanted(),
             owner: false,
         }
     }
@@ -113,7 +119,10 @@ impl Node {
                 pod_cidrs: vec![(Ipv4Addr::new(10, 213, third, 0).into(), 24)],
                 cni: None,
             }),
-            rootfs: RootfsChoice::Automatic,
+            rootfs: self.rootfs,
+            device_directories: ["static", "generated"]
+                .map(|name| self.directory.join("cdi").join(name))
+                .into(),
             log_bytes_max: 1024 * 1024,
             registries: kedge_registry::Config::new(kedge_host::architecture()),
         }
@@ -217,6 +226,15 @@ impl Drop for Node {
         if self.owner {
             drop(std::fs::remove_dir_all(&self.directory));
         }
+    }
+}
+
+fn rootfs_wanted() -> RootfsChoice {
+    match std::env::var(ROOTFS_VARIABLE).as_deref() {
+        Ok("fuse") => RootfsChoice::Fuse,
+        Ok("copy") => RootfsChoice::Copy,
+        Ok(other) => panic!("{ROOTFS_VARIABLE} is {other:?}, and knows fuse and copy"),
+        Err(_) => RootfsChoice::Automatic,
     }
 }
 

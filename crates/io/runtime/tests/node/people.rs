@@ -108,6 +108,29 @@ pub(crate) fn pids(wanted: impl Fn(Person) -> bool) -> Vec<i32> {
         .collect()
 }
 
+/// The processes of a program, by the name that the kernel knows.
+pub(crate) fn running(program: &str) -> Vec<i32> {
+    let names = std::fs::read_dir("/proc").unwrap().flatten();
+    let mut pids: Vec<i32> = names
+        .filter_map(|entry| entry.file_name().to_string_lossy().parse().ok())
+        .filter(|pid| {
+            // Of one that has ended and was not collected yet nothing runs.
+            let name = std::fs::read_to_string(format!("/proc/{pid}/comm"));
+            let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            name.is_ok_and(|name| name.trim_end() == program) && !command.is_empty()
+        })
+        .collect();
+    pids.sort_unstable();
+    pids
+}
+
+/// # Panics
+/// When the program goes on.
+#[track_caller]
+pub(crate) fn wait_until_ended(program: &str) {
+    wait_until_none("still runs", || running(program));
+}
+
 /// A line of `/proc/<pid>/<file>` that tells a number.
 pub(crate) fn number(pid: i32, file: &str, key: &str) -> u64 {
     let text = std::fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap();

@@ -250,7 +250,7 @@ fn a_critical_pod_makes_room() {
 fn devices_are_asked_for_once_and_a_refusal_rejects() {
     let mut world = small_node();
     let refusal = Refusal::new(
-        "",
+        "UnexpectedAdmissionError",
         "Allocate failed due to requested number of devices unavailable for vendor.example/gpu. Requested: 1, Available: 0, which is unexpected",
     );
     world
@@ -371,4 +371,53 @@ fn an_evicted_pod_ends_with_its_reason_and_stays_ended() {
 
 pub(super) fn known_status(world: &World) -> kedge_api::PodStatus {
     world.pods.known().next().unwrap().status.as_ref().clone()
+}
+
+#[test]
+fn where_containers_are_bound_every_pod_asks_and_one_that_stands_goes_on_without() {
+    let mut world = World::with(Config {
+        pins: true,
+        ..config()
+    });
+    let refusal = || Refusal::new("SMTAlignmentError", "requested 3 cpus");
+    world
+        .refusals
+        .insert("devices".to_owned(), VecDeque::from([refusal()]));
+    world.want(pod(
+        "odd",
+        "u0",
+        json!({ "containers": [{ "name": "c", "image": "i" }] }),
+    ));
+    let even = || {
+        pod(
+            "even",
+            "u1",
+            json!({ "containers": [{ "name": "c", "image": "i" }] }),
+        )
+    };
+    world.want(even());
+    world.restart();
+    world
+        .refusals
+        .insert("devices".to_owned(), VecDeque::from([refusal()]));
+    world.want(even());
+    check(
+        &world,
+        &expect![[r#"
+        0s devices odd
+        0s report odd: Pending [c ContainerCreating]
+        0s event SMTAlignmentError: requested 3 cpus
+        0s report odd: Failed SMTAlignmentError []
+        0s devices even
+        0s report even: Pending [c ContainerCreating]
+        0s volumes even
+        0s sandbox even#0
+        0s start c#0
+        0s report even: Running ready [c running]
+        -- restart
+        0s devices even
+        0s report even: Running ready [c running]
+        0s volumes even
+    "#]],
+    );
 }

@@ -266,7 +266,7 @@ impl Sim {
     fn perform(&mut self, pod: &Pod, action: Action) -> Outcome {
         let now = self.now.as_ms();
         match action {
-            Action::AllocateDevices => Outcome::Devices(Ok(())),
+            Action::Allocate { .. } => Outcome::Allocated(Ok(())),
             Action::PrepareVolumes => Outcome::Volumes(Ok(VolumesReady::default())),
             Action::RunSandbox { attempt } => {
                 let name = &pod.metadata.name;
@@ -455,7 +455,7 @@ fn end(container: &mut ObservedContainer, now_ms: u64, exit_code: i32) {
 fn refused(action: Action) -> Outcome {
     let refusal = Err(Refusal::new("CreateContainerError", "the runtime is gone"));
     match action {
-        Action::AllocateDevices => Outcome::Devices(Ok(())),
+        Action::Allocate { .. } => Outcome::Allocated(Ok(())),
         Action::PrepareVolumes => Outcome::Volumes(Err(Refusal::new("FailedMount", "no"))),
         Action::RunSandbox { .. } => Outcome::Sandbox(refusal),
         Action::StartContainer { container, .. } => Outcome::Container {

@@ -101,7 +101,7 @@ impl Worker {
         self.send(Action::StopSandbox(id), out);
     }
 
-    /// Up to running: devices, volumes, sandbox, init containers, containers.
+    /// Up to running: devices and CPUs, volumes, sandbox, init containers, containers.
     fn step_up(&mut self, config: &Config, now: Time, out: &mut VecDeque<Effect>) {
         if let Some(phase) = self.finished_phase() {
             self.end(Terminal::of_phase(phase));
@@ -114,9 +114,10 @@ impl Worker {
         if waits {
             return;
         }
-        if self.wants_devices() {
-            self.devices_asked = true;
-            return self.send(Action::AllocateDevices, out);
+        if self.wants_allocation(config) {
+            self.allocated = true;
+            let standing = self.exists();
+            return self.send(Action::Allocate { standing }, out);
         }
         match self.volumes {
             Volumes::Missing | Volumes::Stale => return self.send(Action::PrepareVolumes, out),
@@ -141,8 +142,9 @@ impl Worker {
         old.next().cloned()
     }
 
-    /// Device plug-ins are asked once, before anything is made.
-    fn wants_devices(&self) -> bool {
+    /// Device plug-ins are asked once, before anything is made. CPUs are given out also when a pod stands already: the
+    /// node may have begun to do so since it was made.
+    fn wants_allocation(&self, config: &Config) -> bool {
         let mut containers = self
             .pod
             .spec
@@ -151,7 +153,7 @@ impl Worker {
             .chain(&self.pod.spec.containers);
         let extended =
             |c: &kedge_api::Container| c.resources.limits.keys().any(|n| admission::is_extended(n));
-        !self.devices_asked && !self.exists() && containers.any(extended)
+        !self.allocated && (config.pins || !self.exists() && containers.any(extended))
     }
 
     /// The phase of a pod that has nothing more to do.

@@ -68,9 +68,11 @@ impl Worker {
             self.stopping_with = None;
         }
         match outcome {
-            Outcome::Devices(Ok(())) => return,
-            Outcome::Devices(Err(refusal)) => {
-                let rejection = Rejection::new("UnexpectedAdmissionError", refusal.message);
+            Outcome::Allocated(Ok(())) => return,
+            // What runs goes on with what it has.
+            Outcome::Allocated(Err(_)) if self.exists() => return,
+            Outcome::Allocated(Err(refusal)) => {
+                let rejection = Rejection::new(&refusal.reason, refusal.message);
                 return self.reject(&rejection, out);
             }
             Outcome::Volumes(result) => return self.volumes_prepared(result, now),

@@ -4,6 +4,7 @@ use super::eviction::{self, Eviction};
 use super::kubelet::{
     self, Cgroups, ContainerGc, Events, Images, LocalServer, Logs, Reserved, Security, Shutdown, StaticPods,
 };
+use super::pinning::{self, Pinning};
 use super::{EdgeFacts, absolute};
 use crate::reader::Reader;
 use kedge_wire::NodeName;
@@ -70,6 +71,7 @@ pub struct Edged {
     pub crash_wait_max: Option<Duration>,
     pub eviction: Eviction,
     pub reserved: Reserved,
+    pub pinning: Pinning,
     pub cgroups: Cgroups,
     pub security: Security,
     pub static_pods: StaticPods,
@@ -103,6 +105,8 @@ pub struct Edged {
     pub registries: Registries,
     /// `kedge.devicePlugins`: the folder in which device plug-ins find the kubelet. Empty: they do not.
     pub device_plugins: String,
+    /// `kedge.cdiSpecDirs`: where the built-in runtime finds devices described by name; the later count more.
+    pub cdi_directories: Vec<String>,
 }
 
 /// Where the built-in runtime finds the Container Network Interface; a CRI runtime has its own file for it.
@@ -155,6 +159,7 @@ pub(super) fn read(r: &mut Reader, facts: &EdgeFacts) -> Edged {
     let log_files_max = r.number(&at("containerLogMaxFiles"), 5, 2, 1000);
     let eviction = eviction::read(r);
     let feature_gates = kubelet::feature_gates(r);
+    let reserved = kubelet::reserved(r);
     Edged {
         node_name: node_name(r, facts),
         node_ip: node_ip(r),
@@ -184,7 +189,8 @@ pub(super) fn read(r: &mut Reader, facts: &EdgeFacts) -> Edged {
         logs: kubelet::logs(r),
         images: kubelet::images(r),
         container_gc: container_gc(r),
-        reserved: kubelet::reserved(r),
+        pinning: pinning::read(r, &reserved, &feature_gates),
+        reserved,
         cgroups: kubelet::cgroups(r),
         security: kubelet::security(r),
         static_pods: kubelet::static_pods(r),
@@ -205,6 +211,7 @@ pub(super) fn read(r: &mut Reader, facts: &EdgeFacts) -> Edged {
         cgroup_root: absolute(r, "kedge.cgroupRoot", "/kedge"),
         registries: registries(r),
         device_plugins: device_plugins(r),
+        cdi_directories: cdi_directories(r),
         eviction,
     }
 }
@@ -234,16 +241,22 @@ fn device_plugins(r: &mut Reader) -> String {
 }
 
 fn cni(r: &mut Reader) -> Cni {
-    let path = "kedge.cniBinDirs";
-    let default = ["/opt/cni/bin", "/usr/lib/cni"].map(str::to_owned);
-    let programs = r.texts(path, &default);
-    for folder in programs.iter().filter(|folder| !folder.starts_with('/')) {
-        r.mistake(path, format!("absolute paths are expected, not {folder:?}"));
-    }
     Cni {
         configurations: folder_or_none(r, "kedge.cniConfDir", "/etc/cni/net.d"),
-        programs,
+        programs: folders(r, "kedge.cniBinDirs", ["/opt/cni/bin", "/usr/lib/cni"]),
     }
+}
+
+fn cdi_directories(r: &mut Reader) -> Vec<String> {
+    folders(r, "kedge.cdiSpecDirs", ["/etc/cdi", "/var/run/cdi"])
+}
+
+fn folders(r: &mut Reader, path: &str, default: [&str; 2]) -> Vec<String> {
+    let folders = r.texts(path, &default.map(str::to_owned));
+    for folder in folders.iter().filter(|folder| !folder.starts_with('/')) {
+        r.mistake(path, format!("absolute paths are expected, not {folder:?}"));
+    }
+    folders
 }
 
 /// A folder, or nothing where the operator wants none.

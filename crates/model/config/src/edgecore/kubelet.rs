@@ -1,6 +1,6 @@
 //! `modules.edged.tailoredKubeletConfig`: what the kubelet of KubeEdge takes, with its own rules.
 
-use super::absolute;
+use super::{absolute, pinning};
 use crate::reader::Reader;
 use kedge_api::Quantity;
 use std::net::{IpAddr, Ipv4Addr};
@@ -177,7 +177,7 @@ pub struct Shutdown {
 }
 
 pub(super) const NOT_PINNED: &str =
-    "containers are not bound to CPUs or memory banks by this version; requests, limits and reserves count";
+    "containers are not bound to memory banks by this version; requests, limits and reserves count";
 const NO_MOVES: &str = "processes of the system are not moved between control groups, nor looked for in them";
 const NO_STREAMS: &str = "exec, attach and port forwarding are not part of this version";
 const INSIDE: &str = "they tune parts that are built differently";
@@ -321,7 +321,6 @@ pub(super) fn cgroups(r: &mut Reader) -> Cgroups {
     let oom_kill_said = r.has(&oom_kill);
     let single_process_oom_kill = r.flag(&oom_kill, false);
     let period = Duration::from_millis(1)..=Duration::from_secs(1);
-    pinning(r);
     let kubelet = r.text(&at("kubeletCgroups"), "");
     let runtime = r.text("modules.edged.runtimeCgroups", "");
     for (path, group) in [
@@ -356,29 +355,6 @@ fn swap(r: &mut Reader) -> Swap {
         ("LimitedSwap", Swap::Limited),
     ];
     r.word(&path, &words)
-}
-
-/// Checked, and answered with a word where it would change something in a kubelet.
-fn pinning(r: &mut Reader) {
-    let policies: [(&str, &[(&str, bool)]); 4] = [
-        ("cpuManagerPolicy", &[("none", false), ("static", true)]),
-        ("memoryManagerPolicy", &[("None", false), ("Static", true)]),
-        (
-            "topologyManagerPolicy",
-            &[
-                ("none", false),
-                ("best-effort", true),
-                ("restricted", true),
-                ("single-numa-node", true),
-            ],
-        ),
-        ("topologyManagerScope", &[("container", false), ("pod", true)]),
-    ];
-    for (key, words) in policies {
-        if r.word(&at(key), words) {
-            r.without_effect(&at(key), NOT_PINNED);
-        }
-    }
 }
 
 pub(super) fn reserved(r: &mut Reader) -> Reserved {
@@ -608,7 +584,8 @@ fn grace_by_priority(r: &mut Reader) -> Vec<(i32, Duration)> {
 /// Gates are Kubernetes' own names; which there are changes with every release, so any is taken.
 pub(super) fn feature_gates(r: &mut Reader) -> Vec<(String, bool)> {
     let gates = r.flags(&at("featureGates"));
-    for (gate, _) in gates.iter().filter(|(gate, _)| gate != CRASH_GATE) {
+    let silent = |gate: &str| gate != CRASH_GATE && !pinning::GATES.contains(&gate);
+    for (gate, _) in gates.iter().filter(|(gate, _)| silent(gate)) {
         r.without_effect(&at(&format!("featureGates.{gate}")), GATES);
     }
     checked_only(r);
@@ -633,11 +610,7 @@ fn checked_only(r: &mut Reader) {
     if r.word(&strategy, &[("Get", false), ("Cache", true), ("Watch", true)]) {
         r.without_effect(&strategy, INSIDE);
     }
-    for (key, default_s) in [
-        ("syncFrequency", 60),
-        ("volumeStatsAggPeriod", 60),
-        ("cpuManagerReconcilePeriod", 10),
-    ] {
+    for (key, default_s) in [("syncFrequency", 60), ("volumeStatsAggPeriod", 60)] {
         let default = Duration::from_secs(default_s);
         if r.go_duration(&at(key), default) != default {
             r.without_effect(&at(key), INSIDE);

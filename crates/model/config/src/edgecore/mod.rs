@@ -5,6 +5,7 @@ mod eviction;
 mod hub;
 mod kubelet;
 mod modules;
+mod pinning;
 mod print;
 mod silent;
 #[cfg(test)]
@@ -20,6 +21,7 @@ pub use kubelet::{
 pub use modules::{
     DeviceTwin, EventBus, MetaServer, Mqtt, MqttMode, ServiceBus, Stream, TaskManager, TlsFiles,
 };
+pub use pinning::{CpuOptions, Pinning, TopologyPolicy};
 
 use crate::cloudcore::LogFormat;
 use crate::reader::{Form, Mistakes, Reader, Warning};

@@ -68,10 +68,8 @@ pub(super) const GROUPS: &[Group] = &[
     },
     Group {
         keys: &[
-            "modules.edged.tailoredKubeletConfig.cpuManagerPolicyOptions",
             "modules.edged.tailoredKubeletConfig.qosReserved",
             "modules.edged.tailoredKubeletConfig.reservedMemory",
-            "modules.edged.tailoredKubeletConfig.topologyManagerPolicyOptions",
         ],
         why: super::kubelet::NOT_PINNED,
     },

@@ -350,6 +350,9 @@ modules:
       containerLogMonitorInterval: 1s
       cpuCFSQuotaPeriod: 2s
       cpuManagerPolicy: best
+      cpuManagerPolicyOptions: {full-pcpus-only: maybe, align-by-socket: 'true', best: 'true'}
+      topologyManagerPolicy: single-numa-node
+      topologyManagerPolicyOptions: {max-allowable-numa-nodes: '16', closest: 'true'}
       enforceNodeAllocatable: [pods, pods, system-reserved, kube-reserved, kube-reserved-compressible, none, all]
       evictionHard: {memory.available: much, nodefs.available: 101%, disk: 5%}
       evictionSoft: {memory.available: 300Mi}
@@ -379,7 +382,7 @@ modules:
       allowedUnsafeSysctls: ['*']
 ",
         expect![[r#"
-            the configuration has 54 mistakes:
+            the configuration has 61 mistakes:
               modules.edged.tailoredKubeletConfig.oomScoreAdj: a whole number from -1000 to 1000 is expected, not -1001
               modules.edged.tailoredKubeletConfig.evictionHard.memory.available: a size such as 100Mi or a share such as 10% is expected, not "much"
               modules.edged.tailoredKubeletConfig.evictionHard.nodefs.available: a size such as 100Mi or a share such as 10% is expected, not "101%"
@@ -390,6 +393,16 @@ modules:
               modules.edged.tailoredKubeletConfig.syncFrequency: a duration such as 10s or 1m30s is expected, not 60
               modules.edged.tailoredKubeletConfig.iptablesDropBit: a whole number from 0 to 31 is expected, not 32
               modules.edged.tailoredKubeletConfig.hairpinMode: promiscuous-bridge or hairpin-veth or none is expected, not "false"
+              modules.edged.tailoredKubeletConfig.reservedSystemCPUs: CPUs such as 0-1,3 are expected, not "3-1"
+              modules.edged.tailoredKubeletConfig.kubeReserved.cpu: -1 is negative
+              modules.edged.tailoredKubeletConfig.kubeReserved.disk: cannot be reserved; there are cpu, memory, ephemeral-storage, pid and hugepages-*
+              modules.edged.tailoredKubeletConfig.enforceNodeAllocatable: pods stands twice
+              modules.edged.tailoredKubeletConfig.enforceNodeAllocatable: system-reserved needs systemReservedCgroup
+              modules.edged.tailoredKubeletConfig.enforceNodeAllocatable: kube-reserved needs kubeReservedCgroup
+              modules.edged.tailoredKubeletConfig.enforceNodeAllocatable: kube-reserved-compressible needs kubeReservedCgroup
+              modules.edged.tailoredKubeletConfig.enforceNodeAllocatable: none stands alone
+              modules.edged.tailoredKubeletConfig.enforceNodeAllocatable: pods, system-reserved, system-reserved-compressible, kube-reserved, kube-reserved-compressible or none are expected, not "all"
+              modules.edged.tailoredKubeletConfig.enforceNodeAllocatable: a reserve and its compressible part exclude each other
               modules.edged.hostnameOverride: node name "Gate_7" is not valid: a node name has 1 to 253 of a-z, 0-9, '-' and '.', and begins and ends with a letter or digit
               modules.edged.nodeIP: an IP address is expected, not "here"
               modules.edged.customInterfaceName: the name of a network interface is expected, not "much-too-long-a-name"
@@ -413,19 +426,16 @@ modules:
               modules.edged.tailoredKubeletConfig.maxParallelImagePulls: is above 1 although serializeImagePulls is true; set that to false
               modules.edged.tailoredKubeletConfig.nodeStatusMaxImages: a whole number from -1 to 2147483647 is expected, not -2
               modules.edged.minimumGCAge: a duration such as 10s or 1m30s is expected, not 5
-              modules.edged.tailoredKubeletConfig.reservedSystemCPUs: CPUs such as 0-1,3 are expected, not "3-1"
-              modules.edged.tailoredKubeletConfig.kubeReserved.cpu: -1 is negative
-              modules.edged.tailoredKubeletConfig.kubeReserved.disk: cannot be reserved; there are cpu, memory, ephemeral-storage, pid and hugepages-*
-              modules.edged.tailoredKubeletConfig.enforceNodeAllocatable: pods stands twice
-              modules.edged.tailoredKubeletConfig.enforceNodeAllocatable: system-reserved needs systemReservedCgroup
-              modules.edged.tailoredKubeletConfig.enforceNodeAllocatable: kube-reserved needs kubeReservedCgroup
-              modules.edged.tailoredKubeletConfig.enforceNodeAllocatable: kube-reserved-compressible needs kubeReservedCgroup
-              modules.edged.tailoredKubeletConfig.enforceNodeAllocatable: none stands alone
-              modules.edged.tailoredKubeletConfig.enforceNodeAllocatable: pods, system-reserved, system-reserved-compressible, kube-reserved, kube-reserved-compressible or none are expected, not "all"
-              modules.edged.tailoredKubeletConfig.enforceNodeAllocatable: a reserve and its compressible part exclude each other
+              modules.edged.tailoredKubeletConfig.cpuManagerPolicy: none or static is expected, not "best"
+              modules.edged.tailoredKubeletConfig.cpuManagerPolicyOptions.full-pcpus-only: true or false is expected, not "maybe"
+              modules.edged.tailoredKubeletConfig.cpuManagerPolicyOptions.align-by-socket: it takes the gate CPUManagerPolicyAlphaOptions: true
+              modules.edged.tailoredKubeletConfig.cpuManagerPolicyOptions.best: is no option; there are full-pcpus-only, distribute-cpus-across-numa, align-by-socket, distribute-cpus-across-cores, strict-cpu-reservation, prefer-align-cpus-by-uncorecache
+              modules.edged.tailoredKubeletConfig.cpuManagerPolicyOptions: needs cpuManagerPolicy: static
+              modules.edged.tailoredKubeletConfig.cpuManagerPolicyOptions: align-by-socket does not go with topologyManagerPolicy: single-numa-node
+              modules.edged.tailoredKubeletConfig.topologyManagerPolicyOptions.max-allowable-numa-nodes: a number up to 8 is expected, not "16": this version aligns upon no more
+              modules.edged.tailoredKubeletConfig.topologyManagerPolicyOptions.closest: is no option; there are prefer-closest-numa-nodes and max-allowable-numa-nodes
               modules.edged.tailoredKubeletConfig.cgroupDriver: cgroupfs or systemd is expected, not "cgroup"
               modules.edged.tailoredKubeletConfig.systemCgroups: needs cgroupRoot
-              modules.edged.tailoredKubeletConfig.cpuManagerPolicy: none or static is expected, not "best"
               modules.edged.tailoredKubeletConfig.cpuCFSQuotaPeriod: a duration from 1ms to 1s is expected, not 2s
               modules.edged.tailoredKubeletConfig.memoryThrottlingFactor: a number above 0 and 1 at most is expected, not 1.5
               modules.edged.tailoredKubeletConfig.memorySwap.swapBehavior: "" or NoSwap or LimitedSwap is expected, not "Unlimited"
@@ -456,7 +466,6 @@ modules:
     windowsService: true
     cgroupDriver: systemd
     tailoredKubeletConfig:
-      cpuManagerPolicy: static
       memoryManagerPolicy: Static
       hairpinMode: none
       syncFrequency: 10s
@@ -477,7 +486,7 @@ modules:
             modules.edged.tailoredKubeletConfig.featureGates.SidecarContainers has no effect in kedge: gates of Kubernetes switch code that is not here
             modules.edged.tailoredKubeletConfig.syncFrequency has no effect in kedge: they tune parts that are built differently
             modules.edged.tailoredKubeletConfig.hairpinMode has no effect in kedge: the network of pods is the affair of the container runtime
-            modules.edged.tailoredKubeletConfig.cpuManagerPolicy, modules.edged.tailoredKubeletConfig.memoryManagerPolicy have no effect in kedge: containers are not bound to CPUs or memory banks by this version; requests, limits and reserves count
+            modules.edged.tailoredKubeletConfig.memoryManagerPolicy has no effect in kedge: containers are not bound to memory banks by this version; requests, limits and reserves count
             modules.metaManager.metaServer, modules.eventBus, modules.deviceTwin have no effect in kedge: these modules are read and checked, but this version does not act on them
             modules.edgeHub.enable has no effect in kedge: an edge without this module is none, so it runs all the same
             featureGates.moduleRestart has no effect in kedge: a task that fails ends the process, and whoever started it starts it again
@@ -606,4 +615,45 @@ fn pods_have_one_network_of_each_kind() {
         "10.1.0.0/16,": a mistake
     "#]]
     .assert_eq(&(told.join("\n") + "\n"));
+}
+
+#[test]
+fn cpus_are_given_out_with_options_and_a_reserve() {
+    let facts = EdgeFacts {
+        hostname: "edge-1".to_owned(),
+        primary_ip: "192.0.2.9".to_owned(),
+    };
+    let told = |keys: &str| {
+        let yaml = format!("modules: {{edged: {{tailoredKubeletConfig: {{{keys}}}}}}}");
+        match EdgeCore::from_yaml(&yaml, &facts) {
+            Ok((config, warnings)) => {
+                assert!(warnings.is_empty(), "{keys}");
+                format!("{:?}", config.edged.pinning)
+            }
+            Err(mistakes) => mistakes.to_string(),
+        }
+    };
+    let lines = [
+        "",
+        "cpuManagerPolicy: static",
+        "cpuManagerPolicy: static, kubeReserved: {cpu: 100m}, cpuManagerPolicyOptions: {full-pcpus-only: 'true'}",
+        "cpuManagerPolicy: static, reservedSystemCPUs: '0', cpuManagerPolicyOptions: {strict-cpu-reservation: 'true'}",
+        "cpuManagerPolicy: static, reservedSystemCPUs: '0', cpuManagerPolicyOptions: {strict-cpu-reservation: 'true'}, featureGates: {CPUManagerPolicyAlphaOptions: true}",
+        "cpuManagerPolicyOptions: {full-pcpus-only: 'true'}, featureGates: {CPUManagerPolicyBetaOptions: false}",
+        "topologyManagerPolicy: restricted, topologyManagerScope: pod, topologyManagerPolicyOptions: {prefer-closest-numa-nodes: 'true', max-allowable-numa-nodes: '8'}, cpuManagerReconcilePeriod: 5s",
+    ]
+    .map(told);
+    expect![[r#"
+        Pinning { cpus: None, topology: None, whole_pods: false, prefer_closest: false, retry: 10s }
+        the configuration has 1 mistake:
+          modules.edged.tailoredKubeletConfig.cpuManagerPolicy: static needs CPUs for the node itself: give reservedSystemCPUs, or cpu in kubeReserved or systemReserved
+        Pinning { cpus: Some(CpuOptions { full_pcpus_only: true, distribute_cpus_across_numa: false, align_by_socket: false, distribute_cpus_across_cores: false, strict_cpu_reservation: false, prefer_align_cpus_by_uncorecache: false }), topology: None, whole_pods: false, prefer_closest: false, retry: 10s }
+        the configuration has 1 mistake:
+          modules.edged.tailoredKubeletConfig.cpuManagerPolicyOptions.strict-cpu-reservation: it takes the gate CPUManagerPolicyAlphaOptions: true
+        Pinning { cpus: Some(CpuOptions { full_pcpus_only: false, distribute_cpus_across_numa: false, align_by_socket: false, distribute_cpus_across_cores: false, strict_cpu_reservation: true, prefer_align_cpus_by_uncorecache: false }), topology: None, whole_pods: false, prefer_closest: false, retry: 10s }
+        the configuration has 2 mistakes:
+          modules.edged.tailoredKubeletConfig.cpuManagerPolicyOptions.full-pcpus-only: it takes the gate CPUManagerPolicyBetaOptions: true
+          modules.edged.tailoredKubeletConfig.cpuManagerPolicyOptions: needs cpuManagerPolicy: static
+        Pinning { cpus: None, topology: Restricted, whole_pods: true, prefer_closest: true, retry: 5s }
+    "#]].assert_eq(&(lines.join("\n") + "\n"));
 }

@@ -2,14 +2,18 @@
 
 mod capabilities;
 mod mounts;
+mod named;
 mod resources;
 
 use super::apparmor;
+use super::cdi::Part;
 use super::devices::{self, Devices};
 use super::handlers::Maker;
-use super::records::{DevicePath, SandboxRecord};
+use super::launch::Launcher;
+use super::records::{DevicePath, Hooks, SandboxRecord};
 use super::sandboxes::user_pin;
 use super::users::User;
+use crate::helper::Verb;
 use crate::helper::privileges::Privileges;
 use crate::image::store::StoredImage;
 use crate::{Error, seccomp};
@@ -22,6 +26,8 @@ use std::path::{Path, PathBuf};
 pub(crate) use mounts::IMAGE_VOLUMES;
 pub(super) use mounts::shared_memory;
 
+/// Of the configuration.
+pub(super) const OCI_VERSION: &str = "1.0.2";
 const PATH_DEFAULT: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// Of a user that the image does not know.
 const HOME_DEFAULT: &str = "/";
@@ -80,6 +86,10 @@ pub(super) struct Ingredients<'a> {
     pub(super) held: u64,
     /// The first process of the container whose processes this one shall see.
     pub(super) target: Option<u32>,
+    /// What its devices by name add.
+    pub(super) named: &'a [Part],
+    /// Runs hooks for libcontainer.
+    pub(super) launcher: &'a Launcher,
 }
 
 /// The signal that asks this container to stop.
@@ -111,6 +121,8 @@ pub(super) struct Written {
     pub(super) document: Value,
     /// Where the container's devices are on the node.
     pub(super) devices: Vec<DevicePath>,
+    /// What is run while libcontainer makes it.
+    pub(super) hooks: Hooks,
 }
 
 /// Writes the configuration down.
@@ -118,15 +130,18 @@ pub(super) fn write(from: &Ingredients<'_>) -> Result<Written, Error> {
     let security = &from.config.security;
     let sandbox = &from.sandbox.config;
     let open_proc = security.privileged || security.proc_unmasked;
-    let Devices { nodes, rules, paths } = if security.privileged {
+    let named = named::named(from)?;
+    let mut devices = if security.privileged {
         devices::all()
     } else {
         devices::some(&from.config.devices)?
     };
+    named.nodes.into_iter().for_each(|node| devices.replace(node));
+    let Devices { nodes, rules, paths } = devices;
     let masked = if open_proc { Vec::new() } else { masked_paths() };
     let limits = resources::resources(&from.config.resources, rules, from.cgroups, from.cgroup)?;
     let mut document = json!({
-        "ociVersion": "1.0.2",
+        "ociVersion": OCI_VERSION,
         "root": { "path": "rootfs", "readonly": security.read_only_root },
         "process": {
             "terminal": from.config.tty,
@@ -134,12 +149,12 @@ pub(super) fn write(from: &Ingredients<'_>) -> Result<Written, Error> {
                 "uid": from.user.uid, "gid": from.user.gid, "additionalGids": groups(&from.user), "umask": UMASK,
             },
             "args": arguments(from.config, from.image),
-            "env": environment(from),
+            "env": environment(from, &named.env),
             "cwd": working_directory(from),
             "noNewPrivileges": capabilities::no_new_privileges(security),
             "oomScoreAdj": resources::oom_score(&from.config.resources, from.held),
         },
-        "mounts": mounts::mounts(from)?,
+        "mounts": mounts::mounts(from, named.mounts)?,
         "annotations": from.config.annotations,
         "linux": {
             "namespaces": namespaces(from),
@@ -155,10 +170,41 @@ pub(super) fn write(from: &Ingredients<'_>) -> Result<Written, Error> {
         document["hostname"] = json!(sandbox.hostname);
     }
     confine(from, &mut document)?;
+    if let Some(hooks) = hooks(from, &named.hooks) {
+        document["hooks"] = hooks;
+    }
     Ok(Written {
         document,
         devices: paths,
+        hooks: named.hooks,
     })
+}
+
+/// Another runtime runs the hooks itself. Of libcontainer nobody learns which of them failed, and why; and what they left
+/// behind would outlive their time: so it runs a helper, which runs them. Those within the container are run by its own
+/// first process.
+fn hooks(from: &Ingredients<'_>, hooks: &Hooks) -> Option<Value> {
+    if matches!(from.maker, Maker::AnotherRuntime(_)) {
+        return named::document(hooks);
+    }
+    let of_node = !hooks.prestart.is_empty() || !hooks.create_runtime.is_empty();
+    let stages = [
+        ("createRuntime", Verb::RuntimeHooks, of_node),
+        (
+            "createContainer",
+            Verb::ContainerHooks,
+            !hooks.create_container.is_empty(),
+        ),
+    ];
+    let mut document = serde_json::Map::new();
+    for (stage, verb, _) in stages.into_iter().filter(|(.., wanted)| *wanted) {
+        let args = from.launcher.calling(verb, from.directory);
+        document.insert(
+            stage.to_owned(),
+            json!([{ "path": "/proc/self/exe", "args": args }]),
+        );
+    }
+    (!document.is_empty()).then_some(Value::Object(document))
 }
 
 /// Rights, and the filter of system calls: this runtime installs its own, another one wants it in the configuration.
@@ -209,7 +255,7 @@ fn groups(user: &User) -> Vec<u32> {
     groups
 }
 
-fn environment(from: &Ingredients<'_>) -> Vec<String> {
+fn environment(from: &Ingredients<'_>, named: &[(String, String)]) -> Vec<String> {
     let image = from.image.execution.env.clone().unwrap_or_default();
     let mut all: Vec<String> = vec![
         PATH_DEFAULT.to_owned(),
@@ -222,6 +268,7 @@ fn environment(from: &Ingredients<'_>) -> Vec<String> {
         .config
         .env
         .iter()
+        .chain(named)
         .map(|(name, value)| format!("{name}={value}"));
     for variable in image.into_iter().chain(given) {
         let name = variable.split('=').next().unwrap_or_default().to_owned();

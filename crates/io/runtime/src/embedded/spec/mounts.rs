@@ -18,13 +18,15 @@ const BIND_READ_ONLY: [&str; 3] = ["rbind", "rprivate", "ro"];
 const MISSING_DIRECTORY_MODE: u32 = 0o755;
 
 /// All mounts, in the order in which they are made. What the pod mounts itself replaces what every container has.
-pub(super) fn mounts(from: &Ingredients<'_>) -> Result<Vec<Value>, Error> {
-    let given: Vec<PathBuf> = from
+/// What its devices by name bring replaces both.
+pub(super) fn mounts(from: &Ingredients<'_>, named: Vec<(PathBuf, Value)>) -> Result<Vec<Value>, Error> {
+    let of_pod = from
         .config
         .mounts
         .iter()
-        .map(|mount| plain(&mount.container_path))
-        .collect();
+        .map(|mount| plain(&mount.container_path));
+    let of_named = named.iter().map(|(path, _)| path.clone());
+    let given: Vec<PathBuf> = of_pod.chain(of_named).collect();
     let mut mounts = every_container(from);
     mounts.retain(|mount| {
         let destination = mount["destination"].as_str().unwrap_or_default();
@@ -33,7 +35,9 @@ pub(super) fn mounts(from: &Ingredients<'_>) -> Result<Vec<Value>, Error> {
     let own_users = from.sandbox.config.user_namespace.is_some();
     let volumes = from.config.mounts.iter().map(|mount| volume(mount, own_users));
     let mut volumes: Vec<(PathBuf, Value)> = volumes.collect::<Result<_, _>>()?;
+    volumes.retain(|(path, _)| !named.iter().any(|(other, _)| other == path));
     volumes.extend(image_volumes(from, &given));
+    volumes.extend(named);
     // What lies below another mount has to come after it.
     volumes.sort_by_key(|(path, _)| path.components().count());
     mounts.extend(volumes.into_iter().map(|(_, mount)| mount));
@@ -168,7 +172,7 @@ fn image_volumes(from: &Ingredients<'_>, given: &[PathBuf]) -> Vec<(PathBuf, Val
 }
 
 /// A path as the kernel would walk it where nothing is a link: without `.`, `..` and doubled slashes.
-fn plain(path: &Path) -> PathBuf {
+pub(super) fn plain(path: &Path) -> PathBuf {
     let mut plain = PathBuf::new();
     for part in path.components() {
         match part {
