@@ -462,16 +462,20 @@ impl Pod {
         let behind = self.is_behind(key);
         let watch = &self.watch;
         let told = self.clients.iter_mut().filter(|client| whom(client));
-        let gone: Vec<u32> = told
-            .filter_map(|client| {
-                let told = client
-                    .tell(message, last)
-                    .and_then(|()| client.rewatch(watch, behind));
-                let over = client.talk().is_some_and(crate::client::Talk::is_over);
-                (told.is_err() || over).then_some(client.key)
-            })
-            .collect();
-        gone.into_iter().for_each(|key| self.hang_up(key));
+        let (mut gone, mut over) = (Vec::new(), Vec::new());
+        for client in told {
+            let told = client
+                .tell(message, last)
+                .and_then(|()| client.rewatch(watch, behind));
+            if told.is_err() {
+                gone.push(client.key);
+            } else if client.talk().is_some_and(crate::client::Talk::is_over) {
+                over.push(client.key);
+            }
+        }
+        // What they said before they went counts.
+        gone.into_iter().for_each(|key| self.hear_talk(key, true));
+        over.into_iter().for_each(|key| self.hang_up(key));
     }
 
     fn look_at_the_clock(&mut self) {

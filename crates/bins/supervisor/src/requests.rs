@@ -27,7 +27,8 @@ impl Pod {
             Role::Waiting => self.hang_up(key),
             Role::Talking(_) => {
                 if event.writable && client.flush().is_err() {
-                    return self.hang_up(key);
+                    // It does not listen any more; what it said before counts.
+                    return self.hear_talk(key, true);
                 }
                 if client.talk().is_some_and(Talk::is_over) {
                     return self.hang_up(key);
@@ -246,8 +247,8 @@ impl Pod {
         Ok(())
     }
 
-    /// Takes what somebody says to a container, as long as the container keeps up.
-    fn hear_talk(&mut self, key: u32, hung_up: bool) {
+    /// Takes what somebody says to a container, as long as the container keeps up. Of one that hung up it is the rest.
+    pub(crate) fn hear_talk(&mut self, key: u32, hung_up: bool) {
         let mut buffer = vec![0; talk::MESSAGE_BYTES_MAX];
         loop {
             let Some(client) = self.clients.iter_mut().find(|client| client.key == key) else {
@@ -263,7 +264,7 @@ impl Pod {
             };
             let bytes = match kedge_packets::receive(&client.socket, &mut buffer) {
                 Ok(received) => received.bytes,
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock && !hung_up => return,
                 Err(_) => 0,
             };
             if bytes == 0 {

@@ -254,6 +254,9 @@ fn who_hangs_up_is_missed_only_where_he_alone_had_the_input() {
     let listener = pod.attach("cat", false);
     drop(pod.attach("cat", false));
     let speaker = pod.attach("cat", true);
+    // He does not listen to what he is told himself.
+    say(&speaker, ToProcess::Bytes(b"first\n"));
+    hear(&listener, "first\n");
     // More than the pipe holds, and he is gone before it is read.
     let text = "y".repeat(30_000);
     for _ in 0..5 {

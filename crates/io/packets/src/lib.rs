@@ -90,10 +90,14 @@ pub struct Received {
 pub fn receive(socket: impl AsFd, buffer: &mut [u8]) -> std::io::Result<Received> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
-    let message = retry_on_intr(|| {
+    let message = loop {
         let parts = &mut [IoSliceMut::new(buffer)];
-        rustix::net::recvmsg(&socket, parts, &mut control, RecvFlags::CMSG_CLOEXEC)
-    })?;
+        match rustix::net::recvmsg(&socket, parts, &mut control, RecvFlags::CMSG_CLOEXEC) {
+            // The second is told once of a peer that hung up without having heard everything. What it said is still there.
+            Err(Errno::INTR | Errno::CONNRESET) => {}
+            received => break received?,
+        }
+    };
     let mut descriptor = None;
     for part in control.drain() {
         if let RecvAncillaryMessage::ScmRights(descriptors) = part {
