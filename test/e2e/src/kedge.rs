@@ -4,6 +4,7 @@ use crate::kubectl::{Output, kubectl};
 use crate::{ports, proc, wait_for};
 use serde_json::Value;
 use std::io::{BufRead, BufReader};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -32,6 +33,31 @@ pub struct Options {
     pub hollow: bool,
     /// Otherwise a new one below the system's folder for temporary files.
     pub data_dir: Option<PathBuf>,
+    /// An ordinary user and what it executes; otherwise root executes the release build.
+    pub user: Option<User>,
+}
+
+/// Who runs `kedge`, when it is not root.
+#[derive(Debug, Clone)]
+pub struct User {
+    pub uid: u32,
+    pub gid: u32,
+    /// A copy of the program where this user may execute it.
+    pub program: PathBuf,
+}
+
+impl Options {
+    /// The program, as whoever shall run it.
+    fn program(&self) -> Command {
+        match &self.user {
+            None => Command::new(binary("kedge")),
+            Some(user) => {
+                let mut command = Command::new(&user.program);
+                command.uid(user.uid).gid(user.gid);
+                command
+            }
+        }
+    }
 }
 
 /// A running `kedge up`.
@@ -77,7 +103,7 @@ impl Kedge {
     /// Starts the process on the data directory as it is.
     pub fn start(&mut self) {
         assert!(self.child.is_none(), "it runs already");
-        let mut command = Command::new(binary("kedge"));
+        let mut command = self.options.program();
         command
             .args(["--json", "--data-dir"])
             .arg(&self.data_dir)
@@ -174,7 +200,9 @@ impl Kedge {
 
     /// `kedge` itself on this data directory.
     pub fn kedge(&self, args: &[&str]) -> Output {
-        let output = Command::new(binary("kedge"))
+        let output = self
+            .options
+            .program()
             .arg("--data-dir")
             .arg(&self.data_dir)
             .args(args)
@@ -235,7 +263,9 @@ impl Drop for Kedge {
                 .status();
             let _ = child.wait();
         }
-        let down = Command::new(binary("kedge"))
+        let down = self
+            .options
+            .program()
             .arg("--data-dir")
             .arg(&self.data_dir)
             .arg("down")

@@ -15,7 +15,7 @@ pub mod runtimes;
 pub mod site;
 pub mod stats;
 
-pub use kedge::{Kedge, Options, binary, free_ports};
+pub use kedge::{Kedge, Options, User, binary, free_ports};
 pub use kubectl::{Output, kubectl};
 
 use std::path::PathBuf;

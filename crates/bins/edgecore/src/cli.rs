@@ -123,6 +123,7 @@ fn start(cli: &Cli) -> Result<()> {
     let filter = cli.official_logs.filter().unwrap_or(&config.log_filter);
     logs::install(filter, format, logs::stderr());
     tracing::info!(version = version(), config = %cli.config.display(), "EdgeCore starts");
+    runtime::enter_node(&config)?;
     for warning in warnings {
         tracing::warn!("{warning}");
     }

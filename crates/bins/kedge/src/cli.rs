@@ -44,7 +44,7 @@ pub(crate) struct Up {
     /// Import a thermometer, run it on the edge, pull the plug, and show what happens.
     #[arg(long)]
     pub(crate) demo: bool,
-    /// Containers that exist in memory only: needs no root.
+    /// Containers that exist in memory only: needs neither root nor what an ordinary user needs instead.
     #[arg(long)]
     pub(crate) hollow: bool,
     /// What is logged to DATA_DIR/kedge.log, for example info,kedge_link=debug.

@@ -77,6 +77,11 @@ impl DataDir {
         self.root.join("runtime")
     }
 
+    /// Where an ordinary user's node is written down. An EdgeCore on the same runtime finds it there, too.
+    pub(crate) fn node(&self) -> PathBuf {
+        self.runtime().join(kedge_edgecore::runtime::NODE)
+    }
+
     fn lock_file(&self) -> PathBuf {
         self.root.join("kedge.lock")
     }

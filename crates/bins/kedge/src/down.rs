@@ -5,6 +5,7 @@ use crate::edge_file;
 use crate::progress::Progress;
 use anyhow::{Context, Result, bail};
 use kedge_config::ContainerRuntime;
+use kedge_runtime::rootless::{self, Node};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -14,8 +15,17 @@ const STOP_MAX: Duration = Duration::from_secs(40);
 const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Stops the process, then the containers and their network. Data, images and certificates stay.
-pub(crate) async fn down(dir: &DataDir, json: bool) -> Result<()> {
+pub(crate) async fn down(dir: &DataDir, node: Option<Node>, json: bool) -> Result<()> {
     let mut progress = Progress::new(json);
+    end_pods(dir, &mut progress).await?;
+    if let Some(node) = node {
+        node.end().context("end the node")?;
+        progress.step("node ended", "its namespaces go with this process");
+    }
+    Ok(())
+}
+
+async fn end_pods(dir: &DataDir, progress: &mut Progress) -> Result<()> {
     match dir.run()? {
         Some(run) => {
             stop(dir, run.pid).await?;
@@ -30,6 +40,8 @@ pub(crate) async fn down(dir: &DataDir, json: bool) -> Result<()> {
     let _held = dir.hold()?;
     let config = edge_file::read(&file)?;
     match config.edged.container_runtime {
+        // An ordinary user whose node was ended has no containers.
+        ContainerRuntime::Embedded if rootless::is_needed() => {}
         ContainerRuntime::Embedded => {
             let runtime = kedge_edgecore::runtime::open_embedded(&config).await?;
             runtime.purge().await.context("stop the containers")?;

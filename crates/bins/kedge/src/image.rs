@@ -41,7 +41,9 @@ pub(crate) async fn image(dir: &DataDir, command: &Image, json: bool) -> Result<
 
 fn open(dir: &DataDir) -> Result<Images> {
     if !kedge_host::is_root() {
-        bail!("images of the built-in runtime need root; with --hollow every image name exists");
+        bail!(
+            "images of the built-in runtime need root, or what an ordinary user has instead; with --hollow every image name exists"
+        );
     }
     Ok(Images::open(&dir.runtime())?)
 }

@@ -10,6 +10,7 @@ mod image;
 mod manifest;
 mod preflight;
 mod progress;
+mod rootless;
 mod status;
 mod up;
 mod wiring;
@@ -43,6 +44,8 @@ fn main() -> ExitCode {
 
 fn run(cli: &Cli) -> Result<()> {
     let dir = DataDir::open(&cli.data_dir)?;
+    // Before there is a second thread: the kernel lets only a process with one change its users.
+    let node = rootless::enter(&dir, &cli.command)?;
     let tokio = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKER_THREADS)
         .enable_all()
@@ -51,7 +54,7 @@ fn run(cli: &Cli) -> Result<()> {
     tokio.block_on(async {
         match &cli.command {
             Command::Up(up) => up::up(&dir, up, cli.json).await,
-            Command::Down => down::down(&dir, cli.json).await,
+            Command::Down => down::down(&dir, node, cli.json).await,
             Command::Status => status::status(&dir, cli.json).await,
             Command::Image(command) => image::image(&dir, command, cli.json).await,
         }

@@ -39,6 +39,9 @@ pub(crate) fn check(up: &Up) -> Result<Vec<String>> {
                     "{error}; mount the control groups, or add --hollow to run without real containers"
                 )
             })?;
+        if kedge_runtime::rootless::is_on_the_machines_network() {
+            notes.push(kedge_runtime::rootless::without_network());
+        }
         if !kedge_host::mounts::knows_file_system(&kedge_host::Root::machine(), "overlay").unwrap_or(false) {
             notes.push(
                 "this kernel has no overlay file system: images are copied, which is slower and larger"
@@ -46,6 +49,12 @@ pub(crate) fn check(up: &Up) -> Result<Vec<String>> {
             );
         }
     }
+    require_ports(up)?;
+    Ok(notes)
+}
+
+/// Refuses ports that another program has.
+pub(crate) fn require_ports(up: &Up) -> Result<()> {
     for (port, option) in wanted_ports(up) {
         if let Err(error) = TcpListener::bind((Ipv4Addr::LOCALHOST, port)) {
             match error.kind() {
@@ -58,7 +67,7 @@ pub(crate) fn check(up: &Up) -> Result<Vec<String>> {
             }
         }
     }
-    Ok(notes)
+    Ok(())
 }
 
 fn wanted_ports(up: &Up) -> [(u16, &'static str); 4] {

@@ -27,12 +27,8 @@ const PID_BYTES_MAX: u64 = 32;
 pub(crate) fn start(pin: &Path, boot_id: &str) -> Result<(), Failure> {
     let failed = |error: std::io::Error| Failure::new("hold the pod's processes", error);
     let users = pin.with_file_name(USER_PIN);
-    let (pid, word) = if users.exists() {
-        start_as(&users)
-    } else {
-        start_here()
-    }
-    .map_err(failed)?;
+    let users = users.exists().then_some(users.as_path());
+    let (pid, word) = start_by_child(users).map_err(failed)?;
     let holder: Process = process::identify(pid, boot_id).map_err(failed)?;
     durable::write_for_boot(&pin.with_extension("json"), &holder).map_err(failed)?;
     File::create(pin).map_err(failed)?;
@@ -43,22 +39,13 @@ pub(crate) fn start(pin: &Path, boot_id: &str) -> Result<(), Failure> {
     word.write_all(b"s").map_err(failed)
 }
 
-/// Starts it in a namespace of this process's own users.
-fn start_here() -> std::io::Result<(u32, Option<ChildStdin>)> {
-    let own = File::open("/proc/self/ns/pid")?;
-    unshare(CloneFlags::CLONE_NEWPID)?;
-    let spawned = holder().stdin(Stdio::piped()).spawn();
-    // What is started later belongs to the node's processes again.
-    setns(own, CloneFlags::CLONE_NEWPID)?;
-    let child = spawned?;
-    Ok((child.id(), child.stdin))
-}
-
-/// Has it started by a process that becomes one of the pod's users, to whom the namespace then belongs.
-fn start_as(users: &Path) -> std::io::Result<(u32, Option<ChildStdin>)> {
+/// Has it started by a process that ends: who has made a namespace for its children cannot go back to its own where
+/// that belongs to others, as on a node without root. With `users` it becomes one of the pod's users before, to whom the
+/// namespace then belongs.
+fn start_by_child(users: Option<&Path>) -> std::io::Result<(u32, Option<ChildStdin>)> {
     let mut child = Command::new("/proc/self/exe")
         .arg(HOLD_AS)
-        .arg(users)
+        .args(users)
         .current_dir("/")
         .env_clear()
         .stdin(Stdio::piped())
@@ -78,11 +65,13 @@ fn start_as(users: &Path) -> std::io::Result<(u32, Option<ChildStdin>)> {
     ))
 }
 
-/// Becomes root of the pod's users, starts the process in a namespace of theirs, and says which it is.
-pub(crate) fn run_as(users: &Path) -> ExitCode {
+/// Becomes root of the pod's users if it has some, starts the process in a namespace of theirs, and says which it is.
+pub(crate) fn run_as(users: Option<&Path>) -> ExitCode {
     let spawn = || -> std::io::Result<Child> {
-        setns(File::open(users)?, CloneFlags::CLONE_NEWUSER)?;
-        become_user(ROOT)?;
+        if let Some(users) = users {
+            setns(File::open(users)?, CloneFlags::CLONE_NEWUSER)?;
+            become_user(ROOT)?;
+        }
         unshare(CloneFlags::CLONE_NEWPID)?;
         holder().stdin(Stdio::inherit()).spawn()
     };

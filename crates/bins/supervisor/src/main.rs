@@ -47,7 +47,8 @@ fn main() -> ExitCode {
     match arguments.as_slice() {
         [verb, directory] if verb == SUPERVISE => begin::run(Path::new(directory)),
         [verb] if verb == HOLD => hold::run(),
-        [verb, users] if verb == HOLD_AS => hold::run_as(Path::new(users)),
+        [verb] if verb == HOLD_AS => hold::run_as(None),
+        [verb, users] if verb == HOLD_AS => hold::run_as(Some(Path::new(users))),
         _ => {
             say(format_args!(
                 "this is started by kedge itself and is of no use on a command line"

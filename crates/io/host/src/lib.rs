@@ -2,7 +2,7 @@
 //!
 //! **Duty.** Read the facts of the node: what it is ([`facts`]), how full it is ([`usage`]), how its control groups are
 //! mounted ([`cgroups`]) and what they use ([`groups`]), how its CPUs belong together ([`processors`]), what its disks and networks carry ([`disks`], [`network`]), who
-//! a process is ([`process`]), what this one uses ([`own`]) and need not keep ([`memory`]). And run other programs
+//! a process is ([`process`]), which users it knows ([`users`]), what this one uses ([`own`]) and need not keep ([`memory`]). And run other programs
 //! ([`program`]): this is the only crate that does, with an argument vector, a deadline and bounded output, never through a
 //! shell.
 //!
@@ -36,6 +36,7 @@ pub mod program;
 mod root;
 pub mod start;
 mod usage;
+pub mod users;
 mod watch;
 
 pub use error::Error;

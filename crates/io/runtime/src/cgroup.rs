@@ -64,6 +64,19 @@ pub(crate) fn make_pod(layout: &Layout, group: &str, limits: &Resources) -> Resu
     }
 }
 
+/// Makes a container's group with its limits, where nobody else does. Its processors can be said when somebody has made
+/// the group of that tree, see [`limit_existing`].
+pub(crate) fn make_container(layout: &Layout, group: &str, limits: &Resources) -> Result<(), Error> {
+    if v1_block_weight(layout, limits)?.is_some() {
+        return Err(Error::Unsupported {
+            act: "set limit",
+            object: V2_IO_WEIGHT.to_owned(),
+            reason: "a node without root weighs disk traffic with version 2 control groups only",
+        });
+    }
+    make_pod(layout, group, limits)
+}
+
 /// Gives limits to a group that somebody else made; one that is not there needs none.
 pub(crate) fn limit_existing(layout: &Layout, group: &str, limits: &Resources) -> Result<(), Error> {
     let exists = |directory: &PathBuf| directory.is_dir();

@@ -2,7 +2,7 @@
 
 use crate::Error;
 use nix::libc;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd};
 use std::path::Path;
 
 /// A call that is needed, how one finds out whether it is there, and the first kernel that has it.
@@ -94,6 +94,24 @@ pub(crate) fn map_owners(tree: impl AsFd, users: impl AsFd, flags: libc::c_int) 
         userns_fd: u64::try_from(users.as_fd().as_raw_fd()).map_err(std::io::Error::other)?,
     };
     set_attributes(tree, Path::new(""), flags | libc::AT_EMPTY_PATH, &attributes)
+}
+
+/// Whether the network that this process is in belongs to its own users, so that its root may change it. It does not
+/// where a user namespace was made and no network.
+pub(crate) fn owns_network() -> bool {
+    /// Which user namespace a namespace belongs to; refused for one that is above the caller's.
+    const OWNER: libc::Ioctl = 0xb701;
+    let Ok(network) = std::fs::File::open("/proc/self/ns/net") else {
+        return true;
+    };
+    // SAFETY: the request takes nothing and gives a new descriptor, which is ours from then on.
+    #[allow(unsafe_code)]
+    let owner = unsafe {
+        let answer = libc::ioctl(network.as_raw_fd(), OWNER);
+        (answer >= 0).then(|| std::os::fd::OwnedFd::from_raw_fd(answer))
+    };
+    // Where the question is not understood, nobody is refused anything.
+    owner.is_some() || std::io::Error::last_os_error().raw_os_error() != Some(libc::EPERM)
 }
 
 fn set_attributes(

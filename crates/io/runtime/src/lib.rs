@@ -30,6 +30,7 @@ pub mod image;
 mod kernel;
 mod lock;
 mod network;
+pub mod rootless;
 mod seccomp;
 mod talk;
 

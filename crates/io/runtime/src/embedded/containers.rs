@@ -256,6 +256,9 @@ impl Inner {
             },
         };
         write_plain(directory.join(LAUNCH_RECORD), &launch)?;
+        if spec::limits_are_ours(&self.cgroups) {
+            cgroup::make_container(&self.cgroups, &record.cgroup, &record.config.resources)?;
+        }
         let order = Order::Create {
             container: Box::new(launch.supervised),
             arguments: self.launcher.calling(Verb::Create, &directory),
@@ -263,6 +266,9 @@ impl Inner {
         let sandbox = self.layout.sandbox(&sandbox.id);
         let reply = ask(&sandbox, order, Some(self.maker()), CREATE_WAIT_MAX);
         done("create container", &record.config.name, reply)?;
+        if spec::limits_are_ours(&self.cgroups) {
+            cgroup::limit_existing(&self.cgroups, &record.cgroup, &record.config.resources)?;
+        }
         durable::write_record_for_boot(&directory.join("container.json"), record)
     }
 

@@ -9,7 +9,7 @@ use std::path::Path;
 const WARNING: &str = "# Written by kedge for this pod.\n";
 
 /// Where systemd tells the resolvers behind the one of its own that listens on the loopback.
-const BEHIND_STUB: &str = "/run/systemd/resolve/resolv.conf";
+pub(crate) const BEHIND_STUB: &str = "/run/systemd/resolve/resolv.conf";
 
 /// Writes the files into the sandbox's directory.
 pub(super) fn write(
@@ -65,7 +65,8 @@ fn aliases(config: &SandboxConfig) -> String {
 }
 
 /// Whether all resolvers listen on the node's loopback, where no pod with a network of its own reaches them.
-fn only_loopback(resolv_conf: &str) -> bool {
+/// Whether all resolvers that it names are on the machine's own loopback.
+pub(crate) fn only_loopback(resolv_conf: &str) -> bool {
     let servers = resolv_conf
         .lines()
         .filter_map(|line| line.strip_prefix("nameserver"))

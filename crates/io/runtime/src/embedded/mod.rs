@@ -25,7 +25,7 @@ mod cdi;
 mod containers;
 mod devices;
 mod exec;
-mod files;
+pub(crate) mod files;
 mod grace;
 mod handlers;
 mod hooks;
@@ -203,7 +203,7 @@ impl Inner {
         let failed = |reason: &dyn std::fmt::Display| Error::failed("start", "the embedded runtime", reason);
         if !kedge_host::is_root() {
             return Err(failed(
-                &"it needs root; run it with sudo, or use the hollow runtime (--hollow)",
+                &"it needs root, or what an ordinary user has instead (docs/rootless.md); or use the hollow runtime (--hollow)",
             ));
         }
         crate::kernel::require_calls()?;
@@ -219,7 +219,9 @@ impl Inner {
         let launcher = Launcher::open(&config.helper)?;
         let rootfs = rootfs::choose(config.rootfs, &launcher, &layout)?;
         let boot_id = kedge_host::boot_id().map_err(|error| failed(&error))?;
-        let network = Network::open(config.network.as_ref(), &records::sandboxes(&layout)?, &boot_id)?;
+        // The machine's own network is not this node's to change.
+        let network = config.network.filter(|_| crate::kernel::owns_network());
+        let network = Network::open(network.as_ref(), &records::sandboxes(&layout)?, &boot_id)?;
         let inner = Self {
             _alone: alone,
             images: ImageStore::open(layout.images(), || images::users(&layout))?,

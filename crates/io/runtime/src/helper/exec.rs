@@ -262,7 +262,7 @@ impl Doors {
         let mut namespaces = Vec::with_capacity(kinds.len());
         for (name, flag) in kinds {
             match File::open(format!("/proc/{pid}/ns/{name}")) {
-                Ok(file) if name == "user" && is_own_users(&file).map_err(failed)? => {}
+                Ok(file) if is_own(&file, name).map_err(failed)? => {}
                 Ok(file) => namespaces.push((file, flag)),
                 // A kernel without this kind.
                 Err(error)
@@ -317,10 +317,12 @@ fn entrance(group: &Path) -> std::io::Result<Option<File>> {
     Ok(None)
 }
 
-/// Whether these are this process's own users, which cannot be entered.
-fn is_own_users(theirs: &File) -> std::io::Result<bool> {
-    let (own, theirs) = (std::fs::metadata("/proc/self/ns/user")?, theirs.metadata()?);
-    Ok((own.dev(), own.ino()) == (theirs.dev(), theirs.ino()))
+/// Whether this process is in the namespace already. The kernel lets nobody enter one that belongs to others than its own
+/// users, though it is the own one.
+fn is_own(namespace: &File, kind: &str) -> std::io::Result<bool> {
+    let place = |meta: std::fs::Metadata| (meta.dev(), meta.ino());
+    let own = std::fs::metadata(format!("/proc/self/ns/{kind}"))?;
+    Ok(place(own) == place(namespace.metadata()?))
 }
 
 /// Returns only when something fails.

@@ -20,6 +20,7 @@ mod hooks;
 mod interpreter;
 mod lookup;
 mod network;
+pub(crate) mod node;
 pub(crate) mod privileges;
 mod room;
 mod rootfs;
@@ -67,10 +68,12 @@ pub(crate) enum Verb {
     Talk,
     /// Connects to a port in a sandbox.
     Connect,
+    /// Holds the namespaces of a node without root.
+    HoldNode,
 }
 
 impl Verb {
-    const ALL: [Self; 14] = [
+    const ALL: [Self; 15] = [
         Self::SandboxUp,
         Self::SandboxDown,
         Self::ProbeOverlay,
@@ -85,6 +88,7 @@ impl Verb {
         Self::Exec,
         Self::Talk,
         Self::Connect,
+        Self::HoldNode,
     ];
 
     pub(crate) fn name(self) -> &'static str {
@@ -103,6 +107,7 @@ impl Verb {
             Self::Exec => "exec",
             Self::Talk => "talk",
             Self::Connect => "connect",
+            Self::HoldNode => "hold-node",
         }
     }
 
@@ -119,6 +124,7 @@ impl Verb {
             Self::StartedHooks | Self::StoppedHooks => "run the hooks of container",
             Self::Exec | Self::Talk => "run a command in container",
             Self::Connect => "connect to sandbox",
+            Self::HoldNode => "hold",
         }
     }
 }
@@ -166,6 +172,7 @@ pub fn main(arguments: Vec<OsString>) -> ExitCode {
         Verb::ContainerHooks => return hooks::run_before(&argument, hooks::Stage::Container),
         Verb::Talk => return talk::run(order()),
         Verb::Connect => return connect::run(order()),
+        Verb::HoldNode => return node::run(),
         Verb::Exec => match order().map(|order| exec::run(&order)) {
             Ok(Ok(())) => return ExitCode::SUCCESS,
             // Nobody listens any more.

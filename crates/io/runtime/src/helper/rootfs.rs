@@ -17,6 +17,8 @@ use std::path::{Path, PathBuf};
 
 /// What the kernel takes of the options of a mount: a page of the smallest size, with its end.
 const OPTIONS_BYTES_MAX: usize = 4095;
+/// What an overlay writes down for itself stands in attributes that the root of a user namespace may set.
+const OF_USERS: &str = ",userxattr";
 
 /// Gives this process mounts of its own: what it mounts goes when it and the container have ended, whatever happens.
 /// Unmounts on the node still reach us.
@@ -142,11 +144,14 @@ pub(super) fn overlay(
         lower.join(":")
     );
     let mut from = layers_directory.to_owned();
-    if options.len() > OPTIONS_BYTES_MAX {
+    if options.len() + OF_USERS.len() > OPTIONS_BYTES_MAX {
         from = directory.join("lower");
         make_directory(&from)?;
         let links = link_layers(layers_directory, &lower, &from).map_err(failed)?;
         options = format!("lowerdir={links},upperdir=../upper,workdir=../work");
+    }
+    if kedge_host::users::in_namespace() {
+        options.push_str(OF_USERS);
     }
     let options = CString::new(options).map_err(|error| failed(error.into()))?;
     std::env::set_current_dir(&from).map_err(failed)?;

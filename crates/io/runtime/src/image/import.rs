@@ -238,8 +238,11 @@ fn unpack_one(
     })
 }
 
-/// Control groups of version 2 have no filter of devices that we set.
+/// Control groups of version 2 have no filter of devices that we set. In a user namespace nobody makes devices.
 fn devices() -> Devices {
+    if kedge_host::users::in_namespace() {
+        return Devices::LeftOut;
+    }
     match kedge_host::cgroups::layout() {
         Ok(Layout::V2 { .. }) | Err(_) => Devices::LeftOut,
         Ok(_filtered) => Devices::Made,

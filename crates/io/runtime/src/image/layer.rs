@@ -45,6 +45,8 @@ const WHITEOUT_PREFIX: &[u8] = b".wh.";
 const WHITEOUT_NOTES: &[u8] = b".wh..wh.";
 const WHITEOUT_OPAQUE: &[u8] = b".wh..wh..opq";
 pub(super) const OPAQUE_ATTRIBUTE: &str = "trusted.overlay.opaque";
+/// The same where the first is refused: for the root of a user namespace, whose overlays go by this one.
+pub(super) const USER_OPAQUE_ATTRIBUTE: &str = "user.overlay.opaque";
 const CAPABILITY_ATTRIBUTE: &str = "security.capability";
 /// What else of attributes belongs to a file rather than to the machine it came from.
 const USER_ATTRIBUTES: &str = "user.";
@@ -725,7 +727,7 @@ pub(super) fn write_but_holes(file: &File, bytes: &[u8], at: u64) -> std::io::Re
 fn dress(file: &File, attributes: &Attributes<'_>, path: &Path) -> Result<(), LayerError> {
     // Changing the owner clears the set-user-id bit and the capabilities, so they come after.
     rustix::fs::fchown(file, Some(attributes.uid), Some(attributes.gid))
-        .map_err(|errno| wrote(path, errno))?;
+        .map_err(|errno| given(path, attributes, errno))?;
     rustix::fs::fchmod(file, attributes.mode).map_err(|errno| wrote(path, errno))?;
     for (name, value) in attributes.extended {
         if !is_kept_attribute(name) {
@@ -749,7 +751,8 @@ fn own(place: &Place<'_>, attributes: &Attributes<'_>) -> Result<(), LayerError>
     let (parent, name) = (place.parent.as_fd(), place.name);
     let (uid, gid) = (Some(attributes.uid), Some(attributes.gid));
     rustix::fs::chownat(parent, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW)
-        .and_then(|()| rustix::fs::utimensat(parent, name, &attributes.times, AtFlags::SYMLINK_NOFOLLOW))
+        .map_err(|errno| given(place.path, attributes, errno))?;
+    rustix::fs::utimensat(parent, name, &attributes.times, AtFlags::SYMLINK_NOFOLLOW)
         .map_err(|errno| wrote(place.path, errno))
 }
 
@@ -761,7 +764,12 @@ pub(super) fn is_kept_attribute(name: &str) -> bool {
 
 /// Hides what the layers below have in a directory.
 fn hide_below(directory: impl AsFd) -> Result<(), Errno> {
-    rustix::fs::fsetxattr(directory, OPAQUE_ATTRIBUTE, b"y", XattrFlags::empty())
+    match rustix::fs::fsetxattr(&directory, OPAQUE_ATTRIBUTE, b"y", XattrFlags::empty()) {
+        Err(Errno::PERM) => {
+            rustix::fs::fsetxattr(&directory, USER_OPAQUE_ATTRIBUTE, b"y", XattrFlags::empty())
+        }
+        set => set,
+    }
 }
 
 /// What a layer deletes and what it puts in place of it are told in any order. A directory has to say that it is another
@@ -792,6 +800,21 @@ fn below_what_is_none(parent: &OwnedFd, name: &OsStr, path: &Path) -> LayerError
         LayerError::refused(path, "it lies below a link to nothing")
     } else {
         wrote(path, Errno::NOTDIR)
+    }
+}
+
+/// An owner that the kernel refused. A node without root has only as many users as were given to it.
+fn given(path: &Path, attributes: &Attributes<'_>, errno: Errno) -> LayerError {
+    match errno {
+        Errno::INVAL if kedge_host::users::in_namespace() => LayerError::write(
+            path,
+            std::io::Error::other(format!(
+                "its owner {}:{} is none of this node's users; give it more in /etc/subuid and /etc/subgid",
+                attributes.uid.as_raw(),
+                attributes.gid.as_raw()
+            )),
+        ),
+        errno => wrote(path, errno),
     }
 }
 

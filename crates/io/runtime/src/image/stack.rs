@@ -4,7 +4,7 @@
 //! Every name is opened by itself and never followed, so nothing leads out of the layers; links on the way are read and
 //! followed by hand.
 
-use super::layer::OPAQUE_ATTRIBUTE;
+use super::layer::{OPAQUE_ATTRIBUTE, USER_OPAQUE_ATTRIBUTE};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 use std::ffi::{OsStr, OsString};
@@ -145,7 +145,8 @@ pub(crate) fn is_whiteout(meta: &Stat) -> bool {
 
 /// Whether a directory hides what lies below it.
 pub(crate) fn is_opaque(directory: BorrowedFd<'_>) -> bool {
-    let mut value = [0; 1];
-    rustix::fs::fgetxattr(directory, OPAQUE_ATTRIBUTE, &mut value)
-        .is_ok_and(|length| value[..length] == *b"y")
+    [OPAQUE_ATTRIBUTE, USER_OPAQUE_ATTRIBUTE].iter().any(|name| {
+        let mut value = [0; 1];
+        rustix::fs::fgetxattr(directory, *name, &mut value).is_ok_and(|length| value[..length] == *b"y")
+    })
 }

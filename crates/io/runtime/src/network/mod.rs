@@ -179,6 +179,8 @@ struct State {
     /// The ports of all sandboxes that were not taken down.
     forwards: Vec<Forward>,
     filter: Filter,
+    /// Ports that somebody outside opens only when they are listened on.
+    shown: ports::Shown,
     /// Our table was written since this runtime was opened.
     enforced: bool,
 }
@@ -210,6 +212,7 @@ impl Network {
                 addresses: Addresses::new(cidrs, taken)?,
                 forwards,
                 filter: Filter::open(),
+                shown: ports::Shown::new(),
                 enforced: false,
             }),
         })
@@ -233,6 +236,15 @@ impl Network {
                     return Err(Error::failed("connect a pod to bridge", &bridge.name, trouble));
                 }
                 (bridge.name.clone(), bridge.families())
+            }
+            None if !crate::kernel::owns_network() => {
+                let pod = format!("{}/{}", config.pod.namespace, config.pod.name);
+                let reason = format!(
+                    "this node runs without root and without a network of its own, so only pods with hostNetwork: true \
+                     run; {}, and end the node (kedge down) and start it again",
+                    crate::rootless::NETWORK_ADVICE
+                );
+                return Err(Error::failed("connect pod", pod, reason));
             }
             None => Default::default(),
         };
@@ -455,6 +467,10 @@ impl Network {
             tracing::warn!(chain, bridge, "{what}");
         }
         state.enforced = true;
+        if kedge_host::users::in_namespace() {
+            let State { shown, forwards, .. } = state;
+            ports::show(shown, forwards);
+        }
         Ok(())
     }
 

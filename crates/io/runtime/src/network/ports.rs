@@ -6,7 +6,9 @@ use crate::Error;
 use kedge_containers::{PortMapping, Protocol, SandboxConfig};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, listen, socket_with, sockopt};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
 /// What the kernel says of the connections that it follows.
@@ -95,11 +97,11 @@ fn is_in_use(port: &PortMapping, family: Family) -> bool {
         // Hardly a node's kernel speaks it itself.
         Protocol::Sctp => return false,
     };
-    try_to_have(SocketAddr::new(address, port.host_port), kind) == Err(Errno::ADDRINUSE)
+    have(SocketAddr::new(address, port.host_port), kind).is_err_and(|errno| errno == Errno::ADDRINUSE)
 }
 
-/// Takes an address for a moment, as a program would that listens on it.
-fn try_to_have(address: SocketAddr, kind: SocketType) -> Result<(), Errno> {
+/// Takes an address, as a program would that listens on it.
+fn have(address: SocketAddr, kind: SocketType) -> Result<OwnedFd, Errno> {
     let family = match address {
         SocketAddr::V4(_) => AddressFamily::INET,
         SocketAddr::V6(_) => AddressFamily::INET6,
@@ -117,7 +119,38 @@ fn try_to_have(address: SocketAddr, kind: SocketType) -> Result<(), Errno> {
     if kind == SocketType::STREAM {
         listen(&socket, 0)?;
     }
-    Ok(())
+    Ok(socket)
+}
+
+/// Ports that are listened on for being seen.
+pub(super) type Shown = BTreeMap<SocketAddr, OwnedFd>;
+
+/// Listens on the TCP ports that lead to pods, and on no others any more. On a node without root whoever carries its
+/// packets opens those ports on the machine that somebody listens on. Nobody is accepted: rules lead connections to pods
+/// before they come here.
+pub(super) fn show(shown: &mut Shown, forwards: &[Forward]) {
+    let address = |forward: &Forward| {
+        let family = Family::of(forward.to);
+        let address = match Open::of(&forward.port) {
+            Open::At(address) => address,
+            Open::OnFamily(_) | Open::Everywhere => family.unspecified(),
+        };
+        SocketAddr::new(address, forward.port.host_port)
+    };
+    let of_tcp = forwards
+        .iter()
+        .filter(|forward| forward.port.protocol == Protocol::Tcp);
+    let wanted: BTreeSet<SocketAddr> = of_tcp.map(address).collect();
+    shown.retain(|address, _| wanted.contains(address));
+    for address in wanted {
+        if shown.contains_key(&address) {
+            continue;
+        }
+        match have(address, SocketType::STREAM) {
+            Ok(socket) => drop(shown.insert(address, socket)),
+            Err(errno) => tracing::warn!(%address, %errno, "the port of a pod is not opened on the machine"),
+        }
+    }
 }
 
 /// Lets packets from 127.0.0.1 leave by the bridge, for the node's own ports. What pods send to 127.0.0.1 is dropped by
@@ -202,7 +235,7 @@ mod tests {
     fn who_listens_is_seen_and_who_called_is_not() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        let have = |address| try_to_have(address, SocketType::STREAM);
+        let have = |address| have(address, SocketType::STREAM).map(drop);
         assert_eq!(have(address), Err(Errno::ADDRINUSE));
         // The one who ends a connection remembers it for a while.
         let call = std::net::TcpStream::connect(address).unwrap();

@@ -169,6 +169,9 @@ pub(super) fn write(from: &Ingredients<'_>) -> Result<Written, Error> {
     if !sandbox.host_network {
         document["hostname"] = json!(sandbox.hostname);
     }
+    if limits_are_ours(from.cgroups) {
+        document["linux"]["resources"] = Value::Null;
+    }
     confine(from, &mut document)?;
     if let Some(hooks) = hooks(from, &named.hooks) {
         document["hooks"] = hooks;
@@ -205,6 +208,15 @@ fn hooks(from: &Ingredients<'_>, hooks: &Hooks) -> Option<Value> {
         );
     }
     (!document.is_empty()).then_some(Value::Object(document))
+}
+
+/// With any limit libcontainer filters devices in version 1, which the kernel lets nobody do in a user namespace. There
+/// the runtime makes the container's groups with their limits itself.
+pub(super) fn limits_are_ours(cgroups: &Cgroups) -> bool {
+    match cgroups {
+        Cgroups::V2 { .. } => false,
+        Cgroups::V1 { .. } | Cgroups::Hybrid { .. } => kedge_host::users::in_namespace(),
+    }
 }
 
 /// Rights, and the filter of system calls: this runtime installs its own, another one wants it in the configuration.
@@ -324,6 +336,9 @@ fn sysctls(sandbox: &SandboxConfig) -> BTreeMap<String, String> {
             // The kernel takes no groups that the pod does not have.
             let value = match &sandbox.user_namespace {
                 Some(ids) if name == PING_GROUPS => highest(ids),
+                None if name == PING_GROUPS && kedge_host::users::in_namespace() => {
+                    format!("0 {}", kedge_host::users::highest_group())
+                }
                 Some(_) | None => value.to_owned(),
             };
             if Path::new("/proc/sys").join(name.replace('.', "/")).exists() {

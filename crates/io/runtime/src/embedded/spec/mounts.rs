@@ -48,13 +48,13 @@ fn every_container(from: &Ingredients<'_>) -> Vec<Value> {
     let security = &from.config.security;
     let rights = if security.privileged { "rw" } else { "ro" };
     let mut mounts = vec![
-        json!({ "destination": "/proc", "type": "proc", "source": "proc", "options": safe(&[]) }),
+        proc(from),
         json!({ "destination": "/dev", "type": "tmpfs", "source": "tmpfs",
                 "options": ["nosuid", "strictatime", "mode=755", "size=65536k"] }),
         json!({ "destination": "/dev/pts", "type": "devpts", "source": "devpts",
                 "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"] }),
         json!({ "destination": "/dev/shm", "type": "bind", "source": shared_memory(from), "options": BIND }),
-        json!({ "destination": "/sys", "type": "sysfs", "source": "sysfs", "options": safe(&[rights]) }),
+        sysfs(from, rights),
     ];
     if can_mount_groups(from) {
         mounts.push(
@@ -81,14 +81,37 @@ fn every_container(from: &Ingredients<'_>) -> Vec<Value> {
     mounts
 }
 
+/// The processes that the container sees. Those of the machine are shown to a user namespace only as they are mounted.
+fn proc(from: &Ingredients<'_>) -> Value {
+    let sees_node = from.sandbox.config.host_pid || from.config.security.pid == PidNamespace::Node;
+    if sees_node && kedge_host::users::in_namespace() {
+        let options = safe(&["rbind", "rprivate", "rw"]);
+        return json!({ "destination": "/proc", "type": "bind", "source": "/proc", "options": options });
+    }
+    json!({ "destination": "/proc", "type": "proc", "source": "proc", "options": safe(&[]) })
+}
+
+/// What the kernel tells of the machine, and of the network that the container is in. It is mounted anew only for a
+/// network that belongs to the same users.
+fn sysfs(from: &Ingredients<'_>, rights: &str) -> Value {
+    if from.sandbox.config.host_network && !crate::kernel::owns_network() {
+        let rights = if rights == "ro" { "rro" } else { rights };
+        let options = safe(&["rbind", "rprivate", rights]);
+        return json!({ "destination": "/sys", "type": "bind", "source": "/sys", "options": options });
+    }
+    json!({ "destination": "/sys", "type": "sysfs", "source": "sysfs", "options": safe(&[rights]) })
+}
+
 /// For the trees of version 1 libcontainer looks its own process up by a number that, in a process namespace which is
-/// joined and not made, means another process of the node or none. Such a container does without the mount.
+/// joined and not made, means another process of the node or none. Such a container does without the mount, and so does
+/// one of a node without root, whose own groups are mounted over those of the machine.
 fn can_mount_groups(from: &Ingredients<'_>) -> bool {
     let joins = match &from.config.security.pid {
         PidNamespace::Pod | PidNamespace::Target(_) => !from.sandbox.config.host_pid,
         PidNamespace::Container | PidNamespace::Node => false,
     };
-    !joins || matches!(from.cgroups, Cgroups::V2 { .. })
+    let by_number = joins || kedge_host::users::in_namespace();
+    !by_number || matches!(from.cgroups, Cgroups::V2 { .. })
 }
 
 /// Options of a mount from which nothing is executed, with some more.

@@ -13,11 +13,7 @@ const CPU_PERIOD_US_DEFAULT: u64 = 100_000;
 
 /// Without the right to lower scores a container gets the lowest one that needs none.
 pub(super) fn oom_score(resources: &Resources, held: u64) -> i32 {
-    let lowest = if is_held("CAP_SYS_RESOURCE", held) {
-        OOM_SCORE_MIN
-    } else {
-        0
-    };
+    let lowest = lowest_oom_score(held, kedge_host::users::in_namespace());
     let wanted = resources.oom_score_adj.unwrap_or(0);
     let score = wanted.clamp(lowest, OOM_SCORE_MAX);
     if score != wanted {
@@ -28,6 +24,19 @@ pub(super) fn oom_score(resources: &Resources, held: u64) -> i32 {
         );
     }
     score
+}
+
+/// In a user namespace the right counts for nothing, and the node's own score may have been raised.
+fn lowest_oom_score(held: u64, in_namespace: bool) -> i32 {
+    if !in_namespace {
+        return if is_held("CAP_SYS_RESOURCE", held) {
+            OOM_SCORE_MIN
+        } else {
+            0
+        };
+    }
+    let own = std::fs::read_to_string("/proc/self/oom_score_adj").unwrap_or_default();
+    own.trim().parse().map_or(0, |own: i32| own.max(0))
 }
 
 /// `group` is the container's, from the root of the trees.
