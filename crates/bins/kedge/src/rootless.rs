@@ -15,7 +15,8 @@ pub(crate) fn enter(dir: &DataDir, command: &Command) -> Result<Option<Node>> {
         // Without a node there are no containers to end.
         Command::Down if !rootless::is_there(&directory) => return Ok(None),
         Command::Image(_) => Need::Users,
-        Command::Up(_) | Command::Down => Need::Everything,
+        Command::Down => Need::Ending,
+        Command::Up(_) => Need::Everything,
     };
     if let Command::Up(up) = command
         && !rootless::lives(&directory)

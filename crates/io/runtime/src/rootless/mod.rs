@@ -60,8 +60,11 @@ const HOLDER_NAME: &str = "kedge-node";
 /// What a process needs of the node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Need {
-    /// It runs containers, or ends them. The node stays when the process has ended.
+    /// It runs containers. The node stays when the process has ended.
     Everything,
+    /// It ends containers and starts none, so it need not be where they are started: in version 2 of control groups nobody
+    /// gets there from the session in which a user types.
+    Ending,
     /// It unpacks or removes files of images, which belong to several users.
     Users,
 }
@@ -125,7 +128,7 @@ pub fn enter(directory: &Path, need: Need) -> Result<Node, Error> {
                 .map_or(Ok(()), groups::join)?;
             (Node::of(directory, record), handle)
         }
-        (None, Need::Everything) => {
+        (None, Need::Everything | Need::Ending) => {
             // Nobody is connected by it any more.
             record.and_then(|record| record.pasta).iter().try_for_each(end)?;
             make(directory)?
@@ -229,11 +232,14 @@ fn living(directory: &Path) -> Result<(Option<Record>, Option<ProcessHandle>), E
 }
 
 fn move_to(holder: &ProcessHandle, need: Need, network: bool) -> Result<(), Error> {
-    let mut kinds = CloneFlags::CLONE_NEWUSER;
-    if need == Need::Everything {
-        kinds |= KINDS;
-    }
-    kinds.set(CloneFlags::CLONE_NEWNET, network && need == Need::Everything);
+    let kinds = match need {
+        Need::Users => CloneFlags::CLONE_NEWUSER,
+        Need::Everything | Need::Ending => {
+            let mut kinds = CloneFlags::CLONE_NEWUSER | KINDS;
+            kinds.set(CloneFlags::CLONE_NEWNET, network);
+            kinds
+        }
+    };
     // Its mounts begin with the machine's: the same path leads to the same place.
     let directory = std::env::current_dir();
     setns(holder.as_fd(), kinds).map_err(|errno| failed(format!("move to its namespaces: {errno}")))?;
