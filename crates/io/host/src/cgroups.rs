@@ -3,7 +3,7 @@
 use crate::mounts::{MountPoint, mount_points};
 use crate::{Error, Root};
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 /// Where limits are written.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -90,6 +90,18 @@ pub fn layout_of(root: &Root) -> Result<Layout, Error> {
         (false, None) => Ok(Layout::V1 { mounts: v1 }),
         (false, Some(unified)) => Ok(Layout::Hybrid { mounts: v1, unified }),
     }
+}
+
+/// The group of a process in the tree of a controller (`""` for version 2), as `/proc/<pid>/cgroup` lists it, without the
+/// slash that it begins with. One that is above what this process can see cannot be named.
+pub fn group_in(listed: &str, controller: &str) -> Option<PathBuf> {
+    listed.lines().find_map(|line| {
+        let (_, rest) = line.split_once(':')?;
+        let (controllers, path) = rest.split_once(':')?;
+        let path = Path::new(path.trim_start_matches('/'));
+        let is_below = !path.components().any(|part| part == Component::ParentDir);
+        (is_below && controllers.split(',').any(|name| name == controller)).then(|| path.to_owned())
+    })
 }
 
 /// Whether control groups divide swap: in version 2, when the group of this process has the limit, which the topmost

@@ -26,20 +26,15 @@ pub struct Outcome {
 impl Outcome {
     /// The last words of the program, for error messages.
     pub fn complaint(&self) -> String {
-        let text = String::from_utf8_lossy(&self.stderr);
-        let last = text
-            .lines()
-            .rev()
-            .find(|line| !line.trim().is_empty())
-            .unwrap_or_default()
-            .trim()
-            .to_owned();
-        if last.is_empty() {
-            self.status.to_string()
-        } else {
-            last
-        }
+        last_line(&self.stderr).unwrap_or_else(|| self.status.to_string())
     }
+}
+
+/// The last line of what a program said that is not empty.
+pub fn last_line(said: &[u8]) -> Option<String> {
+    let text = String::from_utf8_lossy(said);
+    let mut lines = text.lines().rev().map(str::trim);
+    lines.find(|line| !line.is_empty()).map(str::to_owned)
 }
 
 /// Runs `program` with `arguments`, gives it `input`, and waits for its end. Blocks: call it from a blocking thread.

@@ -4,11 +4,9 @@
 
 mod node;
 
-use kedge_containers::{
-    ContainerConfig, Device, IdMapping, SandboxConfig, SandboxId, Security, UserNamespace,
-};
-use kedge_runtime::{Embedded, Runtime};
-use node::{Node, UNTIL_TERM, container, outcome, outcome_in, refusal, run, said, wait_for_line};
+use kedge_containers::{ContainerConfig, Device, IdMapping, SandboxConfig, Security, UserNamespace};
+use kedge_runtime::Runtime;
+use node::{Node, UNTIL_TERM, container, on_a_node, outcome, outcome_in, refusal, run, said, wait_for_line};
 use serde_json::{Value, json};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -16,29 +14,6 @@ use std::time::Duration;
 
 /// No fact that a test waits for takes this long on a working machine.
 const FACT_WAIT_MAX: Duration = Duration::from_secs(60);
-
-/// Runs a story on a node of its own and proves that it leaves nothing behind.
-async fn on_a_node(
-    change: impl FnOnce(&mut SandboxConfig),
-    story: impl AsyncFnOnce(&Node, &Embedded, &SandboxId),
-) {
-    if !Node::can_run_containers() {
-        return;
-    }
-    let node = Node::new();
-    let runtime = node.runtime_with_image().await;
-    let mut config = node.sandbox("pod");
-    change(&mut config);
-    let status = runtime.status().await.unwrap();
-    if !config.handler.is_empty() && !status.handlers.contains(&config.handler) {
-        return eprintln!("skipped: {} is not installed", config.handler);
-    }
-    if config.user_namespace.is_some() && !status.features[""].user_namespaces {
-        return eprintln!("skipped: this kernel or file system maps no users");
-    }
-    let sandbox = runtime.run_sandbox(&config).await.unwrap();
-    node.live(runtime, &sandbox, story).await;
-}
 
 /// Describes devices in a directory of the node's own.
 fn describe(node: &Node, file: &str, common: Value, devices: &[(&str, Value)]) {

@@ -5,30 +5,13 @@
 mod node;
 
 use kedge_containers::{
-    ContainerConfig, Device, Mount, PidNamespace, Propagation, Resources, SandboxConfig, SandboxId, Seccomp,
-    Security,
+    ContainerConfig, Device, Mount, PidNamespace, Propagation, Resources, SandboxConfig, Seccomp, Security,
 };
-use kedge_runtime::{Embedded, Error, Runtime};
-use node::{Node, UNTIL_TERM, container, outcome, run, wait_for_line};
+use kedge_runtime::{Error, Runtime};
+use node::{UNTIL_TERM, container, on_a_node, outcome, run, wait_for_line};
 use std::time::{Duration, Instant};
 
 const PATIENCE: Duration = Duration::from_secs(30);
-
-async fn on_a_node(
-    change: impl FnOnce(&mut SandboxConfig),
-    story: impl AsyncFnOnce(&Node, &Embedded, &SandboxId),
-) {
-    if !Node::can_run_containers() {
-        return;
-    }
-    let node = Node::new();
-    let runtime = node.runtime_with_image().await;
-    let mut config = node.sandbox("web");
-    change(&mut config);
-    let sandbox = runtime.run_sandbox(&config).await.unwrap();
-    story(&node, &runtime, &sandbox).await;
-    node.end(runtime).await;
-}
 
 fn shell(script: &str) -> Vec<String> {
     ["/bin/busybox", "sh", "-c", script].map(str::to_owned).into()
@@ -48,7 +31,7 @@ fn text(bytes: &[u8]) -> String {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn commands_run_as_the_containers_own_process_does() {
     on_a_node(
-        |_| {},
+        |pod| pod.hostname = "web".to_owned(),
         async |_node, runtime, sandbox| {
             let security = Security {
                 user: Some(1000),

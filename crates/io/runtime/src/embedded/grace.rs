@@ -6,10 +6,10 @@
 //! been at work for some milliseconds; so as soon as a container is ordered, this process is moved to where it is
 //! already. Nothing changes, and the wait is over, or nearly, when it counts.
 
-use kedge_host::cgroups::Layout;
+use kedge_host::cgroups::{Layout, group_in};
 use std::fs::File;
 use std::io::Write;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, TryLockError};
 
 /// Begins the wait; one at a time.
@@ -50,13 +50,7 @@ fn own_group(layout: &Layout, groups: &str) -> Option<PathBuf> {
             (name, mount)
         }
     };
-    groups.lines().find_map(|line| {
-        let (_, rest) = line.split_once(':')?;
-        let (controllers, path) = rest.split_once(':')?;
-        let path = Path::new(path.trim_start_matches('/'));
-        let is_below = !path.components().any(|part| part == Component::ParentDir);
-        (is_below && controllers.split(',').any(|name| name == controller)).then(|| tree.join(path))
-    })
+    Some(tree.join(group_in(groups, controller)?))
 }
 
 #[cfg(test)]

@@ -235,11 +235,11 @@ fn last_words(mut complaint: File) -> Option<String> {
     let mut bytes = Vec::new();
     complaint.seek(SeekFrom::Start(0)).ok()?;
     complaint.take(COMPLAINT_BYTES).read_to_end(&mut bytes).ok()?;
-    let text = String::from_utf8_lossy(&bytes);
-    let mut lines = text.trim_end_matches('\0').lines().rev();
-    lines
-        .find(|line| !line.trim().is_empty())
-        .map(|line| line.trim().to_owned())
+    let end = bytes
+        .iter()
+        .rposition(|byte| *byte != 0)
+        .map_or(0, |last| last + 1);
+    program::last_line(&bytes[..end])
 }
 
 #[cfg(test)]

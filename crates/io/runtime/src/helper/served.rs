@@ -19,6 +19,7 @@ use crate::cgroup;
 use crate::durable;
 use crate::kernel::{map_owners, mount_read_only};
 use kedge_host::process::Identity;
+use kedge_host::program::last_line;
 use kedge_supervision::ROOT_SERVER;
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -433,9 +434,7 @@ fn last_words(heard: OwnedFd) -> Option<String> {
     let mut bytes = Vec::new();
     // The end of what there is comes as an error, since the pipe does not let one wait.
     drop(File::from(heard).take(WORDS_BYTES_MAX).read_to_end(&mut bytes));
-    let text = String::from_utf8_lossy(&bytes).into_owned();
-    let mut lines = text.lines().rev().map(str::trim);
-    lines.find(|line| !line.is_empty()).map(str::to_owned)
+    last_line(&bytes)
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 use super::failed;
 use crate::Error;
 use crate::helper::node::OWN_GROUP;
-use kedge_host::cgroups::{Layout, REQUIRED};
+use kedge_host::cgroups::{Layout, REQUIRED, group_in};
 use rustix::fs::{Access, CWD};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -87,20 +87,6 @@ fn named(mounts: &std::collections::BTreeMap<String, PathBuf>) -> impl Iterator<
     mounts
         .iter()
         .map(|(name, mount)| (mount.as_path(), name.as_str()))
-}
-
-/// The group of this process in one tree, without the slash that it begins with. One that is above what this process can
-/// see cannot be named.
-fn group_in(own: &str, controller: &str) -> Option<PathBuf> {
-    own.lines().find_map(|line| {
-        let (_, rest) = line.split_once(':')?;
-        let (controllers, path) = rest.split_once(':')?;
-        let path = Path::new(path.trim_start_matches('/'));
-        let is_below = !path
-            .components()
-            .any(|part| part == std::path::Component::ParentDir);
-        (is_below && controllers.split(',').any(|name| name == controller)).then(|| path.to_owned())
-    })
 }
 
 /// Moves this process to the group of the node's own processes, as seen from the machine.

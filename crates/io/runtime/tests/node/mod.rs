@@ -35,6 +35,30 @@ const ROOTFS_VARIABLE: &str = "KEDGE_TEST_ROOTFS";
 /// No fact that a test waits for takes this long on a working machine.
 const FACT_WAIT_MAX: Duration = Duration::from_secs(60);
 
+/// Lets a story happen to a pod, changed as it needs, on a node of its own, and proves that nothing is left behind. What
+/// this machine does not have leaves the story out.
+pub(crate) async fn on_a_node(
+    change: impl FnOnce(&mut SandboxConfig),
+    story: impl AsyncFnOnce(&Node, &Embedded, &SandboxId),
+) {
+    if !Node::can_run_containers() {
+        return;
+    }
+    let node = Node::new();
+    let runtime = node.runtime_with_image().await;
+    let mut config = node.sandbox("pod");
+    change(&mut config);
+    let status = runtime.status().await.unwrap();
+    if !config.handler.is_empty() && !status.handlers.contains(&config.handler) {
+        return eprintln!("skipped: {} is not installed", config.handler);
+    }
+    if config.user_namespace.is_some() && !status.features[""].user_namespaces {
+        return eprintln!("skipped: this kernel or file system maps no users");
+    }
+    let sandbox = runtime.run_sandbox(&config).await.unwrap();
+    node.live(runtime, &sandbox, story).await;
+}
+
 static NODES: AtomicU32 = AtomicU32::new(0);
 
 pub(crate) struct Node {

@@ -21,3 +21,14 @@ mod registry;
 pub(super) use document::{DeviceNode, Hook, Mount, NO_RIGHTS, Stage};
 pub(super) use names::wanted;
 pub(super) use registry::{Part, Registry};
+
+use std::fs::Metadata;
+use std::os::unix::fs::MetadataExt;
+
+/// Whether somebody else than root, or whoever this process is, can have written a file: what it says is done with all
+/// rights.
+pub(super) fn others_may_write(meta: &Metadata) -> bool {
+    const WRITTEN_BY_OTHERS: u32 = 0o022;
+    let ours = [0, rustix::process::geteuid().as_raw()];
+    !ours.contains(&meta.uid()) || meta.mode() & WRITTEN_BY_OTHERS != 0
+}

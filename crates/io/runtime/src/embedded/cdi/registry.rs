@@ -2,12 +2,12 @@
 
 use super::document::{ContainerEdits, Document, Syntax};
 use super::names::Name;
+use super::others_may_write;
 use crate::Error;
 use rustix::fs::{CWD, Mode, OFlags};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::Read;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// A vendor's tool writes one file, some write one for each container that runs.
@@ -22,7 +22,6 @@ const ALL_BYTES_MAX: u64 = 32 * 1024 * 1024;
 const EDITS_MAX: usize = 2048;
 /// Broken files, and other devices, that an error names.
 const NAMED_MAX: usize = 8;
-const WRITTEN_BY_OTHERS: u32 = 0o022;
 
 /// Where devices are described.
 #[derive(Debug, Clone, Default)]
@@ -220,8 +219,7 @@ fn read_file(path: &Path, left: &mut u64) -> Result<String, String> {
     if !meta.is_file() {
         return Err("it is not a file".to_owned());
     }
-    if ![0, rustix::process::geteuid().as_raw()].contains(&meta.uid()) || meta.mode() & WRITTEN_BY_OTHERS != 0
-    {
+    if others_may_write(&meta) {
         return Err("others than root may write to it; make it root's, with mode 0644".to_owned());
     }
     let limit = FILE_BYTES_MAX.min(*left);

@@ -19,7 +19,6 @@ const HOOK_S_MAX: u64 = 60;
 const DEVICES: &str = "/dev";
 const ALL_RIGHTS: &str = "rwm";
 const PERMISSIONS: u32 = 0o7777;
-const WRITTEN_BY_OTHERS: u32 = 0o022;
 const EXECUTABLE: u32 = 0o111;
 const BINDS: [&str; 2] = ["bind", "rbind"];
 const PASSES_BACK: [&str; 2] = ["shared", "rshared"];
@@ -322,8 +321,7 @@ fn check_program(path: &Path) -> Result<(), String> {
     if !meta.is_file() || meta.mode() & EXECUTABLE == 0 {
         return Err("it is not a program".to_owned());
     }
-    let own = rustix::process::geteuid().as_raw();
-    if ![0, own].contains(&meta.uid()) || meta.mode() & WRITTEN_BY_OTHERS != 0 {
+    if cdi::others_may_write(&meta) {
         return Err("others than root may write to it".to_owned());
     }
     Ok(())
